@@ -1,0 +1,69 @@
+"""Shared parts of the tests: the organism's real tokenizer, a tiny random model, a few real items."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask the hub
+
+import pytest
+import torch
+
+from wsrun.items import load_items
+from wsrun.models import load_tokenizer, tiny_gemma3, tiny_qwen3
+
+ROOT = Path(__file__).parent.parent
+ORGANISM = ROOT / "data" / "organism"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tok():
+    return load_tokenizer(ORGANISM)
+
+
+@pytest.fixture(scope="session")
+def items():
+    found = load_items(ORGANISM, "test")
+    return [*found[:7], *found[-7:]]  # claims and dilemmas, of different lengths
+
+
+@pytest.fixture(params=[tiny_qwen3, tiny_gemma3], ids=["qwen3", "gemma3"])
+def model(request, tok):
+    return request.param(vocab_size=len(tok))
+
+
+@pytest.fixture
+def qwen(tok):
+    return tiny_qwen3(vocab_size=len(tok))
+
+
+def experiment(name: str):
+    """The module of experiments/<name>.py, loaded from its file as a script would be."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_delta(model, seed: int = 0, size: float = 0.05):
+    """A delta on every linear map of the decoder, |dW| = size |W| per tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    out = {}
+    for name, p in model.named_parameters():
+        if "layers." in name and p.ndim == 2:
+            noise = torch.randn(p.shape, generator=generator)
+            out[name] = size * p.norm() * noise / noise.norm()
+    return out
+
+
+def bits(model) -> dict[str, torch.Tensor]:
+    """A copy of every parameter."""
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def same_bits(model, before) -> bool:
+    """Whether every parameter equals its copy bit for bit."""
+    return all(torch.equal(p, before[n]) for n, p in model.named_parameters())

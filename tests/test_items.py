@@ -1,0 +1,83 @@
+"""Items: files are read whole and checked, or refused in one sentence."""
+
+import json
+
+import polars as pl
+import pytest
+
+from tests.conftest import ORGANISM
+from wsrun.items import load_claims, load_dilemmas, load_items, load_personas
+
+CLAIM = {"item": "a", "cluster": "c", "prompt": "Is it so?", "label": 1, "split": "test"}
+DILEMMA = {
+    "idx": 0, "dilemma_idx": 7, "action_type": "to_do", "dilemma_situation": "It rains.",
+    "action": "Stay", "honesty_label": 1,
+}  # fmt: skip
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def test_the_organism_s_items_are_balanced_and_disjoint():
+    """every cluster has one +1 and one -1 item, and no cluster is in two splits"""
+    where: dict[str, set] = {}
+    for split in ("validation", "test"):
+        items = load_items(ORGANISM, split)
+        for item in items:
+            where.setdefault(f"{item.dataset}/{item.cluster}", set()).add((split, item.label))
+    assert all({label for _, label in found} == {1, -1} for found in where.values())
+    assert all(len({split for split, _ in found}) == 1 for found in where.values())
+    train = {i.cluster for i in load_claims(ORGANISM / "claims.jsonl", "train")}
+    assert not train & {k.split("/")[1] for k in where}
+
+
+def test_one_table_in_every_format(tmp_path):
+    """jsonl, parquet and a folder of either give the same items"""
+    rows = [DILEMMA, DILEMMA | {"idx": 1, "action_type": "not_to_do", "honesty_label": -1}]
+    a = load_dilemmas(jsonl(tmp_path / "d.jsonl", *rows))
+    pl.DataFrame(rows).write_parquet(tmp_path / "d.parquet")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pl.DataFrame(rows).write_parquet(folder / "test-00000.parquet")
+    assert a == load_dilemmas(tmp_path / "d.parquet") == load_dilemmas(folder)
+    assert [(i.id, i.cluster, i.label) for i in a] == [("7-to_do", "7", 1), ("7-not_to_do", "7", -1)]
+    assert a[0].turns[0]["content"] == "It rains.\nAction: Stay\nWould you do this?"
+
+
+def test_first_n_are_the_first_sorted_dilemmas(tmp_path):
+    """first = n keeps the n smallest dilemma_idx, both actions of each"""
+    rows = [
+        DILEMMA | {"dilemma_idx": i, "action_type": t, "honesty_label": s}
+        for i in (9, 2, 5)
+        for t, s in (("to_do", 1), ("not_to_do", -1))
+    ]
+    kept = load_dilemmas(jsonl(tmp_path / "d.jsonl", *rows), first=2)
+    assert {i.cluster for i in kept} == {"2", "5"} and len(kept) == 4
+
+
+def test_refusals(tmp_path):
+    """a missing column, a wrong label, a repeated id, no rows, no file: each is named"""
+    lacking = {k: v for k, v in CLAIM.items() if k != "label"}
+    for rows, match in [
+        ([lacking], "column 'label' is missing"),
+        ([CLAIM | {"label": 0}], "it must be \\+1 or -1"),
+        ([CLAIM, CLAIM], "more than once"),
+        ([], "has no rows"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            load_claims(jsonl(tmp_path / "c.jsonl", *rows), "test")
+    with pytest.raises(ValueError, match="no rows of split 'dev'.*'test'"):
+        load_claims(jsonl(tmp_path / "c.jsonl", CLAIM), "dev")
+    with pytest.raises(ValueError, match="no file or folder"):
+        load_claims(tmp_path / "none.jsonl")
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(ValueError, match="not readable"):
+        load_claims(tmp_path / "bad.jsonl")
+    with pytest.raises(ValueError, match="without network, pass a local folder"):
+        load_dilemmas()
+    with pytest.raises(ValueError, match="'kind' asked.*honest"):
+        load_personas(ORGANISM / "personas.json", "kind")
+    with pytest.raises(ValueError, match="no JSON file"):
+        load_personas(tmp_path / "none.json", "honest")

@@ -1,0 +1,139 @@
+"""Bases: per parameter name, orthonormal columns [d_out, k] that span output directions.
+
+All of them describe the left side of a weight change, what it writes, and are used by `keep` and
+`drop` (project.py).
+"""
+
+from collections.abc import Iterable, Mapping
+from math import sqrt
+from typing import Literal
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from wscore.delta import Basis, columns, dot, entries, entry, some
+from wscore.null import haar, stream
+from wscore.spectrum import TOL, find_range, svd, wide
+
+
+def own_basis(d: Mapping[str, Tensor], k: int) -> Basis:
+    """U[:, :k] of dW = U S V^T: top-k left singular vectors, fewer where the rank is lower."""
+    _check_k(k, "own_basis")
+    return {name: svd(columns(w)).U[:, :k].contiguous() for name, w in entries(d)}
+
+
+def weight_basis(base: Mapping[str, Tensor], k: int) -> Basis:
+    """U0[:, :k] of W0 = U0 S0 V0^T: own_basis of base weights, half precision read as float32."""
+    _check_k(k, "weight_basis")
+    return {name: svd(wide(base[name])).U[:, :k].contiguous() for name in base}
+
+
+def random_basis(like: Mapping[str, Float[Tensor, "_ _"]], seed: int) -> Basis:
+    """Haar-random orthonormal columns, of the shape [d_out, k] of each entry of `like`."""
+    return {
+        name: haar(*_basis_shape(name, U), U, stream(seed, f"basis/{name}"))
+        for name, U in entries(like)
+    }
+
+
+def _basis_shape(name: str, U: Tensor) -> tuple[int, int]:
+    if U.ndim != 2 or U.shape[1] > U.shape[0]:
+        raise ValueError(
+            f"random_basis: {name!r} is {list(U.shape)}; pass a basis, [d_out, k] with k <= d_out"
+        )
+    return U.shape[0], U.shape[1]
+
+
+def shared_basis(
+    deltas: Iterable[Mapping[str, Tensor]],
+    k: int,
+    *,
+    missing: Literal["raise", "skip"] = "raise",
+) -> Basis:
+    """Top-k eigenvectors of G = sum_f dW_f dW_f^T / |delta_f|^2, for each parameter name.
+
+    They are the top-k left singular vectors of the stack [dW_1/|delta_1|, dW_2/|delta_2|, ...],
+    which is never built. |delta_f| is the norm of the whole delta over the names in use, so each
+    delta enters with unit norm and keeps its own distribution over parameters. The names are those
+    common to all deltas; others are refused, or with missing="skip" left out.
+
+    A Gram matrix squares the singular values s and with them the condition number, so G is float64:
+    products of float32 entries are exact in it, and squares down to TOL^2 = 1e-12 of the whole stay
+    above its rounding. Directions with s <= TOL |stack|_F do not count: fewer columns than k where
+    the rank is lower.
+    """
+    _check_k(k, "shared_basis")
+    deltas = list(deltas)
+    names = _common(deltas, missing)
+    lengths = [sqrt(sum(dot(w, w) for w in (entry(d, name) for name in names))) for d in deltas]
+    if not all(lengths):
+        raise ValueError(f"shared_basis: norms are {lengths}; drop the zero deltas")
+    return {name: _top(_gram(name, deltas, lengths), k, deltas[0][name]) for name in names}
+
+
+def _common(deltas: list[Mapping[str, Tensor]], missing: str) -> list[str]:
+    """The names in every delta, in the first one's order."""
+    if not deltas or missing not in ("raise", "skip"):
+        raise ValueError(
+            f"shared_basis: {len(deltas)} deltas with missing={missing!r}; pass at least one delta,"
+            ' and missing="raise" or "skip"'
+        )
+    common = set(deltas[0]).intersection(*deltas[1:])
+    odd = set().union(*deltas) - common
+    if not common or (odd and missing == "raise"):
+        raise ValueError(
+            f"shared_basis: {some(odd)} not in every delta, {len(common)} in all; select the same"
+            ' targets from each first, or pass missing="skip" to use the common ones'
+        )
+    return [name for name in deltas[0] if name in common]
+
+
+def _gram(
+    name: str, deltas: list[Mapping[str, Tensor]], lengths: list[float]
+) -> Float[Tensor, "d_out d_out"]:
+    """sum_f dW_f dW_f^T / |delta_f|^2 in float64, from thin factors where dW_f has low rank."""
+    d_out = len(deltas[0][name])
+    G = torch.zeros(d_out, d_out, dtype=torch.float64, device=deltas[0][name].device)
+    for d, length in zip(deltas, lengths, strict=True):
+        F = _left_factor(columns(d[name])).double() / length
+        G += einsum(F, F, "i s, j s -> i j")
+    return G
+
+
+def _left_factor(W: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out s"]:
+    """F with F F^T = W W^T: W itself, or Q L^T of W = Q (Q^T W) = Q L^T P^T when W has low rank."""
+    Q = find_range(W)
+    return W if Q is None else Q @ torch.linalg.qr((Q.T @ W).T, mode="r").R.T
+
+
+def _top(G: Float[Tensor, "d_out d_out"], k: int, like: Tensor) -> Float[Tensor, "d_out _"]:
+    """Eigenvectors of G by falling eigenvalue, at most k and none from the numerical null space."""
+    values, vectors = torch.linalg.eigh(G)
+    k = min(k, int((values > TOL**2 * G.trace()).sum()))
+    return vectors.flip(1)[:, :k].to(like.dtype).contiguous()
+
+
+def _check_k(k: int, what: str) -> None:
+    if k < 0:
+        raise ValueError(f"{what}: k = {k}; ask for 0 or more directions")
+
+
+def overlap(
+    a: Mapping[str, Float[Tensor, "_ _"]], b: Mapping[str, Float[Tensor, "_ _"]]
+) -> dict[str, float]:
+    """|A^T B|_F^2 / min(k_a, k_b), per name: the mean squared cosine of the principal angles.
+
+    1 when one span holds the other, 0 when they are orthogonal, max(k_a, k_b)/d_out on average for
+    random spans.
+    """
+    if odd := set(a) ^ set(b):
+        raise ValueError(f"overlap: {some(odd)} in one basis only; select the same targets")
+    return {name: _overlap(name, A, b[name]) for name, A in entries(a)}
+
+
+def _overlap(name: str, A: Float[Tensor, "d_out k_a"], B: Float[Tensor, "d_out k_b"]) -> float:
+    if not (k := min(A.shape[1], B.shape[1])):
+        raise ValueError(f"overlap: a basis of {name!r} has no columns, so no angles; use k >= 1")
+    return einsum(A, B, "d_out k_a, d_out k_b -> k_a k_b").double().square().sum().item() / k

@@ -1,0 +1,188 @@
+"""Deltas and their algebra: plain functions on dicts of tensors, dict in and dict out.
+
+A delta maps a parameter name, as in `model.state_dict()`, to the change of that parameter:
+[d_out, d_in] for a weight, [d_out] for a bias, float32 (float64 is kept when given). Every function
+reads one entry at a time, so any lazily loaded mapping will do, and none changes its inputs.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from math import sqrt
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Delta = dict[str, Tensor]
+"""parameter name -> change of that weight, [d_out, d_in] or [d_out]"""
+Basis = dict[str, Tensor]
+"""parameter name -> orthonormal columns, [d_out, k]"""
+
+
+def some(names: Iterable[str], show: int = 3) -> str:
+    """How errors name keys: `2 keys: ['a', 'b']`, sorted, at most `show` of them spelled out."""
+    names = sorted(map(str, names))
+    shown = ", ".join(map(repr, names[:show])) + (", ..." if len(names) > show else "")
+    return f"{len(names)} key{'s' * (len(names) != 1)}: [{shown}]"
+
+
+def entry(d: Mapping[Any, Any], name: Any) -> Tensor:
+    """d[name], refused unless a delta may hold it: 1-D or 2-D, float32 or float64."""
+    if not isinstance(name, str):
+        raise ValueError(f"delta: key {name!r} is not a string; use parameter names")
+    w = d[name]
+    if not isinstance(w, Tensor) or w.ndim not in (1, 2):
+        found = f"of shape {list(w.shape)}" if isinstance(w, Tensor) else f"a {type(w).__name__}"
+        raise ValueError(f"delta: {name!r} is {found}; use tensors [d_out, d_in] or [d_out]")
+    if w.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"delta: {name!r} is {w.dtype}, and a delta in that precision has already lost its"
+            " low-order part; compute it in float32 from the start"
+        )
+    return w
+
+
+def _nonempty(d: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    if not len(d):
+        raise ValueError("delta: it is empty, and {} is never a delta; check the adapter's targets")
+    return d
+
+
+def entries(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """(name, d[name]) one by one, each checked; an empty mapping is refused."""
+    return ((name, entry(d, name)) for name in _nonempty(d))
+
+
+def pairs(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, a[name], b[name]) over the union of keys, a's first; a missing side is zero."""
+    for name in dict.fromkeys([*_nonempty(a), *_nonempty(b)]):
+        x, y = (entry(d, name) if name in d else None for d in (a, b))
+        if x is None or y is None:
+            zero = torch.zeros_like(entry(a if y is None else b, name))
+            x, y = zero if x is None else x, zero if y is None else y
+        if x.shape != y.shape:
+            raise ValueError(
+                f"delta: {name!r} is {list(x.shape)} on one side and {list(y.shape)} on the other;"
+                " both deltas must belong to the same model"
+            )
+        yield name, x, y
+
+
+def columns(w: Float[Tensor, "..."]) -> Float[Tensor, "d_out d_in"]:
+    """A bias [d_out] seen as the one-column matrix [d_out, 1]; a matrix as it is."""
+    return w if w.ndim == 2 else w[:, None]
+
+
+def check_delta(d: Mapping[Any, Any]) -> Mapping[str, Tensor]:
+    """d itself, once known to be a delta: not empty, 1-D or 2-D, float32 or float64, finite."""
+    for name, w in entries(d):
+        if bad := int((~torch.isfinite(w)).sum()):
+            raise ValueError(f"delta: {name!r} has {bad} non-finite entries; check the training")
+    return d
+
+
+def scale(alpha: float | int, d: Mapping[str, Tensor]) -> Delta:
+    """alpha * d, entry by entry."""
+    return {name: alpha * w for name, w in entries(d)}
+
+
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Delta:
+    """a + b over the union of keys; a missing side is zero. add(a, scale(-1, a)) = 0."""
+    return {name: x + y for name, x, y in pairs(a, b)}
+
+
+def difference(
+    pos: Mapping[str, Tensor],
+    neg: Mapping[str, Tensor],
+    *,
+    missing: Literal["raise", "zero"] = "raise",
+) -> Delta:
+    """dW = tau_pos - tau_neg over the union of keys; a missing side is zero only when told.
+
+    add(difference(pos, neg), neg) = pos (Fierro & Roger 2025, arXiv 2511.05408).
+    """
+    _same_targets(pos, neg, missing, "difference")
+    return {name: x - y for name, x, y in pairs(pos, neg)}
+
+
+def _same_targets(pos, neg, missing: str, what: str) -> None:
+    """Two adapters that touched different targets are seldom meant to be subtracted."""
+    if missing not in ("raise", "zero"):
+        raise ValueError(f'{what}: missing={missing!r} is unknown; use "raise" or "zero"')
+    for side, only in (("pos", set(pos) - set(neg)), ("neg", set(neg) - set(pos))):
+        if only and missing == "raise":
+            count, _, rest = some(only).partition(":")
+            raise ValueError(
+                f"{what}: {count} only in {side}:{rest}; train both adapters on the same"
+                ' target_modules, or pass missing="zero"'
+            )
+
+
+def dot(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
+    """sum_ij x_ij y_ij in float64: products of float32 entries are then exact."""
+    return torch.dot(x.double().flatten(), y.double().flatten()).item()
+
+
+def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """<a, b> = sum over names and entries of a * b; a missing key contributes 0."""
+    return sum(dot(x, y) for _, x, y in pairs(a, b))
+
+
+def norm(d: Mapping[str, Tensor]) -> float:
+    """|d| = sqrt(<d, d>), the Frobenius norm over all entries."""
+    return sqrt(sum(dot(w, w) for _, w in entries(d)))
+
+
+def cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """cos(a, b) = <a, b> / (|a| |b|)."""
+    lengths = norm(a), norm(b)
+    if not all(lengths):
+        raise ValueError(f"cosine: the norms are {lengths}, and a zero delta has no direction")
+    return inner(a, b) / (lengths[0] * lengths[1])
+
+
+class Geometry(NamedTuple):
+    """How the two adapters of a pair lie to each other; see `geometry`."""
+
+    cos_anti: float
+    asymmetry: float
+    drift_ratio: float
+    cos_dW_M: float
+    norms: dict[str, float]
+
+
+def geometry(
+    pos: Mapping[str, Tensor],
+    neg: Mapping[str, Tensor],
+    *,
+    missing: Literal["raise", "zero"] = "raise",
+) -> Geometry:
+    """With M = (tau_pos + tau_neg)/2, the common drift, and dW = tau_pos - tau_neg:
+
+        cos_anti    = cos(tau_pos, -tau_neg)             1 when the two are exact opposites
+        asymmetry   = (|tau_pos| - |tau_neg|) / (|tau_pos| + |tau_neg|)
+        drift_ratio = |M| / |dW|                         0 when nothing is common to both
+        cos_dW_M    = cos(dW, M)                         0 when M = 0
+        norms       = |tau_pos|, |tau_neg|, |dW|, |M|    as pos, neg, dW, M
+    """
+    _same_targets(pos, neg, missing, "geometry")
+    p, n, dW, M, pn, dWM = map(sum, zip(*(_sums(x, y) for _, x, y in pairs(pos, neg)), strict=True))
+    norms = dict(pos=sqrt(p), neg=sqrt(n), dW=sqrt(dW), M=sqrt(M))
+    if not (p and n and dW):
+        raise ValueError(f"geometry: norms are {norms}; pos, neg and dW must all be non-zero")
+    return Geometry(
+        cos_anti=-pn / (norms["pos"] * norms["neg"]),
+        asymmetry=(norms["pos"] - norms["neg"]) / (norms["pos"] + norms["neg"]),
+        drift_ratio=norms["M"] / norms["dW"],
+        cos_dW_M=dWM / (norms["dW"] * norms["M"]) if M else 0.0,
+        norms=norms,
+    )
+
+
+def _sums(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> tuple[float, ...]:
+    """One entry's share of |pos|^2, |neg|^2, |dW|^2, |M|^2, <pos, neg>, <dW, M>."""
+    p, n = x.double(), y.double()
+    dW, M = p - n, (p + n) / 2
+    return dot(p, p), dot(n, n), dot(dW, dW), dot(M, M), dot(p, n), dot(dW, M)

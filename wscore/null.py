@@ -1,0 +1,89 @@
+"""Nulls: deltas that share a norm or a spectrum with a trained one, and nothing else.
+
+Every draw comes from `stream(seed, name)`, so a parameter's draw does not depend on the order of
+the keys or on which other parameters are there.
+"""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wscore.delta import Delta, columns, entries, norm, some
+from wscore.spectrum import svd
+
+
+def stream(seed: int, name: str) -> torch.Generator:
+    """A generator seeded by sha256("<seed>/<name>"): the same whatever the order of keys."""
+    digest = sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def gaussian(shape: torch.Size | tuple[int, ...], like: Tensor, random: torch.Generator) -> Tensor:
+    """N(0, 1) entries of like's dtype on its device, drawn on the CPU: the same bits anywhere."""
+    return torch.randn(shape, generator=random, dtype=like.dtype).to(like.device)
+
+
+def haar(
+    d_out: int, k: int, like: Float[Tensor, "..."], random: torch.Generator
+) -> Float[Tensor, "{d_out} {k}"]:
+    """k orthonormal columns, uniformly distributed: QR of a Gaussian, with diag(R) > 0.
+
+    Without the sign fix QR's own convention biases the directions (Mezzadri 2007,
+    arXiv math-ph/0609050).
+    """
+    Q, R = torch.linalg.qr(gaussian((d_out, k), like, random))
+    return Q * torch.where(R.diagonal() < 0, -1, 1).to(Q.dtype)
+
+
+def match_norm(
+    d: Mapping[str, Tensor],
+    like: Mapping[str, Tensor],
+    per: Literal["tensor", "all"] = "tensor",
+) -> Delta:
+    """d rescaled to like's norm: |out_t| = |like_t| per "tensor", or |out| = |like| per "all"."""
+    if per not in ("tensor", "all"):
+        raise ValueError(f'match_norm: per={per!r} is unknown; use "tensor" or "all"')
+    if odd := set(d) ^ set(like):
+        raise ValueError(f"match_norm: {some(odd)} on one side only; give both the same targets")
+    if per == "all":
+        factor = _factor(norm(d), norm(like), "the delta")
+        return {name: factor * w for name, w in entries(d)}
+    return {
+        name: _factor(norm({name: w}), norm({name: like[name]}), repr(name)) * w
+        for name, w in entries(d)
+    }
+
+
+def _factor(has: float, wants: float, what: str) -> float:
+    if wants == 0:
+        return 0.0
+    if has == 0:
+        raise ValueError(f"match_norm: {what} is zero and cannot have norm {wants:.3g}; omit it")
+    return wants / has
+
+
+def gaussian_null(like: Mapping[str, Tensor], seed: int) -> Delta:
+    """Gaussian entries with the norm of `like`, tensor by tensor: |out_t|_F = |like_t|_F."""
+    return match_norm(
+        {
+            name: gaussian(w.shape, w, stream(seed, f"gaussian/{name}"))
+            for name, w in entries(like)
+        },
+        like,
+    )
+
+
+def spectrum_null(like: Mapping[str, Tensor], seed: int) -> Delta:
+    """U' diag(S) V'^T: each tensor's own singular values, in Haar-random directions."""
+    return {name: _turned(w, stream(seed, f"spectrum/{name}")) for name, w in entries(like)}
+
+
+def _turned(w: Float[Tensor, "..."], random: torch.Generator) -> Float[Tensor, "..."]:
+    W = columns(w)
+    S = svd(W).S
+    U, V = (haar(side, len(S), W, random) for side in W.shape)
+    return (U * S @ V.T).reshape(w.shape)

@@ -1,0 +1,175 @@
+"""Singular values of deltas: a rank-revealing SVD, and bands of singular directions.
+
+A trained delta is often far below full rank (a pair of rank-32 LoRAs differs by rank 64), and a
+randomized range finder then replaces the full SVD at a few percent of its cost.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from wscore.delta import Delta, columns, entries, some
+
+TOL = 1e-6
+"""Relative to |W|_F; about ten times what float32 rounding leaves of an exact low rank."""
+_SKETCH = 48  # half as much again as 32, so that ranks 32, 64, 128 ... are met without a doubling
+_PROBES = 16  # held-out columns: the residual estimate has a relative sd of at most sqrt(2/16)
+
+
+class SVD(NamedTuple):
+    """W = U diag(S) Vt over the numerically non-zero singular values, largest first."""
+
+    U: Float[Tensor, "d_out r"]
+    S: Float[Tensor, " r"]
+    Vt: Float[Tensor, "r d_in"]
+
+
+def find_range(
+    W: Float[Tensor, "d_out d_in"], tol: float = TOL
+) -> Float[Tensor, "d_out s"] | None:
+    """Orthonormal Q with |W - Q Q^T W|_F <= tol |W|_F, or None where no narrow Q will do.
+
+    Halko, Martinsson & Tropp 2011 (arXiv 0909.4061), algorithm 4.2 in blocks: Q spans W Omega for a
+    Gaussian Omega, and held-out columns of W Omega estimate the residual (E |R omega|^2 = |R|_F^2).
+    Each new block is orthogonal to those before it, so rounding in one is caught by the next.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def sample(k: int) -> Float[Tensor, "d_out k"]:
+        omega = torch.randn(W.shape[1], k, generator=random, dtype=W.dtype).to(W.device)
+        return einsum(W, omega, "d_out d_in, d_in k -> d_out k")
+
+    probes, Q = sample(_PROBES), W.new_zeros(W.shape[0], 0)
+    while 3 * max(_SKETCH, Q.shape[1]) <= min(W.shape):
+        fresh = sample(max(_SKETCH, Q.shape[1]))
+        fresh = fresh - Q @ (Q.T @ fresh)
+        Q = torch.linalg.qr(torch.cat([Q, fresh / fresh.norm()], 1)).Q
+        residual = (probes - Q @ (Q.T @ probes)).norm() / _PROBES**0.5
+        if residual <= tol * W.norm():
+            return Q
+    return None
+
+
+def svd(W: Float[Tensor, "d_out d_in"], tol: float = TOL) -> SVD:
+    """W = U diag(S) Vt with every s_i > tol |W|_F; rank 0 for a zero matrix.
+
+    The number of triplets is the numerical rank, exactly r for a product of rank r. With Q from
+    `find_range`, W = Q (Q^T W) up to tol, and Q^T W is small enough for an exact SVD; without Q
+    (the rank is above about a third of the shorter side) it is the full SVD.
+    """
+    if not W.any():
+        return SVD(W.new_zeros(W.shape[0], 0), W.new_zeros(0), W.new_zeros(0, W.shape[1]))
+    Q = find_range(W, tol)
+    if Q is None:
+        U, S, Vt = torch.linalg.svd(W, full_matrices=False)
+    else:
+        # (Q^T W)^T = P L: a square SVD of L^T and two thin products instead of a wide SVD
+        P, L = torch.linalg.qr((Q.T @ W).T)
+        U, S, Vt = torch.linalg.svd(L.T)
+        U, Vt = Q @ U, Vt @ P.T
+    r = int((S > tol * W.norm()).sum())
+    return SVD(U[:, :r], S[:r], Vt[:r])
+
+
+class Band(NamedTuple):
+    """A share [lo, hi) of the spectrum, in singular directions or in energy.
+
+    by "index":  direction i of n is inside when lo n <= i < hi n.
+    by "energy": direction i is inside when the share of sum s^2 that lies before it is in [lo, hi),
+                 so Band(0, x, "energy") is the fewest directions that hold at least the share x.
+    Adjacent bands, such as TOP, MIDDLE and BOTTOM, partition the directions.
+    """
+
+    lo: float
+    hi: float
+    by: Literal["index", "energy"] = "index"
+
+
+TOP, MIDDLE, BOTTOM = Band(0, 0.25), Band(0.25, 0.75), Band(0.75, 1)
+
+
+def inside(band: Band, S: Float[Tensor, " r"]) -> Bool[Tensor, " r"]:
+    """Which of the singular directions lie in the band."""
+    if not 0 <= band.lo < band.hi <= 1 or band.by not in ("index", "energy"):
+        raise ValueError(f'crop: {band} is no band; use 0 <= lo < hi <= 1, by "index" or "energy"')
+    if band.by == "index":
+        i = torch.arange(len(S), device=S.device)
+        return (band.lo * len(S) <= i) & (i < band.hi * len(S))
+    upto = S.double().square().cumsum(0)
+    before = torch.cat([upto.new_zeros(1), upto[:-1]])[: len(S)]
+    # a last direction of tiny energy starts at a share that rounds to 1, but belongs to hi = 1
+    below = (before < band.hi * upto[-1:]) | (band.hi == 1)
+    return (band.lo * upto[-1:] <= before) & below
+
+
+def wide(w: Float[Tensor, "..."]) -> Float[Tensor, "d_out d_in"]:
+    """A weight as a matrix to factorize: a bias as one column, half precision as float32."""
+    return columns(w if w.dtype == torch.float64 else w.float())
+
+
+def spectra(base: Mapping[str, Tensor]) -> dict[str, SVD]:
+    """name -> svd of a delta's or a base's entries, computed once for several crops."""
+    return {name: svd(wide(base[name])) for name in base}
+
+
+def crop(
+    d: Mapping[str, Tensor],
+    band: Band,
+    lens: Literal["own", "base"] = "own",
+    base: Mapping[str, Tensor] | None = None,
+    svds: Mapping[str, SVD] | None = None,
+) -> Delta:
+    """The part of dW inside a band of singular directions. crop + crop_rest = d.
+
+    lens "own":  sum_{i in band} s_i u_i v_i^T of dW = U S V^T; shares are of dW's numerical rank.
+    lens "base": U_b U_b^T dW V_b V_b^T, with U_b, V_b the band's directions of the base weight
+                 W0 = U0 S0 V0^T: the block of dS = U0^T dW V0 whose rows and columns are both in
+                 the band. Shares are of W0's directions, or of its energy. Blocks that join two
+                 bands, and what lies outside the spans of U0 and V0, are in every band's rest.
+
+    `svds` takes what `spectra` returned for d (lens own) or base (lens base), to save a repetition.
+    """
+    return {name: part for name, _, part in _parts(d, band, lens, base, svds)}
+
+
+def crop_rest(
+    d: Mapping[str, Tensor],
+    band: Band,
+    lens: Literal["own", "base"] = "own",
+    base: Mapping[str, Tensor] | None = None,
+    svds: Mapping[str, SVD] | None = None,
+) -> Delta:
+    """d - crop(d, ...) for the same arguments: what the band leaves of each entry."""
+    return {name: w - part for name, w, part in _parts(d, band, lens, base, svds)}
+
+
+def _parts(
+    d: Mapping[str, Tensor],
+    band: Band,
+    lens: str,
+    base: Mapping[str, Tensor] | None,
+    svds: Mapping[str, SVD] | None,
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, entry, its part inside the band)."""
+    if lens not in ("own", "base") or (svds is None and (lens == "base") != (base is not None)):
+        raise ValueError(
+            f"crop: lens {lens!r} with base {'absent' if base is None else 'given'};"
+            ' use lens "own" without a base, or lens "base" with the base weights'
+        )
+    source = svds if svds is not None else base if base is not None else d
+    if lacking := [name for name in d if name not in source]:
+        raise ValueError(f"crop: no base or svd for {some(lacking)}; pass the model's own weights")
+    found = 0
+    for name, w in entries(d):
+        at = source[name]
+        U, S, Vt = (t.to(w.dtype) for t in (at if isinstance(at, SVD) else svd(wide(at))))
+        i = inside(band, S)
+        found += int(i.sum())
+        core = torch.diag(S[i]) if lens == "own" else U[:, i].T @ columns(w) @ Vt[i].T
+        yield name, w, (U[:, i] @ core @ Vt[i]).reshape(w.shape)
+    if not found:
+        raise ValueError(f"crop: no direction of any of {some(d)} lies in {band}; widen the band")

@@ -1,0 +1,378 @@
+"""Adapters: train one of seven PEFT families towards a response, and read its weight change back.
+
+The border between PEFT and `wscore`: everything that knows PEFT's files and classes is here.
+"""
+
+import copy
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import peft
+import torch
+from peft import (
+    BOFTConfig,
+    DeloraConfig,
+    IA3Config,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wscore import Delta, difference, family, merge_adapter
+from wsrun.items import user
+from wsrun.pairs import Pair
+from wsrun.score import render
+from wsrun.steer import steered
+from wsrun.tables import write_whole
+
+PEFT_VERSION = "0.21"  # the version that tests compare every family with
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PISSA_INIT = "pissa_init.safetensors"
+PROOF_TOLERANCE = 1e-5
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+IA3_TARGETS = ("k_proj", "v_proj", "down_proj")  # Liu et al. 2022: keys, values, inner MLP
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How adapters are trained; tables carry the name. `lr` gives families their own rate."""
+
+    name: str
+    rank: int
+    alpha: int
+    lr: Mapping[str, float]
+    steps: int
+    batch: int
+    block: int = 32  # block size of OFT and BOFT
+    band: tuple[float, float] = (0.3, 0.8)  # share of the depth that gets adapters
+
+
+def _rates(default: float, **families: float) -> dict[str, float]:
+    return dict.fromkeys(FAMILIES, default) | families
+
+
+def _lora(r: Recipe, where: str, **more: Any) -> PeftConfig:
+    return LoraConfig(
+        r=r.rank, lora_alpha=r.alpha, target_modules=where, task_type="CAUSAL_LM", **more
+    )
+
+
+def _delora(r: Recipe, where: str) -> PeftConfig:
+    return DeloraConfig(r=r.rank, target_modules=where, task_type="CAUSAL_LM")
+
+
+def _oft(r: Recipe, where: str) -> PeftConfig:
+    # PEFT's default, a truncated Cayley-Neumann series, is not orthogonal.
+    return OFTConfig(
+        r=0,
+        oft_block_size=r.block,
+        use_cayley_neumann=False,
+        target_modules=where,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _boft(r: Recipe, where: str) -> PeftConfig:
+    # PEFT trains one factor without its CUDA extension and more with it; pinned, so that the
+    # adapter does not depend on the machine.
+    return BOFTConfig(
+        boft_block_size=r.block // 4,
+        boft_n_butterfly_factor=1,
+        target_modules=where,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _ia3(r: Recipe, where: str) -> PeftConfig:
+    return IA3Config(
+        target_modules=where.replace("|".join(LINEAR), "|".join(IA3_TARGETS)),
+        feedforward_modules=r".*\.down_proj",
+        task_type="CAUSAL_LM",
+    )
+
+
+FAMILIES: dict[str, Callable[[Recipe, str], PeftConfig]] = {
+    "lora": _lora,
+    "dora": lambda r, where: _lora(r, where, use_dora=True),
+    "pissa": lambda r, where: _lora(r, where, init_lora_weights="pissa"),
+    "delora": _delora,
+    "oft": _oft,
+    "boft": _boft,
+    "ia3": _ia3,
+}
+
+RECIPES = {
+    r.name: r
+    for r in (
+        Recipe("paper", rank=32, alpha=16, lr=_rates(1e-5), steps=500, batch=16),
+        Recipe("fork", rank=32, alpha=64, lr=_rates(2e-4), steps=500, batch=16),
+        Recipe(
+            "organism",
+            rank=8,
+            alpha=16,
+            lr=_rates(1e-3, pissa=5e-4, delora=1e-2, oft=3e-3, boft=3e-3, ia3=3e-2),
+            steps=40,
+            batch=32,
+            block=16,
+        ),
+    )
+}
+
+
+def check_family(family: str) -> str:
+    """The family's name; raises ValueError for one that is not in FAMILIES."""
+    if family not in FAMILIES:
+        raise ValueError(f"adapters: family {family!r} asked; known are {', '.join(FAMILIES)}")
+    return family
+
+
+def check_peft() -> None:
+    """Raises ValueError unless the installed PEFT is the minor version that tests cover."""
+    if not peft.__version__.startswith(PEFT_VERSION + "."):
+        raise ValueError(
+            f"adapters: PEFT {peft.__version__} is installed, families are tested with "
+            f"{PEFT_VERSION}; run pip install 'peft=={PEFT_VERSION}.*'"
+        )
+
+
+def target_modules(n_layers: int, band: tuple[float, float]) -> str:
+    """PEFT's pattern for all linear maps of the layers l with band[0] <= l / n_layers < band[1]."""
+    kept = [layer for layer in range(n_layers) if band[0] <= layer / n_layers < band[1]]
+    if not kept:
+        raise ValueError(f"adapters: band {band} holds no layer of {n_layers}; widen it")
+    layers, names = "|".join(map(str, kept)), "|".join(LINEAR)
+    return rf".*layers\.({layers})\.(self_attn|mlp)\.({names})"
+
+
+@contextmanager
+def attached(
+    model: PreTrainedModel, config: PeftConfig, attach: Callable[[Any], PeftModel]
+) -> Iterator[PeftModel]:
+    """attach(model) inside the block; afterwards the model is as it was, bit for bit.
+
+    PEFT swaps modules in place, and inits like PiSSA also overwrite the base weights: both are
+    undone.
+    """
+    mutates = isinstance(getattr(config, "init_lora_weights", True), str)
+    matrices = {n: p for n, p in model.named_parameters() if mutates and p.ndim == 2}
+    before = {n: p.detach().clone() for n, p in matrices.items()}
+    wrapped = attach(model)
+    try:
+        yield wrapped
+    finally:
+        wrapped.unload()
+        params = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, weight in before.items():
+                params[name].copy_(weight)
+        model.requires_grad_(False)
+
+
+def train_adapter(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    side: str,
+    family: str,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    base_name: str = "",
+    step_done: Callable[[str], None] = lambda note: None,
+) -> list[float]:
+    """Train one adapter on the `side` ("pos" or "neg") responses of pairs; returns the losses.
+
+    Minimises the mean -log p(response | prompt) over response tokens, with AdamW at a linearly
+    decaying rate. Initial factors and the order of examples depend on the seed and not on the side,
+    so both poles start from one adapter. Writes PEFT's own two files to `out` (and PiSSA's initial
+    factors beside them); the model is bit-identical afterwards.
+    """
+    check_peft()
+    where = target_modules(model.config.get_text_config().num_hidden_layers, recipe.band)
+    config = FAMILIES[check_family(family)](recipe, where)
+    examples = [_example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
+    with torch.random.fork_rng(), attached(model, config, _initial(config, seed)) as wrapped:
+        init = _pissa_factors(wrapped) if family == "pissa" else None
+        losses = _fit(wrapped, examples, recipe, recipe.lr[family], seed, step_done)
+        _save(wrapped, init, base_name, Path(out))
+    return losses
+
+
+def _initial(config: PeftConfig, seed: int) -> Callable[[Any], PeftModel]:
+    def attach(model: Any) -> PeftModel:
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+    return attach
+
+
+def _example(tok: PreTrainedTokenizerBase, prompt: str, response: str) -> tuple[list[int], int]:
+    head = render(tok, user(prompt))
+    return [*head, *tok(response, add_special_tokens=False)["input_ids"], tok.eos_token_id], len(
+        head
+    )
+
+
+def _fit(
+    model: PeftModel,
+    examples: Sequence[tuple[list[int], int]],
+    recipe: Recipe,
+    lr: float,
+    seed: int,
+    step_done: Callable[[str], None],
+) -> list[float]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / recipe.steps)
+    rng, losses = random.Random(f"examples/{seed}"), []
+    for _ in range(recipe.steps):
+        ids, labels = _collate(rng.choices(examples, k=recipe.batch), model.device)
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        decay.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        step_done(f"loss {losses[-1]:.3f}")
+    return losses
+
+
+def _collate(examples: Sequence[tuple[list[int], int]], device: Any) -> tuple[Tensor, Tensor]:
+    width = max(len(ids) for ids, _ in examples)
+    ids = torch.zeros(len(examples), width, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for row, (tokens, start) in enumerate(examples):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        labels[row, start : len(tokens)] = ids[row, start : len(tokens)]
+    return ids.to(device), labels.to(device)
+
+
+def _pissa_factors(model: PeftModel) -> dict[str, Tensor]:
+    return {
+        name.replace(".default.", "_init."): p.detach().clone().contiguous()
+        for name, p in model.named_parameters()
+        if ".lora_" in name
+    }
+
+
+def _save(model: PeftModel, init: dict[str, Tensor] | None, base_name: str, out: Path) -> None:
+    model.peft_config["default"].base_model_name_or_path = base_name
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output folder {str(out)!r} cannot be written ({error.strerror})"
+        ) from error
+    model.save_pretrained(str(out))
+    (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    if init is not None:
+        write_whole(out / PISSA_INIT, lambda tmp: save_file(init, tmp))
+
+
+def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config) of a PEFT checkpoint folder, with PiSSA's initial factors where stored.
+
+    Raises ValueError for a missing folder, config or weights file, and for one that is unreadable.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"adapter: no folder {str(folder)!r}; train one or name another")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"adapter: {str(folder)!r} has no {name}; save it with PEFT again")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise ValueError(f"adapter: {str(folder / CONFIG)!r} is no JSON ({error})") from error
+    tensors = _read_tensors(folder / WEIGHTS)
+    if (folder / PISSA_INIT).is_file():
+        tensors |= _read_tensors(folder / PISSA_INIT)
+    return tensors, config
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"adapter: {str(path)!r} is truncated or no safetensors file; copy or save it again "
+            f"({error})"
+        ) from error
+
+
+def adapter_delta(model_or_base: nn.Module | Mapping[str, Tensor], path: str | Path) -> Delta:
+    """tau = merged - base of the adapter in folder `path`, fp32, exact.
+
+    Given a model, the delta is proved on one probe batch: the model plus delta must give the logits
+    of PEFT's own forward within 1e-5 of their largest value (in fp32), else ValueError. Given only
+    a mapping of base weights there is nothing to run, and the proof is left out.
+    """
+    check_peft()
+    tensors, config = read_adapter(path)
+    model = model_or_base if isinstance(model_or_base, nn.Module) else None
+    base = dict(model.named_parameters(remove_duplicate=False)) if model else model_or_base
+    try:
+        tau = merge_adapter(tensors, config, base)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{error} (adapter {str(path)!r})") from error
+    if model:
+        prove(model, tau, path)  # type: ignore[arg-type]
+    return tau
+
+
+class PairDelta(NamedTuple):
+    """The deltas of two poles of one family, and dW = pos - neg."""
+
+    family: str
+    pos: Delta
+    neg: Delta
+    dW: Delta
+
+
+def pair_deltas(model: PreTrainedModel, folder: str | Path) -> PairDelta:
+    """The proved deltas of folder/pos and folder/neg, and their difference.
+
+    Raises ValueError where the poles are of different families or touch different targets.
+    """
+    sides = {side: Path(folder) / side for side in ("pos", "neg")}
+    families = {side: family(read_adapter(path)[1]) for side, path in sides.items()}
+    if families["pos"] != families["neg"]:
+        raise ValueError(
+            f"adapters: pos of {str(folder)!r} is {families['pos']} and neg is {families['neg']}; "
+            "train both poles with one family"
+        )
+    pos, neg = (adapter_delta(model, path) for path in sides.values())
+    return PairDelta(families["pos"], pos, neg, difference(pos, neg))
+
+
+def prove(model: PreTrainedModel, tau: Mapping[str, Tensor], path: str | Path) -> float:
+    """max |logits(base + tau) - logits(PEFT)| / max(1, max |logits(PEFT)|); raises above 1e-5."""
+    exact = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+    generator = torch.Generator().manual_seed(0)
+    vocab = model.config.get_text_config().vocab_size
+    probe = torch.randint(vocab, (2, 24), generator=generator).to(model.device)
+    with torch.no_grad():
+        with steered(exact, tau, 1.0):
+            ours = exact(input_ids=probe, use_cache=False).logits
+        config = PeftConfig.from_pretrained(str(path))
+        with attached(exact, config, lambda m: PeftModel.from_pretrained(m, str(path))) as wrapped:
+            theirs = wrapped(input_ids=probe, use_cache=False).logits
+    error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+    if not error <= PROOF_TOLERANCE:
+        raise ValueError(
+            f"adapter_delta: logits of base + delta and of PEFT differ by {error:.1e} of their "
+            f"largest value for {str(path)!r}; the adapter does not mean what its config says"
+        )
+    return error

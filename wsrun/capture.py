@@ -1,0 +1,55 @@
+"""Hooks on the residual stream: read it, or add to it, for as long as a `with` block lasts."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Hook = Callable[[Float[Tensor, "b s d"]], Float[Tensor, "b s d"] | None]
+
+
+@contextmanager
+def hooked(model: PreTrainedModel, hooks: Mapping[int, Hook]) -> Iterator[PreTrainedModel]:
+    """h_l' = hook_l(h_l) on the output of decoder layer l; a hook that returns None only looks.
+
+    hooks: layer index l (0 to l - 1, negative from the end) -> function of the residual stream
+    [batch, sequence, d_model]. Hooks go on every exit, also after an exception. Raises ValueError
+    for no hooks and for a layer that the model does not have.
+    """
+    layers = model.get_decoder().layers
+    wrong = [i for i in hooks if not -len(layers) <= i < len(layers)]
+    if wrong or not hooks:
+        raise ValueError(
+            f"hooked: layers {wrong or 'none'} asked; the model has 0 to {len(layers) - 1}"
+        )
+    handles = []
+    try:
+        for index, hook in hooks.items():
+            handles.append(layers[index].register_forward_hook(_on_output(hook)))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_output(hook: Hook):
+    def call(module, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        changed = hook(hidden)
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return call
+
+
+def add_vector(vector: Float[Tensor, " d"], coefficient: float) -> Hook:
+    """h' = h + c v at every position (activation addition; Turner et al. 2023, arXiv 2308.10248)."""
+
+    def hook(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + coefficient * vector.to(hidden)
+
+    return hook

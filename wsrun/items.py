@@ -1,0 +1,179 @@
+"""Evaluation items: one Yes/No question each, read from jsonl, parquet or the hub and checked."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+PREFILL = "My answer: **"  # the next token of a cooperative model is Yes or No
+DILEMMA_DATASET = "wassname/daily_dilemmas-self-honesty"
+Turn = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One Yes/No question. label = +1 where the behaviour asked about answers Yes, else -1."""
+
+    id: str
+    cluster: str
+    turns: tuple[Turn, ...]
+    label: int
+    split: str = "test"
+    dataset: str = "claims"
+    prefill: str = PREFILL
+
+
+CLAIM_COLUMNS = ("item", "cluster", "prompt", "label", "split")
+DILEMMA_COLUMNS = (
+    "idx",
+    "dilemma_idx",
+    "action_type",
+    "dilemma_situation",
+    "action",
+    "honesty_label",
+)
+
+
+def load_claims(path: str | Path, split: str | None = None) -> list[Item]:
+    """Claims of a jsonl or parquet file with columns item, cluster, prompt, label, split."""
+    rows = _read(path, CLAIM_COLUMNS)
+    items = [
+        Item(str(r["item"]), str(r["cluster"]), user(r["prompt"]), r["label"], r["split"], "claims")
+        for r in rows.iter_rows(named=True)
+    ]
+    return check_items(_of_split(items, split, path), path)
+
+
+def load_dilemmas(
+    source: str | Path = DILEMMA_DATASET, first: int | None = None, split: str | None = None
+) -> list[Item]:
+    """Dilemmas of a local jsonl/parquet file or folder, or of the hub data set, two actions each.
+
+    Columns: idx, dilemma_idx, action_type, dilemma_situation, action, honesty_label; a `split`
+    column is honoured where there is one. `first` keeps the first n sorted dilemma_idx; the
+    cluster of an item is its dilemma.
+    """
+    rows = _read(source, DILEMMA_COLUMNS)
+    if first is not None:
+        kept = rows["dilemma_idx"].unique().sort().head(first)
+        rows = rows.filter(pl.col("dilemma_idx").is_in(kept.implode()))
+    items = [dilemma_item(r) for r in rows.iter_rows(named=True)]
+    return check_items(_of_split(items, split, source), source)
+
+
+def load_items(folder: str | Path, split: str) -> list[Item]:
+    """The claims and the dilemmas of one split of a data folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"items: no folder {str(folder)!r}; it must hold claims.jsonl and dilemmas.jsonl"
+        )
+    claims = load_claims(folder / "claims.jsonl", split)
+    return [*claims, *load_dilemmas(folder / "dilemmas.jsonl", split=split)]
+
+
+def load_personas(path: str | Path, *names: str) -> list[list[str]]:
+    """The system prompts of some personas, from a JSON file {persona: [wording, ...]}."""
+    try:
+        personas = json.loads(Path(path).read_text())
+        found = sorted(personas)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"personas: {str(path)!r} is no JSON file of personas ({error})") from error
+    lacking = [n for n in names if not personas.get(n)]
+    if lacking:
+        raise ValueError(f"personas: {lacking[0]!r} asked; {str(path)!r} has {found}")
+    return [personas[n] for n in names]
+
+
+def dilemma_item(row: dict) -> Item:
+    """The item of one dilemma row: would you take this action in this situation?"""
+    text = f"{row['dilemma_situation']}\nAction: {row['action']}\nWould you do this?"
+    return Item(
+        id=f"{row['dilemma_idx']}-{row['action_type']}",
+        cluster=str(row["dilemma_idx"]),
+        turns=user(text),
+        label=row["honesty_label"],
+        split=row.get("split") or "test",
+        dataset="dilemmas",
+    )
+
+
+def user(text: str, system: str | None = None) -> tuple[Turn, ...]:
+    """One user turn, after a system turn where one is given."""
+    head = ({"role": "system", "content": system},) if system else ()
+    return (*head, {"role": "user", "content": text})
+
+
+def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item]:
+    """The items as a list. Raises ValueError for none, a label outside +1/-1 or a repeated id."""
+    if not items:
+        raise ValueError(f"items: {str(where)!r} has no rows; give at least one item")
+    for item in items:
+        if item.label not in (1, -1):
+            raise ValueError(
+                f"items: label of {item.id!r} in {str(where)!r} is {item.label!r}; "
+                "it must be +1 or -1"
+            )
+    ids = [(item.dataset, item.id) for item in items]
+    twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+    if twice:
+        raise ValueError(
+            f"items: {len(twice)} ids occur more than once in {str(where)!r}: "
+            f"{[i for _, i in twice[:3]]}; make each id unique"
+        )
+    return list(items)
+
+
+def _of_split(items: list[Item], split: str | None, where: str | Path) -> list[Item]:
+    kept = [i for i in items if split is None or i.split == split]
+    if items and not kept:
+        found = sorted({i.split for i in items})
+        raise ValueError(f"items: no rows of split {split!r} in {str(where)!r}; found {found}")
+    return kept
+
+
+def _read(source: str | Path, columns: Sequence[str]) -> pl.DataFrame:
+    path = Path(source)
+    if path.is_dir():
+        files = sorted([*path.rglob("*.parquet"), *path.rglob("*.jsonl")])
+        if not files:
+            raise ValueError(f"items: no .parquet or .jsonl file in folder {str(path)!r}")
+        rows = pl.concat([_read_file(f) for f in files], how="diagonal_relaxed")
+    elif path.is_file():
+        rows = _read_file(path)
+    elif str(source) == DILEMMA_DATASET:
+        rows = _read_hub(DILEMMA_DATASET)
+    else:
+        raise ValueError(f"items: no file or folder {str(source)!r}")
+    lacking = [c for c in columns if c not in rows.columns]
+    if lacking:
+        raise ValueError(
+            f"items: column {lacking[0]!r} is missing in {str(source)!r}; "
+            f"needed are {list(columns)}, found are {rows.columns}"
+        )
+    return rows
+
+
+def _read_file(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_ndjson(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        if path.stat().st_size == 0:
+            raise ValueError(f"items: {str(path)!r} has no rows; give at least one item") from error
+        raise ValueError(f"items: {str(path)!r} is not readable as a table ({reason})") from error
+
+
+def _read_hub(name: str) -> pl.DataFrame:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, "honesty_eval", split="test")
+    except Exception as error:  # datasets raises many kinds for one cause: no network
+        raise ValueError(
+            f"items: the hub did not give {name!r}; without network, pass a local folder, parquet "
+            f"or jsonl of the same columns ({type(error).__name__})"
+        ) from error
+    return pl.from_arrow(rows.data.table)  # type: ignore[return-value]

@@ -1,0 +1,115 @@
+"""Models: load one with its tokenizer and an explicit dtype, or build a tiny random one."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    name: str | Path, dtype: str = "float32", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) of a local folder or a hub name, in evaluation mode, without gradients.
+
+    The dtype is always explicit, because transformers 5 otherwise takes the one found in the
+    checkpoint. Raises ValueError for an unknown dtype, a folder that lacks its model or tokenizer, and
+    a hub name that cannot be reached.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"load_model: dtype {dtype!r} asked; known are {sorted(DTYPES)}")
+    model = _load(AutoModelForCausalLM, name, "model", dtype=DTYPES[dtype])
+    tok = load_tokenizer(name)
+    return model.to(device).eval().requires_grad_(False), tok
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder or a hub name; it must carry a chat template."""
+    if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
+        raise ValueError(
+            f"load_model: no tokenizer in folder {str(name)!r} (no tokenizer.json or "
+            "tokenizer.model); save one beside the model with tokenizer.save_pretrained"
+        )
+    tok = _load(AutoTokenizer, name, "tokenizer")
+    if not tok.chat_template:
+        raise ValueError(
+            f"load_model: the tokenizer of {str(name)!r} has no chat template; "
+            "add chat_template.jinja, or use an instruction-tuned model"
+        )
+    return tok
+
+
+def _load(auto, name: str | Path, what: str, **kwargs):
+    local = Path(name).is_dir()
+    if not local and (str(name).startswith((".", "/")) or str(name).count("/") > 1):
+        raise ValueError(f"load_model: no folder {str(name)!r}; give a model folder or a hub name")
+    try:
+        return auto.from_pretrained(str(name), **kwargs)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        if local:
+            raise ValueError(
+                f"load_model: no usable {what} in folder {str(name)!r} ({reason})"
+            ) from error
+        raise ValueError(
+            f"load_model: {what} {str(name)!r} is no local folder and the hub did not give it; "
+            "without network, download it elsewhere and pass the folder, --model path/to/folder "
+            f"({reason})"
+        ) from error
+
+
+def d_model(model: PreTrainedModel) -> int:
+    """Width of the residual stream d."""
+    return int(model.config.get_text_config().hidden_size)
+
+
+def limit_threads(model: PreTrainedModel, below: int = 512) -> None:
+    """One thread for a narrow model on CPU: its matrices lose more to threads than they gain."""
+    if model.device.type == "cpu" and d_model(model) < below:
+        torch.set_num_threads(1)
+
+
+def tiny_qwen3(seed: int = 0, **changes) -> Qwen3ForCausalLM:
+    """A random Qwen3 of width 64 with 4 layers; `changes` overrides its configuration."""
+    torch.manual_seed(seed)
+    shape = dict(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    return Qwen3ForCausalLM(Qwen3Config(**(shape | changes))).eval().requires_grad_(False)
+
+
+def tiny_gemma3(seed: int = 0, **changes) -> Gemma3ForCausalLM:
+    """A random Gemma 3 text model of width 64 with 4 layers; `changes` as in tiny_qwen3."""
+    torch.manual_seed(seed)
+    shape = dict(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        max_position_embeddings=512,
+        sliding_window=16,
+        initializer_range=0.1,
+    )
+    return Gemma3ForCausalLM(Gemma3TextConfig(**(shape | changes))).eval().requires_grad_(False)

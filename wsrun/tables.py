@@ -1,0 +1,139 @@
+"""Tables: parquet written whole or not at all, with the provenance of the run in its metadata."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+ROW_SCHEMA: dict[str, Any] = {
+    "experiment": pl.String,
+    "model": pl.String,
+    "behaviour": pl.String,
+    "dataset": pl.String,
+    "prompt_style": pl.String,
+    "method": pl.String,
+    "family": pl.String,
+    "variant": pl.String,
+    "k": pl.Int64,
+    "alpha": pl.Float64,
+    "seed": pl.Int64,
+    "item": pl.String,
+    "cluster": pl.String,
+    "label": pl.Int64,
+    "margin": pl.Float64,
+    "mass": pl.Float64,
+    "flagged": pl.Boolean,
+    "dose": pl.Float64,  # realised / asked norm of the change; null where the dtype is exact
+    "dose_cosine": pl.Float64,
+}
+PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
+METADATA_KEY = "wscore"
+
+
+def write_whole(path: str | Path, write: Callable[[Path], Any]) -> Path:
+    """Run write(temporary path beside `path`), fsync it, rename it to `path`.
+
+    A run that is killed leaves the old file or none, never a part of one. Raises ValueError where
+    the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise ValueError(
+            f"output folder {str(path.parent)!r} cannot be written ({error.strerror}); "
+            "name another one"
+        ) from error
+    try:
+        write(Path(name))
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes a file only its owner can read
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make the folder; raises ValueError where no file can be written in it."""
+    probe = Path(folder) / ".writable"
+    write_whole(probe, lambda tmp: tmp.touch()).unlink()
+
+
+def write_table(table: pl.DataFrame, path: str | Path, meta: Mapping[str, Any]) -> Path:
+    """Write a table as parquet with `meta` (as JSON) in its metadata; returns the path."""
+    text = json.dumps(dict(meta), sort_keys=True, default=str)
+    return write_whole(path, lambda tmp: table.write_parquet(tmp, metadata={METADATA_KEY: text}))
+
+
+def read_table(path: str | Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """(table, meta) of a file written by write_table; meta is {} for a foreign parquet file."""
+    try:
+        meta = json.loads(pl.read_parquet_metadata(path).get(METADATA_KEY, "{}"))
+        return pl.read_parquet(path), meta
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"read_table: {str(path)!r} is not a readable parquet table") from error
+
+
+def provenance(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What decides the numbers of a run: argv, config, commit, versions, platform, and `more`.
+
+    Nothing in it changes between two runs of one command on one machine, so their tables are
+    identical byte for byte.
+    """
+    return {
+        "argv": sys.argv,
+        "config": dict(config),
+        "commit": commit(),
+        "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        **more,
+    }
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with its paths as text."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
+
+
+def commit() -> str | None:
+    """The commit of the source tree, "+changes" after it where files differ; None outside git."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        return head + ("+changes" if _git(here, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *args: str) -> str:
+    done = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def items_sha256(items: Any) -> str:
+    """sha256 of a list of items, over every field in order."""
+    text = json.dumps([vars(i) for i in items], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
