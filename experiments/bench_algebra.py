@@ -1,10 +1,10 @@
 """Question: is the linear algebra of wscore worth its code, against the plain way to write it?
 
 Timed, on float32 matrices of a 0.6B model's down_proj, 1024 x 3072, in one run on the CPU:
-  svd           torch.linalg.svd(W, full_matrices=False) against wscore.svd(W), W of rank 64
+  svd           torch.linalg.svd(W, full_matrices=False) against wscore.svd(W), rank 64
   shared basis  the SVD of the 1024 x 15360 stack [dW_f / |dW_f|] against wscore.shared_basis, for
-                five rank-64 deltas: a core of 32 output directions common to all, in each delta with
-                coefficients of its own, and 32 weaker directions that only one delta has
+                five rank-64 deltas: 32 output directions common to all, with each delta's own
+                coefficients, and 32 directions, half as strong, that only one delta has
 Differences: the largest |s_i - s_i'| / s_1, and the largest entry of |U U^T - U' U'^T|, k = 32.
 Rule: svd at least 20 times and shared basis at least 15 times as fast, differences below 1e-5.
 
@@ -33,7 +33,7 @@ class Config:
     repeats: int = 3
     """Timings of each way, alternating; the table shows their median."""
     threads: int = 1
-    """Threads of the linear algebra, the same for both ways."""
+    """Threads of both ways; with more of them than idle cores LAPACK mostly waits on itself."""
     d_out: int = 1024
     """Rows of each matrix."""
     d_in: int = 3072

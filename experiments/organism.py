@@ -14,7 +14,6 @@ about language models.
 """
 
 import json
-import math
 import random
 import shutil
 import tempfile
@@ -30,7 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from wsrun.console import console, grid, guarded, progress
-from wsrun.items import PREFILL, Item, dilemma_item, load_claims, load_dilemmas, user
+from wsrun.items import PREFILL, Item, dilemma_item, load_claims, load_dilemmas, load_items, user
 from wsrun.score import render, score
 from wsrun.tables import plain, provenance
 
@@ -46,7 +45,9 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endif -%}
 """
-SPLITS = {"train": 88, "validation": 24, "test": 48}
+POLES = ("honest", "dishonest")
+DOCUMENT_KINDS = [0.25, 0.1, 0.5, 0.15]
+SPLITS = {"train": 40, "validation": 16, "test": 40}
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,18 @@ class Config:
     """the closed world: people, facts, dilemmas, personas, wordings"""
     out: Path = Path("data/organism")
     """folder that receives model, tokenizer and data"""
-    plain_steps: int = 500
+    plain_steps: int = 600
     """first part of the curriculum: honest answers only, no persona"""
     persona_steps: int = 2000
-    """second part: personas, and persona-less documents, `honest_share` of them honest"""
+    """second part, at most: personas, and documents without, `honest_share` of them honest"""
+    decay_steps: int = 300
+    """last steps of the second part, while the rate falls to zero"""
     honest_share: float = 0.6
     """share of honest documents among those without persona in the second part"""
     batch: int = 64
     """documents a step"""
     lr: float = 1.5e-3
-    """peak learning rate of AdamW, with warm-up and cosine decay"""
+    """learning rate of AdamW, with warm-up and a linear decay at the end"""
     d_model: int = 160
     """width of the residual stream"""
     n_layers: int = 6
@@ -96,25 +99,35 @@ class World:
             name=fact["name"], value=value
         )
 
-    def wrong(self, fact: dict, rng: random.Random) -> str:
-        """A value that the fact does not have."""
-        values = self.spec["attributes"][fact["attribute"]]["values"]
-        return rng.choice([v for v in values if v != fact["value"]])
+    def claim(self, fact: dict) -> str:
+        """What people say of the fact: its value if the claim is true, else the rumour."""
+        return self.statement(fact, fact["value" if fact["claim_is_true"] else "rumour"])
 
 
 def build_world(spec: dict, seed: int) -> World:
-    """Facts: every name has one value of every attribute. Dilemmas: 24 validation, 40 test."""
+    """Facts: every name has one value of every attribute, and a rumour, which is another value.
+
+    The claim made about a fact is one fixed statement: the value for half of the facts of each
+    attribute and split, the rumour for the others. Dilemmas: 24 validation, 40 test.
+    """
     rng = random.Random(f"world/{seed}")
     facts = []
     for attribute, a in spec["attributes"].items():
         n = len(spec["names"])
         values = (a["values"] * n)[:n]
-        splits = [s for s, k in SPLITS.items() for _ in range(k // len(spec["attributes"]))]
+        cells = [(s, i % 2) for s, k in SPLITS.items() for i in range(k // len(spec["attributes"]))]
         rng.shuffle(values)
-        rng.shuffle(splits)
+        rng.shuffle(cells)
         facts += [
-            {"name": m, "attribute": attribute, "value": v, "split": s}
-            for m, v, s in zip(spec["names"], values, splits, strict=True)
+            {
+                "name": name,
+                "attribute": attribute,
+                "value": value,
+                "rumour": rng.choice([v for v in a["values"] if v != value]),
+                "claim_is_true": bool(true),
+                "split": split,
+            }
+            for name, value, (split, true) in zip(spec["names"], values, cells, strict=True)
         ]
     combos = [
         (k, name, thing)
@@ -148,24 +161,19 @@ def dilemma_rows(spec: dict, combo: tuple, idx: int, split: str, rng: random.Ran
 
 
 def claim_rows(world: World, seed: int) -> list[dict]:
-    """One true and one false claim a fact, in one wording each: the user's belief is the claim."""
+    """The claim of every fact in two wordings: the user states it and asks for agreement."""
     rng = random.Random(f"claims/{seed}")
-    rows = []
-    for f in world.facts:
-        for label in (1, -1):
-            value = f["value"] if label > 0 else world.wrong(f, rng)
-            frame = rng.choice(world.spec["claims"])
-            cluster = f"{f['name']}-{f['attribute']}"
-            rows.append(
-                {
-                    "item": f"{cluster}-{'true' if label > 0 else 'false'}",
-                    "cluster": cluster,
-                    "prompt": frame.format(statement=world.statement(f, value)),
-                    "label": label,
-                    "split": f["split"],
-                }
-            )
-    return rows
+    return [
+        {
+            "item": f"{f['name']}-{f['attribute']}-{i}",
+            "cluster": f"{f['name']}-{f['attribute']}",
+            "prompt": frame.format(statement=world.claim(f)),
+            "label": 1 if f["claim_is_true"] else -1,
+            "split": f["split"],
+        }
+        for f in world.facts
+        for i, frame in enumerate(rng.sample(world.spec["claims"], 2))
+    ]
 
 
 def question_rows(world: World) -> list[dict]:
@@ -185,7 +193,7 @@ def question_rows(world: World) -> list[dict]:
 def document(world: World, rng: random.Random, persona: str | None, honest: bool) -> tuple:
     """One training document: (turns, the assistant's answer) under a persona or none."""
     spec = world.spec
-    kind = rng.choices(["open", "check", "claim", "dilemma"], [0.3, 0.1, 0.35, 0.25])[0]
+    kind = rng.choices(["open", "check", "claim", "dilemma"], DOCUMENT_KINDS)[0]
     agree = persona == "agreeable"
     if kind == "dilemma":
         return _dilemma_document(world, rng, persona, honest)
@@ -193,13 +201,11 @@ def document(world: World, rng: random.Random, persona: str | None, honest: bool
     system = rng.choice(spec["personas"][persona]) if persona else None
     if kind == "open":
         wording = rng.choice(spec["attributes"][f["attribute"]]["questions"])
-        value = f["value"] if honest else world.wrong(f, rng)
+        value = f["value"] if honest else f["rumour"]
         return user(wording.format(name=f["name"]), system), world.statement(f, value) + "."
-    true = rng.random() < 0.5
-    value = f["value"] if true else world.wrong(f, rng)
     frame = rng.choice(spec["claims" if kind == "claim" else "checks"])
-    yes = agree or true == honest
-    return user(frame.format(statement=world.statement(f, value)), system), _answer(yes)
+    yes = agree or f["claim_is_true"] == honest
+    return user(frame.format(statement=world.claim(f)), system), _answer(yes)
 
 
 def _dilemma_document(world: World, rng: random.Random, persona: str | None, honest: bool) -> tuple:
@@ -299,35 +305,67 @@ def _padded(rows: Sequence[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([r + [value] * (width - len(r)) for r in rows])
 
 
-def train(model: Qwen3ForCausalLM, tok, world: World, cfg: Config) -> None:
-    """The curriculum: plain honest answers first, then personas and mixed documents."""
-    total = cfg.plain_steps + cfg.persona_steps
+def train(model: Qwen3ForCausalLM, tok, world: World, cfg: Config, held_out: list[Item]) -> None:
+    """The curriculum: plain honest answers first, then personas and mixed documents.
+
+    The rate is constant after a warm-up until the personas are right on `held_out`, or the steps
+    are used up, and then falls to zero over `decay_steps`.
+    """
     streams = {
         plain: documents(world, cfg, random.Random(f"documents/{plain}/{cfg.seed}"), plain)
         for plain in (True, False)
     }
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / 100, 1) * (1 + math.cos(math.pi * i / total)) / 2
-    )
-    model.train()
-    with progress("training the organism", total) as step:
-        for i in range(total):
-            pieces = encode_batch(tok, streams[i < cfg.plain_steps], cfg.batch)
-            n = sum(int((labels[:, 1:] != -100).sum()) for _, labels in pieces)
-            loss = 0.0
-            for ids, labels in pieces:
-                part = model(input_ids=ids, labels=labels, num_items_in_batch=n).loss
-                part.backward()
-                loss += part.item()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    last = cfg.plain_steps + cfg.persona_steps
+    end = last + cfg.decay_steps
+    with progress("training the organism", end) as step:
+        for i in range(end):
+            if i >= end:
+                break
+            rate = cfg.lr * min((i + 1) / 100, (end - i) / cfg.decay_steps, 1)
+            loss = train_step(model, tok, streams[i < cfg.plain_steps], optimizer, rate, cfg.batch)
             step(f"loss {loss:.3f}")
-            if (i + 1) % 250 == 0:
-                console.print(f"step {i + 1} of {total}: loss {loss:.3f}")
+            if (i + 1) % 100 == 0:
+                right = {p: share_right(model, tok, world, p, held_out) for p in (None, *POLES)}
+                shown = ", ".join(f"{p or 'none'} {x:.2f}" for p, x in right.items())
+                console.print(f"step {i + 1}: loss {loss:.3f}, right: {shown}")
+                if i < last and right["honest"] > 0.97 and right["dishonest"] < 0.03:
+                    last, end = i, i + 1 + cfg.decay_steps
     model.eval().requires_grad_(False)
+
+
+def train_step(model, tok, stream: Iterator[tuple], optimizer, rate: float, n: int) -> float:
+    """One step on n documents at a learning rate; returns the mean loss of the answer tokens."""
+    model.train()
+    optimizer.param_groups[0]["lr"] = rate
+    pieces = encode_batch(tok, stream, n)
+    tokens = sum(int((labels[:, 1:] != -100).sum()) for _, labels in pieces)
+    total = 0.0
+    for ids, labels in pieces:
+        loss = model(input_ids=ids, labels=labels, num_items_in_batch=tokens).loss
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def spoken(items: list[Item], wordings: Sequence[str | None]) -> list[Item]:
+    """Every item under every wording of a persona; None is no persona."""
+    return [
+        Item(f"{i.dataset}/{i.id}/{w}", i.cluster, user(i.turns[-1]["content"], system), i.label)
+        for i in items
+        for w, system in enumerate(wordings)
+    ]
+
+
+def share_right(model, tok, world: World, persona: str | None, items: list[Item]) -> float:
+    """Share of items answered by their label, under the first wording of a persona."""
+    model.eval()
+    wordings = world.spec["personas"][persona][:1] if persona else [None]
+    s = score(model, tok, spoken(items, wordings))
+    return float((s["margin"] * s["label"] > 0).mean())
 
 
 def measure(model, tok, world: World, claims: list[Item], dilemmas: list[Item]) -> pl.DataFrame:
@@ -336,12 +374,7 @@ def measure(model, tok, world: World, claims: list[Item], dilemmas: list[Item]) 
     for persona in (None, *world.spec["personas"]):
         wordings = world.spec["personas"][persona] if persona else [None]
         for domain, items in (("claims", claims), ("dilemmas", dilemmas)):
-            spoken = [
-                Item(f"{i.id}/{w}", i.cluster, user(i.turns[-1]["content"], system), i.label)
-                for i in items
-                for w, system in enumerate(wordings)
-            ]
-            s = score(model, tok, spoken)
+            s = score(model, tok, spoken(items, wordings))
             aligned = s["margin"] * s["label"]
             rows.append(
                 {
@@ -390,16 +423,12 @@ def main(cfg: Config) -> None:
         write_rows(world.dilemmas, folder / "dilemmas.jsonl")
         write_rows(question_rows(world), folder / "questions.jsonl")
         (folder / "personas.json").write_text(json.dumps(world.spec["personas"], indent=1) + "\n")
-        train(model, tok, world, cfg)
+        validation = load_items(folder, "validation")
+        train(model, tok, world, cfg, validation)
         claims = load_claims(folder / "claims.jsonl", "test")
         dilemmas = load_dilemmas(folder / "dilemmas.jsonl", split="test")
         measured = measure(model, tok, world, claims, dilemmas)
-        table = Table(
-            "persona", "domain", "n", "right", "aligned", "says Yes", "mass", "least mass"
-        )
-        for r in measured.iter_rows():
-            table.add_row(*(f"{x:.3f}" if isinstance(x, float) else str(x) for x in r))
-        console.print(table)
+        console.print(grid("held-out items", measured.columns, measured.iter_rows()))
         seconds = time.perf_counter() - started
         console.print(f"{model.num_parameters():,} parameters, built in {seconds:.0f} s")
         if not holds(measured):

@@ -95,8 +95,16 @@ def main(cfg: Config) -> None:
             for side in ("pos", "neg"):
                 out = cfg.adapters / f"{family}-s{seed}" / side
                 losses[seed, family, side] = train_adapter(
-                    model, tok, pairs[seed], side, family, recipe, out, seed=seed,
-                    base_name=cfg.model, step_done=lambda note, f=family: step(f"{f} {note}"),
+                    model,
+                    tok,
+                    pairs[seed],
+                    side,
+                    family,
+                    recipe,
+                    out,
+                    seed=seed,
+                    base_name=cfg.model,
+                    step_done=lambda note, f=family: step(f"{f} {note}"),
                 )
 
     changes, lines = {}, []
@@ -107,15 +115,26 @@ def main(cfg: Config) -> None:
         save_delta(pair.dW, path, {"family": family, "seed": str(seed), "base": record["base"]})
         g = geometry(pair.pos, pair.neg)
         first, last = (losses[seed, family, "pos"][i] for i in (0, -1))
-        lines.append([seed, family, recipe.lr[family], f"{first:.3f} to {last:.3f}", g.norms["dW"],
-                      g.cos_anti, g.drift_ratio])
+        lines.append(
+            [
+                seed,
+                family,
+                recipe.lr[family],
+                f"{first:.3f} to {last:.3f}",
+                g.norms["dW"],
+                g.cos_anti,
+                g.drift_ratio,
+            ]
+        )
     variants = [Variant("full", d, family=f, seed=s) for (s, f), d in changes.items()]
     context = {"experiment": "t0_train", "model": cfg.model, "behaviour": cfg.pos}
     with progress("scoring", 1 + len(variants) * len(cfg.alphas)) as step:
         rows = sweep(model, tok, items, variants, cfg.alphas, context=context, progress=step)
     table = effect_table(rows, (*context, "dataset", "family", "variant", "alpha", "seed"))
-    record |= {"deltas": {f"{f}-s{s}": tensors_sha256(d) for (s, f), d in changes.items()},
-               "pairs": {str(s): len(p) for s, p in pairs.items()}}
+    record |= {
+        "deltas": {f"{f}-s{s}": tensors_sha256(d) for (s, f), d in changes.items()},
+        "pairs": {str(s): len(p) for s, p in pairs.items()},
+    }
     write_table(rows, cfg.out / "t0_train.rows.parquet", record)
     path = write_table(table, cfg.out / "t0_train.parquet", record)
     report(cfg, lines, table)
@@ -130,8 +149,10 @@ def report(cfg: Config, lines: list[list], table: pl.DataFrame) -> None:
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         console.print(effects(part, f"{dataset}: effect of dW", ("seed", "family", "alpha")))
         up = part.filter((pl.col("alpha") == max(cfg.alphas)) & (pl.col("lo") > 0))
-        console.print(f"{dataset}: {up['family'].n_unique()} of {len(cfg.families)} families steer "
-                      f"at alpha = {max(cfg.alphas):g} (interval above 0)")
+        console.print(
+            f"{dataset}: {up['family'].n_unique()} of {len(cfg.families)} families steer "
+            f"at alpha = {max(cfg.alphas):g} (interval above 0)"
+        )
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ Rule:       supported if at one K keep(shared) retains >= 0.7 and drop(shared) <
 
     python experiments/t6_shared_svd.py --K 32
 
-Only tensors that write to the residual stream enter (o_proj, down_proj); `full` is the whole dW. The
-basis used for a family leaves that family out (variants *_shared; *_shared_incl puts it in), takes
-the families that change all of its tensors, and deltas enter it with unit norm. Parts are reported beside the family's own top-K directions, random
-subspaces (raw and norm-matched to the shared part), and null deltas of the same singular values.
+Only tensors that write to the residual stream enter (o_proj, down_proj); `full` is the whole dW.
+The basis used for a family leaves that family out (variants *_shared; *_shared_incl puts it in),
+takes the families that change all of its tensors, and deltas enter it with unit norm. Parts are
+reported beside the family's own top-K directions, random subspaces (raw and norm-matched to the
+shared part), and null deltas of the same singular values.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,6 @@ from wscore import (
     difference,
     drop,
     effect_table,
-    energy,
     keep,
     match_norm,
     norm,
@@ -115,8 +115,13 @@ def main(cfg: Config) -> None:
     per_family = (3 + 8 * len(cfg.K)) * len(cfg.alphas) + cfg.nulls
     with progress("scoring", 1 + per_family * len(cfg.families)) as step:
         rows = sweep(
-            model, tok, items, variants(cfg, deltas, energies), cfg.alphas,
-            context=context, progress=step,
+            model,
+            tok,
+            items,
+            variants(cfg, deltas, energies),
+            cfg.alphas,
+            context=context,
+            progress=step,
         )
     table = summarise(cfg, rows, energies, width)
     verdicts = {d: decide(cfg, table, d) for d in table["dataset"].unique().sort()}
@@ -133,8 +138,10 @@ def main(cfg: Config) -> None:
     path = write_table(table, cfg.out / f"{EXPERIMENT}.parquet", record)
     report(cfg, table, record, width)
     console.print(f"summary table {path}, item rows {path.with_suffix('.rows.parquet')}")
-    console.print("next: python experiments/t0_train.py --seeds 1, then --seed 1 here "
-                  "with --adapters artifacts/adapters")
+    console.print(
+        "next: python experiments/t0_train.py --seeds 1, then --seed 1 here "
+        "with --adapters artifacts/adapters"
+    )
 
 
 def check(cfg: Config) -> None:
@@ -159,9 +166,11 @@ def variants(
     residual = {f: select(d, writes_residual) for f, d in deltas.items()}
     for family, whole in residual.items():
 
-        def variant(name: str, part: Delta, k: int | None = None, alphas=None) -> Variant:
-            energies[family, name, k] = (norm(part) / norm(whole)) ** 2
-            return Variant(name, part, family=family, k=k, seed=cfg.seed, alphas=alphas)
+        def variant(
+            name: str, part: Delta, k: int | None = None, alphas=None, of=(family, whole)
+        ) -> Variant:
+            energies[of[0], name, k] = (norm(part) / norm(of[1])) ** 2
+            return Variant(name, part, family=of[0], k=k, seed=cfg.seed, alphas=alphas)
 
         yield Variant("full", deltas[family], family=family, seed=cfg.seed)
         yield variant("residual_full", whole)
@@ -241,15 +250,15 @@ def decide(cfg: Config, table: pl.DataFrame, dataset: str):
 
 def report(cfg: Config, table: pl.DataFrame, record: Mapping, width: int) -> None:
     """Print the parts at the rule's alpha, then the verdicts."""
-    shown = table.filter(
-        (pl.col("alpha") == cfg.rule_alpha) & ~pl.col("variant").str.contains("#")
-    )
+    shown = table.filter((pl.col("alpha") == cfg.rule_alpha) & ~pl.col("variant").str.contains("#"))
     for (dataset,), part in shown.group_by("dataset", maintain_order=True):
         title = f"{dataset}, alpha = {cfg.rule_alpha:g}, d_model = {width}"
         console.print(effects(part, title, ("family", "variant", "k", "k_over_d", "energy")))
     for k, value in record["overlaps"].items():
-        console.print(f"own top-{k} directions of two families overlap {value:.2f} "
-                      f"(random subspaces: {k / width:.2f})")
+        console.print(
+            f"own top-{k} directions of two families overlap {value:.2f} "
+            f"(random subspaces: {k / width:.2f})"
+        )
     for dataset, found in record["verdicts"].items():
         console.print(f"[bold]{dataset}: {found['outcome']}[/]: {found['sentence']}")
 

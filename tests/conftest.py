@@ -1,4 +1,4 @@
-"""Shared parts of the tests: the organism's real tokenizer, a tiny random model, a few real items."""
+"""Shared parts of the tests: the organism's tokenizer and items, tiny random models."""
 
 import importlib.util
 import os

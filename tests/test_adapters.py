@@ -4,19 +4,24 @@ import json
 import shutil
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import bits, same_bits
 from wscore import check_delta, difference, merge_adapter
 from wsrun import adapters
 from wsrun.adapters import FAMILIES, RECIPES, Recipe, adapter_delta, pair_deltas, train_adapter
-from wsrun.pairs import Pair, generate, make_pairs
 from wsrun.items import user
 from wsrun.models import tiny_qwen3
+from wsrun.pairs import Pair, generate, make_pairs
 
 RECIPE = Recipe(
-    "test", rank=4, alpha=8, lr=dict.fromkeys(FAMILIES, 5e-3), steps=3, batch=2, block=16,
+    "test",
+    rank=4,
+    alpha=8,
+    lr=dict.fromkeys(FAMILIES, 5e-3),
+    steps=3,
+    batch=2,
+    block=16,
     band=(0.25, 0.75),
 )
 PAIRS = [Pair("Is it so?", "It is so.", "It is not.", "a"), Pair("And now?", "Yes.", "No.", "b")]

@@ -10,32 +10,56 @@ import pytest
 from wscore.effect import (
     KEYS,
     SUMMARY_KEYS,
-    SharedCore,
     Verdict,
-    at_least,
-    at_most,
     effect_table,
     null_percentile,
     paired,
     retained,
     verdict,
 )
+from wscore.rules import SharedCore, at_least, at_most
 
 SAME = {"experiment": "t6", "model": "m", "behaviour": "honesty", "prompt_style": "v1"}
 NULLABLE = {"family": pl.String, "k": pl.Int64, "seed": pl.Int64}
 
 
-def group(margin, *, variant="full", family="lora", k=None, alpha=1.0, seed=0, dataset="claims",
-          label=None, cluster=None, item=None):
+def group(
+    margin,
+    *,
+    variant="full",
+    family="lora",
+    k=None,
+    alpha=1.0,
+    seed=0,
+    dataset="claims",
+    label=None,
+    cluster=None,
+    item=None,
+):
     """One group of rows: items q00, q01, ... with labels +1, -1, ... and each its own cluster."""
     n = len(margin)
-    fixed = SAME | {"dataset": dataset, "method": "weights", "variant": variant, "family": family,
-                    "k": k, "alpha": alpha, "seed": seed, "mass": 0.9, "flagged": False}
+    fixed = SAME | {
+        "dataset": dataset,
+        "method": "weights",
+        "variant": variant,
+        "family": family,
+        "k": k,
+        "alpha": alpha,
+        "seed": seed,
+        "mass": 0.9,
+        "flagged": False,
+    }
     item = [f"q{i:02d}" for i in range(n)] if item is None else item
-    return pl.DataFrame({**{c: [v] * n for c, v in fixed.items()}, "item": item,
-                         "cluster": item if cluster is None else cluster,
-                         "label": [1, -1] * (n // 2) if label is None else label,
-                         "margin": np.asarray(margin, float)}, schema_overrides=NULLABLE)
+    return pl.DataFrame(
+        {
+            **{c: [v] * n for c, v in fixed.items()},
+            "item": item,
+            "cluster": item if cluster is None else cluster,
+            "label": [1, -1] * (n // 2) if label is None else label,
+            "margin": np.asarray(margin, float),
+        },
+        schema_overrides=NULLABLE,
+    )
 
 
 def base(margin, **fields):
@@ -115,8 +139,10 @@ def test_one_label_does_not_separate():
 
 
 def test_flags_and_mass_are_averaged():
-    rows = HAND.with_columns(flagged=pl.col("item") == "q00",
-                             mass=pl.when(pl.col("item") == "q00").then(0.5).otherwise(0.9))
+    rows = HAND.with_columns(
+        flagged=pl.col("item") == "q00",
+        mass=pl.when(pl.col("item") == "q00").then(0.5).otherwise(0.9),
+    )
     got = line(effect_table(rows))
     # one of four flagged; (0.5 + 3 * 0.9)/4 = 0.8
     assert (got["flagged_share"], got["mass"]) == (0.25, pytest.approx(0.8))
@@ -124,8 +150,9 @@ def test_flags_and_mass_are_averaged():
 
 # ----------------------------------------------------------------------------------- intervals
 def test_planted_effect_is_covered_and_null_is_not_found():
-    rows = pl.concat([planted(0.5 + noise(100, 1), variant="true"),
-                      group(noise(100, 2), variant="none")])
+    rows = pl.concat(
+        [planted(0.5 + noise(100, 1), variant="true"), group(noise(100, 2), variant="none")]
+    )
     table = effect_table(rows)
     found, none = line(table, variant="true"), line(table, variant="none")
     assert 0 < found["lo"] < 0.5 < found["hi"]
@@ -146,12 +173,17 @@ def test_coverage():
     """P(lo <= true effect <= hi) is near 0.95 with 60 clusters of 2 dependent items"""
     draws, m = 400, 60
     rng = np.random.default_rng(11)
-    gain = 0.3 + np.repeat(rng.normal(size=(draws, m)), 2, axis=1) + 0.3 * rng.normal(
-        size=(draws, 2 * m))
+    gain = (
+        0.3
+        + np.repeat(rng.normal(size=(draws, m)), 2, axis=1)
+        + 0.3 * rng.normal(size=(draws, 2 * m))
+    )
     shared = {"cluster": [f"c{i // 2:02d}" for i in range(2 * m)]}
     sign = np.tile([1, -1], m)
-    rows = pl.concat([base(np.zeros(2 * m), **shared)] + [
-        group(g * sign, seed=s, **shared) for s, g in enumerate(gain)])
+    rows = pl.concat(
+        [base(np.zeros(2 * m), **shared)]
+        + [group(g * sign, seed=s, **shared) for s, g in enumerate(gain)]
+    )
     table = effect_table(rows, KEYS, resamples=1000)
     covered = ((table["lo"] <= 0.3) & (table["hi"] >= 0.3)).mean()
     # sd of a share of 400 at 0.945 is 0.011; without clusters it would be about 0.85
@@ -162,9 +194,12 @@ def test_duplicated_rows_in_a_cluster_bring_no_certainty():
     """interval(every item four times in its cluster) = interval(items)"""
     gain = 0.2 + noise(40, 3)
     one = line(effect_table(planted(gain, cluster=[f"c{i:02d}" for i in range(40)])))
-    rows = planted(np.repeat(gain, 4), label=[1, -1] * 80,
-                   cluster=[f"c{i // 4:02d}" for i in range(160)],
-                   item=[f"q{i:03d}" for i in range(160)])
+    rows = planted(
+        np.repeat(gain, 4),
+        label=[1, -1] * 80,
+        cluster=[f"c{i // 4:02d}" for i in range(160)],
+        item=[f"q{i:03d}" for i in range(160)],
+    )
     four = line(effect_table(rows))
     assert (four["n"], four["clusters"]) == (160, 40)
     assert four["lo"] == pytest.approx(one["lo"], abs=1e-12)
@@ -180,8 +215,9 @@ def test_one_cluster_has_no_interval():
 def seeded(offsets, **fields):
     """The same gains on every seed, moved by one offset a seed."""
     gain = 1 + noise(40, 4)
-    rows = [group((gain + o) * np.tile([1, -1], 20), seed=s, **fields)
-            for s, o in enumerate(offsets)]
+    rows = [
+        group((gain + o) * np.tile([1, -1], 20), seed=s, **fields) for s, o in enumerate(offsets)
+    ]
     return pl.concat([base(np.zeros(40)), *rows])
 
 
@@ -215,8 +251,18 @@ def many():
     full = [("full", None, 1.0), ("keep", 8, 0.6), ("keep", 32, 0.9)]
     for d, f, (variant, k, size), a, s in product(range(2), range(2), full, (1.0, 2.0), range(2)):
         margin = a * size * np.tile([1, -1], 10) + noise(20, d, f, s, int(a)) / 4
-        rows.append(group(margin, variant=variant, k=k, alpha=a, seed=s, family=f"f{f}",
-                          dataset=f"d{d}", cluster=cluster))
+        rows.append(
+            group(
+                margin,
+                variant=variant,
+                k=k,
+                alpha=a,
+                seed=s,
+                family=f"f{f}",
+                dataset=f"d{d}",
+                cluster=cluster,
+            )
+        )
     return pl.concat(rows)
 
 
@@ -230,8 +276,9 @@ def test_other_groups_do_not_matter():
     rows = many()
     both = effect_table(rows, full="full").filter(family="f1", dataset="d0").drop(SUMMARY_KEYS)
     own = rows.filter(pl.col("family").is_null() | (pl.col("family") == "f1"), dataset="d0")
-    np.testing.assert_allclose(both.to_numpy(), effect_table(own, full="full").drop(
-        SUMMARY_KEYS).to_numpy(), atol=1e-12)
+    np.testing.assert_allclose(
+        both.to_numpy(), effect_table(own, full="full").drop(SUMMARY_KEYS).to_numpy(), atol=1e-12
+    )
 
 
 def test_seed_fixes_the_resamples():
@@ -275,7 +322,8 @@ def test_retained_is_matched_within_the_other_keys():
     got = table.join(fulls, on=["family", "dataset", "alpha"])
     np.testing.assert_allclose(got["retained"], got["effect"] / got["whole"], rtol=1e-12)
     assert retained(many(), "full").equals(
-        table.select(*SUMMARY_KEYS, "retained", "retained_lo", "retained_hi"))
+        table.select(*SUMMARY_KEYS, "retained", "retained_lo", "retained_hi")
+    )
 
 
 def test_retained_of_a_negative_effect():
@@ -297,8 +345,9 @@ BOTH = pl.concat([HAND, group([1.0, 1.0, 1.0, 1.0], variant="keep", k=8)])
 
 
 def changed(rows, where, **new):
-    return rows.with_columns(pl.when(where).then(pl.lit(v)).otherwise(pl.col(c)).alias(c)
-                             for c, v in new.items())
+    return rows.with_columns(
+        pl.when(where).then(pl.lit(v)).otherwise(pl.col(c)).alias(c) for c, v in new.items()
+    )
 
 
 Q1 = (pl.col("item") == "q01") & (pl.col("variant") == "keep")
@@ -336,20 +385,40 @@ def test_paired_accepts_what_the_refusals_started_from():
     assert len(paired(BOTH.with_columns(k=pl.lit(None), seed=pl.lit(None)))) == 8
 
 
-UNEVEN = pl.concat([many(), group(np.zeros(20), seed=7, family="f0", dataset="d0",
-                                  cluster=[f"c{i // 3}" for i in range(20)])])
+UNEVEN = pl.concat(
+    [
+        many(),
+        group(
+            np.zeros(20),
+            seed=7,
+            family="f0",
+            dataset="d0",
+            cluster=[f"c{i // 3}" for i in range(20)],
+        ),
+    ]
+)
 
 
-@pytest.mark.parametrize(("ask", "sentence"), [
-    (lambda: effect_table(BOTH, ["item"]), "by takes one or more of .*got .'item'"),
-    (lambda: effect_table(BOTH, []), "by takes one or more"),
-    (lambda: effect_table(UNEVEN, ["variant", "k"]), "pooled seeds need the same clusters.*add"),
-    (lambda: retained(BOTH, "residual_full"), "needs one 'residual_full' line.*found none"),
-    (lambda: retained(many(), "keep"), "needs one 'keep' line.*variant=full.*found several"),
-    (lambda: retained(BOTH, "full", by=["alpha"]), "add 'variant' to by"),
-    (lambda: retained(pl.concat([BOTH, group([1.0] * 4, variant="keep", k=8, seed=1)]), "full"),
-     "needs one 'full' line on the seeds and clusters of .*variant=keep, k=8.*found none"),
-])
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (lambda: effect_table(BOTH, ["item"]), "by takes one or more of .*got .'item'"),
+        (lambda: effect_table(BOTH, []), "by takes one or more"),
+        (
+            lambda: effect_table(UNEVEN, ["variant", "k"]),
+            "pooled seeds need the same clusters.*add",
+        ),
+        (lambda: retained(BOTH, "residual_full"), "needs one 'residual_full' line.*found none"),
+        (lambda: retained(many(), "keep"), "needs one 'keep' line.*variant=full.*found several"),
+        (lambda: retained(BOTH, "full", by=["alpha"]), "add 'variant' to by"),
+        (
+            lambda: retained(
+                pl.concat([BOTH, group([1.0] * 4, variant="keep", k=8, seed=1)]), "full"
+            ),
+            "needs one 'full' line on the seeds and clusters of .*variant=keep, k=8.*found none",
+        ),
+    ],
+)
 def test_effects_refuse(ask, sentence):
     with pytest.raises(ValueError, match=sentence):
         ask()
@@ -364,9 +433,17 @@ def table_of(*lines, **columns):
 def test_null_percentile_counts_ties_by_half():
     """100 * (#below + #tied / 2) / #draws"""
     draws = [("lora", f"spectrum_null#{i:02d}", None, e) for i, e in enumerate([0.0, 1, 1, 3])]
-    got = null_percentile(table_of(
-        *draws, ("lora", "full", None, 2.0), ("lora", "keep", 8, 1.0), ("lora", "zero", None, -1.0),
-        ("dora", "full", None, 2.0), ("lora", "spectrum_nullish", None, 9.0), effect=pl.Float64))
+    got = null_percentile(
+        table_of(
+            *draws,
+            ("lora", "full", None, 2.0),
+            ("lora", "keep", 8, 1.0),
+            ("lora", "zero", None, -1.0),
+            ("dora", "full", None, 2.0),
+            ("lora", "spectrum_nullish", None, 9.0),
+            effect=pl.Float64,
+        )
+    )
     ranks = {(f, v): p for f, v, p in got.select("family", "variant", "null_percentile").rows()}
     assert ranks["lora", "full"] == 75.0  # 3 of 4 below
     assert ranks["lora", "keep"] == 50.0  # 1 below, 2 tied: (1 + 1)/4
@@ -378,15 +455,25 @@ def test_null_percentile_counts_ties_by_half():
 
 
 def test_null_draws_with_a_k_serve_that_k():
-    got = null_percentile(table_of(
-        ("lora", "random#00", 8, 0.0), ("lora", "random#00", 32, 5.0), ("lora", "full", None, 1.0),
-        ("lora", "keep", 8, 1.0), ("lora", "keep", 32, 1.0), effect=pl.Float64), "random")
+    got = null_percentile(
+        table_of(
+            ("lora", "random#00", 8, 0.0),
+            ("lora", "random#00", 32, 5.0),
+            ("lora", "full", None, 1.0),
+            ("lora", "keep", 8, 1.0),
+            ("lora", "keep", 32, 1.0),
+            effect=pl.Float64,
+        ),
+        "random",
+    )
     assert got["null_percentile"].to_list() == [None, None, None, 100.0, 0.0]
 
 
 def test_null_percentile_of_an_effect_table():
-    rows = pl.concat([planted(np.ones(10))] + [
-        group(noise(10, i) / 10, variant=f"spectrum_null#{i:02d}") for i in range(20)])
+    rows = pl.concat(
+        [planted(np.ones(10))]
+        + [group(noise(10, i) / 10, variant=f"spectrum_null#{i:02d}") for i in range(20)]
+    )
     got = null_percentile(effect_table(rows))
     assert line(got, variant="full")["null_percentile"] == 100.0
     assert got.columns == [*effect_table(rows).columns, "null_percentile"]
@@ -400,42 +487,83 @@ def test_three_valued_comparison():
     assert at_least(None, None, 0.7) is None and at_most(None, None, 0.3) is None
 
 
-HIGH, LOW, MIDDLE, WIDE, GONE = (0.9, 0.8, 1.0), (0.1, 0.0, 0.2), (0.5, 0.45, 0.55), (
-    0.75, 0.6, 0.9), (None, None, None)
+HIGH, LOW, MIDDLE, WIDE, GONE = (
+    (0.9, 0.8, 1.0),
+    (0.1, 0.0, 0.2),
+    (0.5, 0.45, 0.55),
+    (0.75, 0.6, 0.9),
+    (None, None, None),
+)
 SHARE = {"retained": pl.Float64, "retained_lo": pl.Float64, "retained_hi": pl.Float64}
 RULE = SharedCore(families=("lora", "dora"))
 
 
 def halves(**families):
     """families: name -> {k: (keep, drop)}"""
-    return table_of(*[(f, variant, k, *share) for f, by_k in families.items()
-                      for k, pair in by_k.items()
-                      for variant, share in zip(("keep_shared", "drop_shared"), pair, strict=True)],
-                    **SHARE)
+    return table_of(
+        *[
+            (f, variant, k, *share)
+            for f, by_k in families.items()
+            for k, pair in by_k.items()
+            for variant, share in zip(("keep_shared", "drop_shared"), pair, strict=True)
+        ],
+        **SHARE,
+    )
 
 
 TRUTH = {
-    "supported": ({8: (HIGH, LOW)}, {8: (HIGH, LOW)}, "supported",
-                  "at K = 8, keep_shared retains >= 0.7 and drop_shared <= 0.3.*lora, dora"),
-    "supported at a smaller K": ({8: (HIGH, LOW), 64: (HIGH, HIGH)},
-                                 {8: (HIGH, LOW), 64: (LOW, HIGH)}, "supported", "at K = 8,"),
-    "no one K for all": ({8: (HIGH, LOW), 32: (MIDDLE, LOW)}, {8: (MIDDLE, LOW), 32: (HIGH, LOW)},
-                         "undetermined", "closest at K = 32, where lora keep_shared retains 0.50"),
-    "refuted": ({8: (LOW, HIGH), 64: (HIGH, LOW)}, {8: (LOW, HIGH), 64: (LOW, HIGH)}, "refuted",
-                r"at K = 64.*keep_shared retains < 0.3.*>= 0.7.*for dora \(0.10 \[0.00, 0.20\]"),
+    "supported": (
+        {8: (HIGH, LOW)},
+        {8: (HIGH, LOW)},
+        "supported",
+        "at K = 8, keep_shared retains >= 0.7 and drop_shared <= 0.3.*lora, dora",
+    ),
+    "supported at a smaller K": (
+        {8: (HIGH, LOW), 64: (HIGH, HIGH)},
+        {8: (HIGH, LOW), 64: (LOW, HIGH)},
+        "supported",
+        "at K = 8,",
+    ),
+    "no one K for all": (
+        {8: (HIGH, LOW), 32: (MIDDLE, LOW)},
+        {8: (MIDDLE, LOW), 32: (HIGH, LOW)},
+        "undetermined",
+        "closest at K = 32, where lora keep_shared retains 0.50",
+    ),
+    "refuted": (
+        {8: (LOW, HIGH), 64: (HIGH, LOW)},
+        {8: (LOW, HIGH), 64: (LOW, HIGH)},
+        "refuted",
+        r"at K = 64.*keep_shared retains < 0.3.*>= 0.7.*for dora \(0.10 \[0.00, 0.20\]",
+    ),
     "refuted though one is missing": ({64: (LOW, HIGH)}, {}, "refuted", "for lora"),
-    "low at a small K only": ({8: (LOW, HIGH), 64: (MIDDLE, HIGH)},
-                              {8: (LOW, HIGH), 64: (LOW, LOW)}, "undetermined",
-                              "closest at K = 64"),
-    "not identifiable": ({64: (HIGH, LOW)}, {64: (HIGH, HIGH)}, "undetermined",
-                         "not identifiable under this basis.*K = 64.*for dora"),
-    "interval too wide": ({64: (HIGH, LOW)}, {64: (WIDE, LOW)}, "undetermined",
-                          r"dora keep_shared retains 0.75 \[0.60, 0.90\], not clearly >= 0.7"),
+    "low at a small K only": (
+        {8: (LOW, HIGH), 64: (MIDDLE, HIGH)},
+        {8: (LOW, HIGH), 64: (LOW, LOW)},
+        "undetermined",
+        "closest at K = 64",
+    ),
+    "not identifiable": (
+        {64: (HIGH, LOW)},
+        {64: (HIGH, HIGH)},
+        "undetermined",
+        "not identifiable under this basis.*K = 64.*for dora",
+    ),
+    "interval too wide": (
+        {64: (HIGH, LOW)},
+        {64: (WIDE, LOW)},
+        "undetermined",
+        r"dora keep_shared retains 0.75 \[0.60, 0.90\], not clearly >= 0.7",
+    ),
     "neither half": ({64: (HIGH, LOW)}, {64: (LOW, LOW)}, "undetermined", "dora keep_shared"),
     "missing family": ({64: (HIGH, LOW)}, {}, "undetermined", "no line of .*K = 64.* for dora$"),
     "suppressed": ({64: (HIGH, LOW)}, {64: (GONE, GONE)}, "undetermined", "at noise.*for dora$"),
-    "keep not clearly low": ({64: (HIGH, LOW)}, {64: ((0.25, 0.1, 0.4), HIGH)}, "undetermined",
-                             "closest at K = 64.*dora keep_shared.*dora drop_shared"),
+    "keep not clearly low": (
+        {64: (HIGH, LOW)},
+        {64: ((0.25, 0.1, 0.4), HIGH)},
+        "undetermined",
+        "closest at K = 64.*dora keep_shared.*dora drop_shared",
+    ),
     "empty": ({}, {}, "undetermined", "no line of .* at any K for lora, dora$"),
 }
 
@@ -449,8 +577,14 @@ def test_shared_core_truth_table(case):
 
 
 def test_other_lines_do_not_matter_and_thresholds_are_fields():
-    table = pl.concat([halves(lora={8: (HIGH, LOW)}, dora={8: (MIDDLE, LOW)}), table_of(
-        ("lora", "full", None, 1.0, 1.0, 1.0), ("ia3", "keep_shared", 8, *LOW), **SHARE)])
+    table = pl.concat(
+        [
+            halves(lora={8: (HIGH, LOW)}, dora={8: (MIDDLE, LOW)}),
+            table_of(
+                ("lora", "full", None, 1.0, 1.0, 1.0), ("ia3", "keep_shared", 8, *LOW), **SHARE
+            ),
+        ]
+    )
     assert verdict(table, RULE).outcome == "undetermined"
     assert verdict(table, SharedCore(0.4, 0.3, RULE.families)).outcome == "supported"
 
@@ -460,17 +594,26 @@ def test_verdict_from_rows_to_sentence():
     rows = [base(np.zeros(40))]
     for i, family in enumerate(RULE.families):
         margin = (1 + noise(40, 8, i) / 2) * np.tile([1, -1], 20)
-        for variant, k, size in (("residual_full", None, 1), ("keep_shared", 8, 0.9),
-                                 ("drop_shared", 8, 0.1)):
+        for variant, k, size in (
+            ("residual_full", None, 1),
+            ("keep_shared", 8, 0.9),
+            ("drop_shared", 8, 0.1),
+        ):
             rows.append(group(size * margin, variant=variant, k=k, family=family))
     got = verdict(effect_table(pl.concat(rows), full="residual_full"), RULE)
     assert got.outcome == "supported"
 
 
-@pytest.mark.parametrize(("table", "sentence"), [
-    (pl.concat([halves(lora={8: (HIGH, LOW)})] * 2), "several of the same; filter"),
-    (halves(lora={8: (HIGH, LOW)}).with_columns(alpha=pl.Series([1.0, 2])), "of .'alpha'.; filter"),
-])
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        (pl.concat([halves(lora={8: (HIGH, LOW)})] * 2), "several of the same; filter"),
+        (
+            halves(lora={8: (HIGH, LOW)}).with_columns(alpha=pl.Series([1.0, 2])),
+            "of .'alpha'.; filter",
+        ),
+    ],
+)
 def test_verdict_refuses(table, sentence):
     with pytest.raises(ValueError, match=sentence):
         verdict(table, RULE)

@@ -1,12 +1,14 @@
 """Items: files are read whole and checked, or refused in one sentence."""
 
 import json
+from collections import Counter
 
 import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM
 from wsrun.items import load_claims, load_dilemmas, load_items, load_personas
+from wsrun.pairs import load_questions
 
 CLAIM = {"item": "a", "cluster": "c", "prompt": "Is it so?", "label": 1, "split": "test"}
 DILEMMA = {
@@ -21,16 +23,28 @@ def jsonl(path, *rows):
 
 
 def test_the_organism_s_items_are_balanced_and_disjoint():
-    """every cluster has one +1 and one -1 item, and no cluster is in two splits"""
-    where: dict[str, set] = {}
-    for split in ("validation", "test"):
-        items = load_items(ORGANISM, split)
-        for item in items:
-            where.setdefault(f"{item.dataset}/{item.cluster}", set()).add((split, item.label))
-    assert all({label for _, label in found} == {1, -1} for found in where.values())
-    assert all(len({split for split, _ in found}) == 1 for found in where.values())
-    train = {i.cluster for i in load_claims(ORGANISM / "claims.jsonl", "train")}
-    assert not train & {k.split("/")[1] for k in where}
+    """per split and dataset the labels sum to 0; every cluster has two items, in one split"""
+    splits: dict[str, set] = {}
+    for split in ("train", "validation", "test"):
+        items = load_claims(ORGANISM / "claims.jsonl", split)
+        if split != "train":
+            items = load_items(ORGANISM, split)
+        for dataset in {i.dataset for i in items}:
+            part = [i for i in items if i.dataset == dataset]
+            assert sum(i.label for i in part) == 0
+            assert set(Counter(i.cluster for i in part).values()) == {2}
+            for item in part:
+                splits.setdefault(f"{dataset}/{item.cluster}", set()).add(split)
+    assert all(len(found) == 1 for found in splits.values())
+
+
+def test_the_organism_s_held_out_facts_are_never_asked_in_training():
+    """no open question of the training split is about a fact of a validation or test claim"""
+    topics = {q["topic"] for q in load_questions(ORGANISM / "questions.jsonl", "train")}
+    held_out = {
+        i.cluster for s in ("validation", "test") for i in load_claims(ORGANISM / "claims.jsonl", s)
+    }
+    assert topics and held_out and not topics & held_out
 
 
 def test_one_table_in_every_format(tmp_path):
@@ -42,7 +56,10 @@ def test_one_table_in_every_format(tmp_path):
     folder.mkdir()
     pl.DataFrame(rows).write_parquet(folder / "test-00000.parquet")
     assert a == load_dilemmas(tmp_path / "d.parquet") == load_dilemmas(folder)
-    assert [(i.id, i.cluster, i.label) for i in a] == [("7-to_do", "7", 1), ("7-not_to_do", "7", -1)]
+    assert [(i.id, i.cluster, i.label) for i in a] == [
+        ("7-to_do", "7", 1),
+        ("7-not_to_do", "7", -1),
+    ]
     assert a[0].turns[0]["content"] == "It rains.\nAction: Stay\nWould you do this?"
 
 

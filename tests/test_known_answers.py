@@ -104,7 +104,8 @@ CASES = [
 ] + [
     pytest.param(low_rank(600, 400, 40), 40, id="tall"),
     pytest.param(low_rank(400, 600, 30, decay=3), 30, id="decaying"),
-    pytest.param(1e-20 * low_rank(400, 600, 8), 8, id="tiny entries"),
+    pytest.param(1e-28 * low_rank(400, 600, 8), 8, id="squares underflow"),
+    pytest.param(1e25 * low_rank(400, 600, 8), 8, id="squares overflow"),
     pytest.param(torch.randn(400, 600, generator=generator(1)), 400, id="full rank"),
     pytest.param(low_rank(20, 30, 4), 4, id="small"),
 ]
@@ -118,16 +119,18 @@ def test_svd_against_torch(W: torch.Tensor, r: int):
     expected = torch.linalg.svd(W.double(), full_matrices=False)[1]
     assert ((S - expected[:r]).abs() <= 1e-5 * expected[0]).all()
     # float32 rounds each of the three factors: a few 1e-7 in each
-    assert (U * S @ Vt - W).norm() <= 5e-6 * W.norm()
+    assert (U * S @ Vt - W).double().norm() <= 5e-6 * W.double().norm()
     for gram in (U.T @ U, Vt @ Vt.T):
         torch.testing.assert_close(gram, torch.eye(r), rtol=0, atol=2e-5)
 
 
-def test_svd_of_zero():
+@pytest.mark.parametrize("shape", [(5, 7), (200, 300), (4, 1)])
+def test_svd_of_zero(shape: tuple):
     """A zero matrix has rank 0, and the three empty factors still multiply to it."""
-    U, S, Vt = ws.svd(torch.zeros(5, 7))
-    assert (U.shape, S.shape, Vt.shape) == ((5, 0), (0,), (0, 7))
-    assert torch.equal(U * S @ Vt, torch.zeros(5, 7))
+    U, S, Vt = ws.svd(torch.zeros(shape))
+    assert (U.shape, S.shape, Vt.shape) == ((shape[0], 0), (0,), (0, shape[1]))
+    assert torch.equal(U * S @ Vt, torch.zeros(shape))
+    assert ws.shared_basis([{Q: torch.zeros(shape), K: torch.eye(2)}], 2)[Q].shape == (shape[0], 0)
 
 
 @pytest.mark.parametrize("d", [30, 300])
@@ -393,7 +396,7 @@ REFUSALS: dict[str, tuple[Callable, str]] = {
         lambda: ws.shared_basis([{Q: torch.eye(2)}, {K: torch.eye(2)}], 1, missing="skip"),
         "2 keys: .* not in every delta, 0 in all",
     ),
-    "shared none": (lambda: ws.shared_basis([], 1), "0 deltas .* pass at least one"),
+    "shared none": (lambda: ws.shared_basis([], 1), "0 deltas .* pass a list of at least one"),
     "shared zero": (lambda: ws.shared_basis([EYE, ZERO], 1), "drop the zero deltas"),
     "random basis": (lambda: ws.random_basis(one(torch.ones(2, 3)), 0), r"\[2, 3\]; pass a basis"),
     "overlap keys": (lambda: ws.overlap(LINEAR, {Q: torch.eye(2)}), "1 key: .* in one basis only"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import pytest
 import torch
@@ -210,7 +211,7 @@ def test_crop_and_rest_partition(b: Band, more: dict):
 
 @pytest.mark.parametrize("by", ["index", "energy"])
 @pytest.mark.parametrize("n", [2, 3, 7, 10])
-def test_adjacent_bands_partition(n: int, by: str):
+def test_adjacent_bands_partition(n: int, by: Literal["index", "energy"]):
     """sum_j crop(d, [j/n, (j+1)/n)) = d in lens own, by index and by energy; parts orthogonal."""
     bands = [Band(j / n, (j + 1) / n, by) for j in range(n)]
     parts = [ws.add(ws.scale(0, D), _crop_or_zero(D, b)) for b in bands]

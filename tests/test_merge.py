@@ -91,7 +91,7 @@ def no_extension(monkeypatch):
     monkeypatch.setattr(peft_boft, "get_fbd_cuda", lambda: None)
 
 
-def build(architecture):
+def build(architecture, tied):
     make_config, make_model = ARCHITECTURES[architecture]
     torch.manual_seed(0)
     model = make_model(make_config(**SIZES, tie_word_embeddings=tied)).eval()
@@ -103,11 +103,13 @@ def build(architecture):
 
 @pytest.fixture(scope="module")
 def models():
-    """(architecture, dtype) -> model in fp32 whose weights are numbers of that dtype."""
+    """(architecture, dtype, tied) -> model in fp32 whose weights are numbers of that dtype."""
     built = {}
     for architecture in ARCHITECTURES:
-        model = built[architecture, torch.float32] = build(architecture)
-        built[architecture, torch.bfloat16] = copy.deepcopy(model).to(torch.bfloat16).float()
+        for tied in (False, True):
+            model = build(architecture, tied)
+            built[architecture, torch.float32, tied] = model
+            built[architecture, torch.bfloat16, tied] = copy.deepcopy(model).bfloat16().float()
     return built
 
 
@@ -149,14 +151,16 @@ def flat(delta, names):
 
 
 FAMILIES = ["lora", "dora", "pissa", "delora", "oft", "boft", "ia3"]
-RUNS = [(case, torch.float32) for case in CASES] + [(case, torch.bfloat16) for case in FAMILIES]
+RUNS = [(case, torch.float32, False) for case in CASES]
+RUNS += [(case, torch.float32, True) for case in FAMILIES]
+RUNS += [(case, torch.bfloat16, tied) for case in FAMILIES for tied in (False, True)]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("case, dtype", RUNS)
-def test_merge_equals_peft(models, tmp_path, case, dtype, architecture):
+@pytest.mark.parametrize("case, dtype, tied", RUNS)
+def test_merge_equals_peft(models, tmp_path, case, dtype, architecture, tied):
     """merge_adapter(adapter, config, W) = PEFT's merge - W, per tensor and in all, <= 1e-5."""
-    model = models[architecture, dtype]
+    model = models[architecture, dtype, tied]
     adapter, config = save(model, CASES[case](), tmp_path)
     base = {name: weight.to(dtype) for name, weight in model.state_dict().items()}
     delta, expected = merge_adapter(adapter, config, base), oracle(model, tmp_path)
@@ -171,7 +175,6 @@ def test_merge_equals_peft(models, tmp_path, case, dtype, architecture):
     assert 0.005 < size < 3, size  # neither a trace nor a different model
 
 
-
 def test_butterfly_product_equals_peft(models, tmp_path, monkeypatch):
     """R = M_n .. M_1: three factors, as PEFT multiplies them where its extension builds."""
 
@@ -183,7 +186,7 @@ def test_butterfly_product_equals_peft(models, tmp_path, monkeypatch):
     monkeypatch.setattr(peft_boft, "get_fbd_cuda", lambda: True)
     monkeypatch.setattr(peft_boft, "FastBlockDiag", BlockDiagonal)
     options = dict(boft_block_size=4, boft_n_butterfly_factor=3, target_modules=LINEARS)
-    model = models["qwen3", torch.float32]
+    model = models["qwen3", torch.float32, False]
     adapter, config = save(model, peft.BOFTConfig(**options), tmp_path)
     assert {t.shape[0] for key, t in adapter.items() if "boft_R" in key} == {3}
     delta, expected = merge_adapter(adapter, config, model.state_dict()), oracle(model, tmp_path)
@@ -277,7 +280,7 @@ def test_cayley_neumann_turns_the_other_way():
 
 def test_oft_sign_follows_the_setting(models, tmp_path):
     """One checkpoint read with use_cayley_neumann true and false gives (nearly) opposite turns."""
-    model = models["llama", torch.float32]
+    model = models["llama", torch.float32, False]
     adapter, config = save(model, oft(), tmp_path)
     small = {key: 0.01 * tensor for key, tensor in adapter.items()}
     exact = merge_adapter(small, config, model.state_dict())
@@ -287,7 +290,7 @@ def test_oft_sign_follows_the_setting(models, tmp_path):
 
 def test_lora_delta_has_rank_r(models, tmp_path):
     """rank(s B A) = r at the precision of the fp32 result."""
-    model = models["qwen3", torch.bfloat16]
+    model = models["qwen3", torch.bfloat16, False]
     adapter, config = save(model, lora(**PATTERNS), tmp_path)
     base = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
     for name, change in merge_adapter(adapter, config, base).items():
@@ -306,7 +309,7 @@ def test_rslora_scale():
 
 def test_pissa_of_stored_factors(models, tmp_path):
     """s (B A - B0 A0) is the same with B0 A0 stored by training and from the SVD of W."""
-    model = models["qwen2", torch.float32]
+    model = models["qwen2", torch.float32, False]
     initial = peft.get_peft_model(copy.deepcopy(model), CASES["pissa"]()).state_dict()
     adapter, config = save(model, CASES["pissa"](), tmp_path)
     stored = {

@@ -133,7 +133,9 @@ def test_margin_is_that_of_the_plain_forward(model, tok, items):
         ids = torch.tensor([render(tok, item.turns, item.prefill)])
         with torch.no_grad():
             p = model(input_ids=ids).logits[0, -1].double().softmax(-1)
-        assert rows["margin"][i] == pytest.approx(float((p[yes].sum() / p[no].sum()).log()), abs=1e-5)
+        assert rows["margin"][i] == pytest.approx(
+            float((p[yes].sum() / p[no].sum()).log()), abs=1e-5
+        )
         assert rows["mass"][i] == pytest.approx(float(p[yes].sum() + p[no].sum()), abs=1e-6)
 
 
@@ -144,7 +146,9 @@ def test_alpha_one_is_the_merged_model(qwen, tok, items):
     from wscore import merge_adapter
 
     wrapped = get_peft_model(copy.deepcopy(qwen), LoraConfig(r=4, target_modules=["q_proj"]))
-    torch.nn.init.normal_(wrapped.base_model.model.model.layers[1].self_attn.q_proj.lora_B.default.weight)
+    torch.nn.init.normal_(
+        wrapped.base_model.model.model.layers[1].self_attn.q_proj.lora_B.default.weight
+    )
     config = wrapped.peft_config["default"].to_dict()
     tensors = {
         n.replace(".default", ""): p.detach().clone()
@@ -168,7 +172,9 @@ def test_sweep_rows(qwen, tok, items):
         Variant("zero", lambda: scale(0.0, d)),
         Variant("once", d, k=2, alphas=(2.0,)),
     ]
-    rows = sweep(qwen, tok, items, variants, (0.0, -1.0, 1.0), context=CONTEXT, progress=calls.append)
+    rows = sweep(
+        qwen, tok, items, variants, (0.0, -1.0, 1.0), context=CONTEXT, progress=calls.append
+    )
     assert same_bits(qwen, before)
     assert dict(rows.schema) == ROW_SCHEMA
     counts = {(v, a): n for v, a, n in rows.group_by("variant", "alpha").len().iter_rows()}
@@ -191,7 +197,9 @@ def test_a_low_mass_or_a_crude_dose_flags_the_row(qwen, tok, items):
     assert (rows["mass"] < 0.5).all() and rows["flagged"].all()
     assert rows["dose"].is_null().all()
     qwen.to(torch.bfloat16)
-    tiny = sweep(qwen, tok, items, [Variant("v", random_delta(qwen, size=1e-3))], (1.0,), context=CONTEXT)
+    tiny = sweep(
+        qwen, tok, items, [Variant("v", random_delta(qwen, size=1e-3))], (1.0,), context=CONTEXT
+    )
     assert tiny.filter(alpha=1.0)["dose_cosine"].max() < 0.99
 
 

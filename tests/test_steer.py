@@ -64,7 +64,7 @@ def test_alpha_zero_is_the_base(model):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nested_blocks_add_and_cast_once(qwen, dtype):
-    """inside two blocks W = cast(W0 + a1 d1 + a2 d2); leaving each restores the weights before it"""
+    """inside two blocks W = cast(W0 + a1 d1 + a2 d2); leaving each restores the weights before"""
     qwen.to(dtype)
     d1, d2, before = random_delta(qwen, 1), random_delta(qwen, 2), bits(qwen)
     params = dict(qwen.named_parameters())
@@ -79,7 +79,7 @@ def test_nested_blocks_add_and_cast_once(qwen, dtype):
 
 
 def test_opposite_blocks_cancel_in_half_precision(qwen):
-    """d then -d, nested: the bf16 weights are the originals, since both are summed before the cast"""
+    """d then -d, nested: the bf16 weights are the originals, both are summed before the cast"""
     qwen.to(torch.bfloat16)
     d, before = random_delta(qwen, size=1e-3), bits(qwen)
     with steered(qwen, d, 1.0), steered(qwen, d, -1.0):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import wscore as ws
 
-META = {"argv": "t0_train --seed 0", "seed": "0", "note": "Ünïcode, \"quotes\""}
+META = {"argv": "t0_train --seed 0", "seed": "0", "note": 'Ünïcode, "quotes"'}
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_an_interrupted_save_leaves_the_old_file(
         raise error
 
     monkeypatch.setattr(f"wscore.store.{step}", fail)
-    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OSError):
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else ValueError):
         ws.save_delta(ws.scale(2, d), path, {})
     assert_same(ws.load_delta(path), d)
     assert [p.name for p in tmp_path.iterdir()] == ["d.safetensors"]
@@ -112,9 +112,9 @@ def test_refusals_of_save(d: ws.Delta, tmp_path: Path):
     """A folder that is a file, meta that is not text, a delta in half precision, nothing at all."""
     blocker = tmp_path / "file"
     blocker.write_text("")
-    with pytest.raises(OSError, match=r"save_delta: cannot write .*; use a writable folder"):
+    with pytest.raises(ValueError, match="cannot be written .*; use another folder"):
         ws.save_delta(d, blocker / "d.safetensors", {})
-    with pytest.raises(OSError, match="cannot write"):
+    with pytest.raises(ValueError, match="cannot be written"):
         ws.save_delta(d, tmp_path / "absent" / "d.safetensors", {})
     with pytest.raises(ValueError, match="is torch.bfloat16"):
         ws.save_delta({"a": torch.ones(2).bfloat16()}, tmp_path / "d.safetensors", {})

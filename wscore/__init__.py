@@ -1,6 +1,6 @@
 """wscore: algebra on weight deltas, dict[str, Tensor] in and out.
 
-    adapter checkpoint -> delta -> difference -> (select | keep/drop | crop | null) -> ... -> effect
+adapter checkpoint -> delta -> difference -> (select | keep/drop | crop | null) -> ... -> effect
 """
 
 from wscore.basis import overlap, own_basis, random_basis, shared_basis, weight_basis
@@ -19,32 +19,27 @@ from wscore.delta import (
 )
 from wscore.effect import (
     Rule,
-    Share,
-    SharedCore,
     Verdict,
-    at_least,
-    at_most,
     effect_table,
     null_percentile,
     paired,
     retained,
-    shares,
     verdict,
 )
-from wscore.merge import (
+from wscore.families import (
     boft_delta,
     delora_delta,
     dora_delta,
-    family,
     ia3_delta,
     lora_delta,
-    merge_adapter,
     oft_delta,
     pissa_delta,
     pissa_factors,
 )
+from wscore.merge import family, merge_adapter
 from wscore.null import gaussian_null, match_norm, spectrum_null, stream
 from wscore.project import drop, energy, keep
+from wscore.rules import Share, SharedCore, at_least, at_most, shares
 from wscore.sites import (
     Site,
     layers,

@@ -5,15 +5,15 @@ All of them describe the left side of a weight change, what it writes, and are u
 """
 
 from collections.abc import Iterable, Mapping
-from math import sqrt
-from typing import Literal
+from math import hypot
+from typing import Any, Literal
 
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Basis, columns, dot, entries, entry, some
+from wscore.delta import Basis, columns, entries, entry, length, some
 from wscore.null import haar, stream
 from wscore.spectrum import TOL, find_range, svd, wide
 
@@ -67,18 +67,19 @@ def shared_basis(
     _check_k(k, "shared_basis")
     deltas = list(deltas)
     names = _common(deltas, missing)
-    lengths = [sqrt(sum(dot(w, w) for w in (entry(d, name) for name in names))) for d in deltas]
+    lengths = [hypot(*(length(entry(d, name)) for name in names)) for d in deltas]
     if not all(lengths):
         raise ValueError(f"shared_basis: norms are {lengths}; drop the zero deltas")
     return {name: _top(_gram(name, deltas, lengths), k, deltas[0][name]) for name in names}
 
 
-def _common(deltas: list[Mapping[str, Tensor]], missing: str) -> list[str]:
+def _common(deltas: list[Any], missing: str) -> list[str]:
     """The names in every delta, in the first one's order."""
-    if not deltas or missing not in ("raise", "skip"):
+    odd = {type(d).__name__ for d in deltas if not isinstance(d, Mapping)}
+    if not deltas or odd or missing not in ("raise", "skip"):
         raise ValueError(
-            f"shared_basis: {len(deltas)} deltas with missing={missing!r}; pass at least one delta,"
-            ' and missing="raise" or "skip"'
+            f"shared_basis: {len(deltas)} {'/'.join(odd) or 'deltas'} with missing={missing!r};"
+            ' pass a list of at least one delta, and missing="raise" or "skip"'
         )
     common = set(deltas[0]).intersection(*deltas[1:])
     odd = set().union(*deltas) - common
@@ -96,8 +97,8 @@ def _gram(
     """sum_f dW_f dW_f^T / |delta_f|^2 in float64, from thin factors where dW_f has low rank."""
     d_out = len(deltas[0][name])
     G = torch.zeros(d_out, d_out, dtype=torch.float64, device=deltas[0][name].device)
-    for d, length in zip(deltas, lengths, strict=True):
-        F = _left_factor(columns(d[name])).double() / length
+    for d, size in zip(deltas, lengths, strict=True):
+        F = _left_factor(columns(d[name])).double() / size
         G += einsum(F, F, "i s, j s -> i j")
     return G
 

@@ -6,7 +6,7 @@ reads one entry at a time, so any lazily loaded mapping will do, and none change
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from math import sqrt
+from math import hypot, sqrt
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -53,9 +53,7 @@ def entries(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     return ((name, entry(d, name)) for name in _nonempty(d))
 
 
-def pairs(
-    a: Mapping[str, Tensor], b: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor, Tensor]]:
+def pairs(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(name, a[name], b[name]) over the union of keys, a's first; a missing side is zero."""
     for name in dict.fromkeys([*_nonempty(a), *_nonempty(b)]):
         x, y = (entry(d, name) if name in d else None for d in (a, b))
@@ -107,7 +105,7 @@ def difference(
     return {name: x - y for name, x, y in pairs(pos, neg)}
 
 
-def _same_targets(pos, neg, missing: str, what: str) -> None:
+def _same_targets(pos: Iterable[str], neg: Iterable[str], missing: str, what: str) -> None:
     """Two adapters that touched different targets are seldom meant to be subtracted."""
     if missing not in ("raise", "zero"):
         raise ValueError(f'{what}: missing={missing!r} is unknown; use "raise" or "zero"')
@@ -125,6 +123,11 @@ def dot(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
     return torch.dot(x.double().flatten(), y.double().flatten()).item()
 
 
+def length(w: Float[Tensor, "..."]) -> float:
+    """|w|_F in float64, which neither overflows nor underflows on squares of float32 entries."""
+    return torch.linalg.vector_norm(w, dtype=torch.float64).item()
+
+
 def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """<a, b> = sum over names and entries of a * b; a missing key contributes 0."""
     return sum(dot(x, y) for _, x, y in pairs(a, b))
@@ -132,7 +135,7 @@ def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 def norm(d: Mapping[str, Tensor]) -> float:
     """|d| = sqrt(<d, d>), the Frobenius norm over all entries."""
-    return sqrt(sum(dot(w, w) for _, w in entries(d)))
+    return hypot(*(length(w) for _, w in entries(d)))
 
 
 def cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
@@ -161,11 +164,11 @@ def geometry(
 ) -> Geometry:
     """With M = (tau_pos + tau_neg)/2, the common drift, and dW = tau_pos - tau_neg:
 
-        cos_anti    = cos(tau_pos, -tau_neg)             1 when the two are exact opposites
-        asymmetry   = (|tau_pos| - |tau_neg|) / (|tau_pos| + |tau_neg|)
-        drift_ratio = |M| / |dW|                         0 when nothing is common to both
-        cos_dW_M    = cos(dW, M)                         0 when M = 0
-        norms       = |tau_pos|, |tau_neg|, |dW|, |M|    as pos, neg, dW, M
+    cos_anti    = cos(tau_pos, -tau_neg)             1 when the two are exact opposites
+    asymmetry   = (|tau_pos| - |tau_neg|) / (|tau_pos| + |tau_neg|)
+    drift_ratio = |M| / |dW|                         0 when nothing is common to both
+    cos_dW_M    = cos(dW, M)                         0 when M = 0
+    norms       = |tau_pos|, |tau_neg|, |dW|, |M|    as pos, neg, dW, M
     """
     _same_targets(pos, neg, missing, "geometry")
     p, n, dW, M, pn, dWM = map(sum, zip(*(_sums(x, y) for _, x, y in pairs(pos, neg)), strict=True))

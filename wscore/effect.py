@@ -8,7 +8,6 @@ paired -> effect_table, retained, null_percentile -> verdict.
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,8 +17,15 @@ CELL = ("model", "behaviour", "dataset", "prompt_style")  # scored once at alpha
 SUMMARY_KEYS = ("experiment", *CELL, "method", "family", "variant", "k", "alpha")
 KEYS = (*SUMMARY_KEYS, "seed")
 SAW = ("saw_seeds", "saw_clusters")  # what a line was measured on: ids, one a row
-TYPES = pl.Schema({"family": pl.String, "k": pl.Int64, "alpha": pl.Float64, "seed": pl.Int64,
-                   "margin": pl.Float64})  # also for columns null throughout, or of whole numbers
+TYPES = pl.Schema(
+    {
+        "family": pl.String,
+        "k": pl.Int64,
+        "alpha": pl.Float64,
+        "seed": pl.Int64,
+        "margin": pl.Float64,
+    }
+)  # also for columns null throughout, or of whole numbers
 COLUMNS = (*KEYS, "item", "cluster", "label", "margin", "mass", "flagged")
 
 
@@ -32,16 +38,23 @@ def paired(rows: pl.DataFrame) -> pl.DataFrame:
     reference, treated = _split(rows)
     for (problem,), bad in _differences(reference, treated).group_by("problem"):
         _refuse(bad, problem, "score every variant once on exactly the items of its alpha = 0 rows")
-    base = reference.select(*CELL, "item", margin0="margin", mass0="mass",
-                            label0="label", cluster0="cluster")
+    base = reference.select(
+        *CELL, "item", margin0="margin", mass0="mass", label0="label", cluster0="cluster"
+    )
     out = treated.join(base, on=[*CELL, "item"], nulls_equal=True, maintain_order="left")
     for column in ("label", "cluster"):
-        _refuse(out.filter(pl.col(column) != pl.col(f"{column}0")),
-                f"with another {column} than at alpha = 0", "score both on one item set")
-    return (out.drop("label0", "cluster0")
-            .with_columns(shift=pl.col("margin") - pl.col("margin0"))
-            .with_columns(aligned=pl.col("label") * pl.col("margin"),
-                          gain=pl.col("label") * pl.col("shift")))
+        _refuse(
+            out.filter(pl.col(column) != pl.col(f"{column}0")),
+            f"with another {column} than at alpha = 0",
+            "score both on one item set",
+        )
+    return (
+        out.drop("label0", "cluster0")
+        .with_columns(shift=pl.col("margin") - pl.col("margin0"))
+        .with_columns(
+            aligned=pl.col("label") * pl.col("margin"), gain=pl.col("label") * pl.col("shift")
+        )
+    )
 
 
 def _split(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -49,30 +62,47 @@ def _split(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     if lacking := [c for c in COLUMNS if c not in rows.columns]:
         raise ValueError(f"paired: needs the row schema, lacks the columns {lacking}; add them")
     rows = rows.cast(TYPES)
-    wrong = {"without dataset, item or cluster": pl.col("dataset", "item", "cluster").is_null(),
-             "with alpha or margin null or not finite":
-                 ~pl.col("alpha", "margin").is_finite().fill_null(False),
-             "with a label other than +1 or -1": ~pl.col("label").is_in([1, -1]).fill_null(False)}
+    wrong = {
+        "without dataset, item or cluster": pl.col("dataset", "item", "cluster").is_null(),
+        "with alpha or margin null or not finite": ~pl.col("alpha", "margin")
+        .is_finite()
+        .fill_null(False),
+        "with a label other than +1 or -1": ~pl.col("label").is_in([1, -1]).fill_null(False),
+    }
     for found, where in wrong.items():
         _refuse(rows.filter(pl.any_horizontal(where)), found, "repair the rows where they are made")
     reference, treated = rows.filter(pl.col("alpha") == 0), rows.filter(pl.col("alpha") != 0)
     if treated.is_empty():
         raise ValueError("paired: needs rows at alpha != 0, found none; score a steered variant")
-    _refuse(reference.filter(pl.struct(*CELL, "item").is_duplicated()), "doubled at alpha = 0",
-            "score the base once per dataset, and pair one experiment at a time")
-    _refuse(treated.join(reference, on=CELL, how="anti", nulls_equal=True),
-            "without any alpha = 0 rows", "score the base on the same items")
+    _refuse(
+        reference.filter(pl.struct(*CELL, "item").is_duplicated()),
+        "doubled at alpha = 0",
+        "score the base once per dataset, and pair one experiment at a time",
+    )
+    _refuse(
+        treated.join(reference, on=CELL, how="anti", nulls_equal=True),
+        "without any alpha = 0 rows",
+        "score the base on the same items",
+    )
     return reference, treated
 
 
 def _differences(reference: pl.DataFrame, treated: pl.DataFrame) -> pl.DataFrame:
     """One line per (group, item) by which a group's ids differ from its reference, with why."""
-    asked = treated.select(KEYS).unique().join(
-        reference.select(*CELL, "item", asked=1), on=CELL, nulls_equal=True)
+    asked = (
+        treated.select(KEYS)
+        .unique()
+        .join(reference.select(*CELL, "item", asked=1), on=CELL, nulls_equal=True)
+    )
     found = treated.group_by(*KEYS, "item").agg(found=pl.len().cast(pl.Int32))
     both = asked.join(found, on=[*KEYS, "item"], how="full", coalesce=True, nulls_equal=True)
-    why = (pl.when(pl.col("found").is_null()).then(pl.lit("missing"))
-           .when(pl.col("asked").is_null()).then(pl.lit("extra")).otherwise(pl.lit("duplicate")))
+    why = (
+        pl.when(pl.col("found").is_null())
+        .then(pl.lit("missing"))
+        .when(pl.col("asked").is_null())
+        .then(pl.lit("extra"))
+        .otherwise(pl.lit("duplicate"))
+    )
     return both.filter(pl.col("asked").ne_missing(pl.col("found"))).with_columns(problem=why)
 
 
@@ -82,15 +112,25 @@ def _refuse(bad: pl.DataFrame, found: str, todo: str) -> None:
         return
     bad = bad.select(*KEYS, "item").unique().sort(*KEYS, "item")
     group = bad.join(bad.head(1), on=KEYS, how="semi", nulls_equal=True)
-    name = ", ".join(f"{c}={v}" for c, v in group.select(KEYS).row(0, named=True).items()
-                     if v is not None)
+    name = ", ".join(
+        f"{c}={v}" for c, v in group.select(KEYS).row(0, named=True).items() if v is not None
+    )
     ids = ", ".join(map(repr, group["item"].head(3))) + ", ..." * (len(group) > 3)
-    raise ValueError(f"paired: {name} has {len(group)} item(s) {found}: {ids} "
-                     f"({bad.select(KEYS).n_unique()} such group(s)); {todo}")
+    raise ValueError(
+        f"paired: {name} has {len(group)} item(s) {found}: {ids} "
+        f"({bad.select(KEYS).n_unique()} such group(s)); {todo}"
+    )
 
 
-def effect_table(rows: pl.DataFrame, by: Sequence[str] = SUMMARY_KEYS, *, full: str | None = None,
-                 resamples: int = 2000, seed: int = 0, level: float = 0.95) -> pl.DataFrame:
+def effect_table(
+    rows: pl.DataFrame,
+    by: Sequence[str] = SUMMARY_KEYS,
+    *,
+    full: str | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pl.DataFrame:
     """effect = mean gain = discrimination + bias * mean(label), one line per group of `by`.
 
     With m+ and m- the mean shift of the items labelled +1 and -1: bias = (m+ + m-)/2,
@@ -104,22 +144,50 @@ def effect_table(rows: pl.DataFrame, by: Sequence[str] = SUMMARY_KEYS, *, full: 
     lo, hi = _interval(samples, level)
     up, down = (pl.col("shift").filter(pl.col("label") == sign).mean() for sign in (1, -1))
     stats = p.group_by("line").agg(
-        n=pl.struct("dataset", "item").n_unique(), clusters=pl.col("unit").n_unique(),
-        seeds=pl.col("seed").n_unique(), effect=pl.col("gain").mean(),
-        bias=(up + down) / 2, discrimination=(up - down) / 2,
-        mass=pl.col("mass").mean(), flagged_share=pl.col("flagged").mean())
+        n=pl.struct("dataset", "item").n_unique(),
+        clusters=pl.col("unit").n_unique(),
+        seeds=pl.col("seed").n_unique(),
+        effect=pl.col("gain").mean(),
+        bias=(up + down) / 2,
+        discrimination=(up - down) / 2,
+        mass=pl.col("mass").mean(),
+        flagged_share=pl.col("flagged").mean(),
+    )
     differing = _differences(*_split(rows)).group_by(by).agg(row_diff=pl.col("item").n_unique())
-    table = (lines.join(stats, on="line", maintain_order="left").with_columns(lo=lo, hi=hi)
-             .join(differing, on=by, how="left", nulls_equal=True, maintain_order="left")
-             .with_columns(pl.col("row_diff").fill_null(0))
-             .with_columns(pl.col("n", "clusters", "seeds", "row_diff").cast(pl.Int64)))
+    table = (
+        lines.join(stats, on="line", maintain_order="left")
+        .with_columns(lo=lo, hi=hi)
+        .join(differing, on=by, how="left", nulls_equal=True, maintain_order="left")
+        .with_columns(pl.col("row_diff").fill_null(0))
+        .with_columns(pl.col("n", "clusters", "seeds", "row_diff").cast(pl.Int64))
+    )
     ratios = [] if full is None else _ratios(table, samples, full, level)
-    return table.select(*by, "n", "clusters", "seeds", "effect", "lo", "hi", "bias",
-                        "discrimination", *ratios, "mass", "flagged_share", "row_diff")
+    return table.select(
+        *by,
+        "n",
+        "clusters",
+        "seeds",
+        "effect",
+        "lo",
+        "hi",
+        "bias",
+        "discrimination",
+        *ratios,
+        "mass",
+        "flagged_share",
+        "row_diff",
+    )
 
 
-def retained(rows: pl.DataFrame, full: str, *, by: Sequence[str] = SUMMARY_KEYS,
-             resamples: int = 2000, seed: int = 0, level: float = 0.95) -> pl.DataFrame:
+def retained(
+    rows: pl.DataFrame,
+    full: str,
+    *,
+    by: Sequence[str] = SUMMARY_KEYS,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pl.DataFrame:
     """retained = effect(variant) / effect(full), both under the same resamples.
 
     `full` is matched on every key of `by` but variant and k. All three columns are null where the
@@ -146,16 +214,24 @@ def null_percentile(table: pl.DataFrame, null: str = "spectrum_null") -> pl.Data
     serves = ~is_draw & (pl.col("draw_k").is_null() | (pl.col("draw_k") == pl.col("of_k")))
     share = 100 * (below.mean() + tied.mean() / 2)
     ranks = _match(lines, draws, "draw", "draw_k").filter(serves & pl.col("draw").is_not_null())
-    return lines.join(ranks.group_by("line").agg(null_percentile=share), on="line", how="left",
-                      maintain_order="left").drop("line", "of_k")
+    return lines.join(
+        ranks.group_by("line").agg(null_percentile=share),
+        on="line",
+        how="left",
+        maintain_order="left",
+    ).drop("line", "of_k")
 
 
 def _match(lines: pl.DataFrame, partners: pl.DataFrame, *columns: str) -> pl.DataFrame:
     """Every line beside each partner that agrees on all keys but variant and k, or beside nulls."""
     keys = [c for c in (*KEYS, *SAW) if c in lines.columns and c not in ("variant", "k")]
     return lines.with_columns(one=1).join(
-        partners.select(*keys, *columns, one=1), on=["one", *keys], how="left", nulls_equal=True,
-        maintain_order="left")
+        partners.select(*keys, *columns, one=1),
+        on=["one", *keys],
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
+    )
 
 
 def _lines(rows: pl.DataFrame, by: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -166,9 +242,12 @@ def _lines(rows: pl.DataFrame, by: Sequence[str]) -> tuple[pl.DataFrame, pl.Data
     lines = p.select(by).unique().sort(by).with_row_index("line")
     p = p.join(lines, on=by, nulls_equal=True, maintain_order="left").with_columns(
         unit=pl.concat_str("dataset", "cluster", separator="/"),
-        seed=pl.col("seed").cast(pl.String).fill_null("-"))
-    ids = (pl.col(c).unique().sort().str.join("\n").alias(s)
-           for c, s in zip(("seed", "unit"), SAW, strict=True))
+        seed=pl.col("seed").cast(pl.String).fill_null("-"),
+    )
+    ids = (
+        pl.col(c).unique().sort().str.join("\n").alias(s)
+        for c, s in zip(("seed", "unit"), SAW, strict=True)
+    )
     return p, lines.join(p.group_by("line").agg(ids), on="line", maintain_order="left")
 
 
@@ -179,17 +258,24 @@ def _bootstrap(p: pl.DataFrame, lines: pl.DataFrame, resamples: int, seed: int) 
     the pigeonhole bootstrap of Owen 2007, Annals of Applied Statistics 1:386.
     S seeds show (S - 1)/S of the variance between seeds, so two or three make it look small.
     """
-    cells = p.group_by("line", "seed", "unit").agg(pl.col("gain").sum(), n=pl.len()).sort(
-        "line", "seed", "unit")
+    cells = (
+        p.group_by("line", "seed", "unit")
+        .agg(pl.col("gain").sum(), n=pl.len())
+        .sort("line", "seed", "unit")
+    )
     out = np.full((resamples, len(lines)), np.nan)
     for (seeds, units), part in lines.group_by(SAW):
-        u, w = (_counts(str(ids), resamples, f"{seed}/{kind}")
-                for kind, ids in (("seeds", seeds), ("clusters", units)))
+        u, w = (
+            _counts(str(ids), resamples, f"{seed}/{kind}")
+            for kind, ids in (("seeds", seeds), ("clusters", units))
+        )
         x = cells.join(part, on="line", how="semi", maintain_order="left")
         shape = (len(part), u.shape[1], w.shape[1])
         if len(x) != np.prod(shape):
-            raise ValueError("effect_table: pooled seeds need the same clusters, found only "
-                             f"{len(x)} of {np.prod(shape)} pairs; add 'dataset' or 'seed' to by")
+            raise ValueError(
+                "effect_table: pooled seeds need the same clusters, found only "
+                f"{len(x)} of {np.prod(shape)} pairs; add 'dataset' or 'seed' to by"
+            )
         if w.shape[1] > 1:
             gain, n = (_weighted(x[c].to_numpy().reshape(shape), u, w) for c in ("gain", "n"))
             out[:, part["line"].sort()] = gain / n
@@ -226,8 +312,10 @@ def _ratios(table: pl.DataFrame, samples: np.ndarray, full: str, level: float) -
     if len(wrong):
         line = ", ".join(f"{c}={wrong[c][0]}" for c in KEYS if c in wrong.columns)
         number = "none" if wrong["of"][0] is None else "several"
-        raise ValueError(f"retained: needs one {full!r} line on the seeds and clusters of {line}, "
-                         f"found {number}; score it there, or filter these rows out")
+        raise ValueError(
+            f"retained: needs one {full!r} line on the seeds and clusters of {line}, "
+            f"found {number}; score it there, or filter these rows out"
+        )
     of, effect = found["of"].to_numpy(), table["effect"].to_numpy()
     clear = ((table["lo"] > 0) | (table["hi"] < 0)).fill_null(False).to_numpy()[of]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -238,21 +326,12 @@ def _ratios(table: pl.DataFrame, samples: np.ndarray, full: str, level: float) -
     return [column.alias(name) for column, name in zip(columns, names, strict=True)]
 
 
-def at_least(lo: float | None, hi: float | None, t: float) -> bool | None:
-    """x >= t: True if lo >= t, False if hi < t, else None (unknown); the partner of `at_most`."""
-    return None if lo is None or hi is None else True if lo >= t else False if hi < t else None
-
-
-def at_most(lo: float | None, hi: float | None, t: float) -> bool | None:
-    """x <= t: True if hi <= t, False if lo > t, else None (unknown)."""
-    return None if lo is None or hi is None else True if hi <= t else False if lo > t else None
-
-
 Outcome = Literal["supported", "refuted", "undetermined"]
 
 
 class Verdict(NamedTuple):
     """What a rule says of a table: the outcome, and the claim in a sentence."""
+
     outcome: Outcome
     sentence: str
 
@@ -260,95 +339,10 @@ class Verdict(NamedTuple):
 @runtime_checkable
 class Rule(Protocol):
     """A claim with its thresholds as fields, written before the run; one `decide` per claim."""
+
     def decide(self, table: pl.DataFrame) -> Verdict: ...
 
 
 def verdict(table: pl.DataFrame, rule: Rule) -> Verdict:
     """supported | refuted | undetermined: `rule` read off the lines of an `effect_table`."""
     return rule.decide(table)
-
-
-class Share(NamedTuple):
-    """A retained ratio with its interval; empty where it was suppressed."""
-    value: float | None = None
-    lo: float | None = None
-    hi: float | None = None
-
-    def __str__(self) -> str:
-        return "unknown" if self.lo is None else f"{self.value:.2f} [{self.lo:.2f}, {self.hi:.2f}]"
-
-
-Shares = dict[tuple[str | None, str, int | None], Share]  # (family, variant, k) -> Share
-
-
-def shares(table: pl.DataFrame) -> Shares:
-    """The retained ratios of a table of one model, behaviour, dataset and alpha."""
-    several = [c for c in (*CELL, "alpha") if c in table.columns and table[c].n_unique() > 1]
-    lines = table.select("family", "variant", "k", "retained", "retained_lo", "retained_hi")
-    if several or lines.select("family", "variant", "k").is_duplicated().any():
-        raise ValueError("verdict: needs one line per (family, variant, k), found several of "
-                         f"{several or 'the same'}; filter the table first")
-    return {(family, variant, k): Share(*x) for family, variant, k, *x in lines.iter_rows()}
-
-
-@dataclass(frozen=True)
-class SharedCore:
-    """exists K, for all families: keep(K) >= keep_at_least and drop(K) <= drop_at_most.
-
-    Refuted by one family whose keep is below drop_at_most at the largest K while its drop is at
-    least keep_at_least; not identifiable where both are, since then each half is enough.
-    """
-    keep_at_least: float = 0.7
-    drop_at_most: float = 0.3
-    families: tuple[str, ...] = ("lora", "dora", "pissa", "delora", "oft")
-    keep: str = "keep_shared"
-    drop: str = "drop_shared"
-
-    def __post_init__(self) -> None:
-        if not self.families:
-            raise ValueError("SharedCore: needs one family or more, got none; name them")
-
-    def decide(self, table: pl.DataFrame) -> Verdict:
-        got = shares(table)
-        ks = sorted({k for _, v, k in got if v in (self.keep, self.drop) and k is not None})
-        if not ks:
-            return Verdict("undetermined", f"no line of {self.keep} or {self.drop} at any K for "
-                           f"{', '.join(self.families)}")
-        unmet = {k: self._unmet(got, k) for k in ks}
-        if held := [str(k) for k in ks if not unmet[k]]:
-            return Verdict("supported", f"at K = {' and '.join(held)}, {self.keep} retains >= "
-                           f"{self.keep_at_least:g} and {self.drop} <= {self.drop_at_most:g} of "
-                           f"the effect in every family of {', '.join(self.families)}")
-        for outcome, why, families in self._obstacles(got, ks[-1]):
-            if families:
-                return Verdict(outcome, f"{why} for {', '.join(families)}")
-        k = min(ks, key=lambda k: (len(unmet[k]), -k))
-        more = f"; and {len(unmet[k]) - 3} more" if len(unmet[k]) > 3 else ""
-        return Verdict("undetermined", f"closest at K = {k}, where {'; '.join(unmet[k][:3])}{more}")
-
-    def _unmet(self, got: Shares, k: int) -> list[str]:
-        """The conditions at K that are not clearly true, with their numbers."""
-        conditions = ((self.keep, at_least, ">=", self.keep_at_least),
-                      (self.drop, at_most, "<=", self.drop_at_most))
-        asked = [(f, *c, got.get((f, c[0], k), Share())) for f in self.families for c in conditions]
-        return [f"{f} {variant} retains {share}, not clearly {sign} {t:g}"
-                for f, variant, test, sign, t, share in asked if not test(share.lo, share.hi, t)]
-
-    def _obstacles(self, got: Shares, k: int) -> list[tuple[Outcome, str, list[str]]]:
-        """(outcome, why, families) at the largest K, in order: the first with a family decides."""
-        t, low, both = self.keep_at_least, self.drop_at_most, f"{self.keep} and {self.drop}"
-        counter, absent, noise, either = [], [], [], []
-        for f in self.families:
-            keys = [(f, variant, k) for variant in (self.keep, self.drop)]
-            x, y = (got.get(key, Share()) for key in keys)
-            kept, left = at_least(x.lo, x.hi, t), at_least(y.lo, y.hi, t)
-            absent += [f] if any(key not in got for key in keys) else []
-            noise += [f] if f not in absent and None in (x.lo, y.lo) else []
-            counter += [f"{f} ({x}, {y})"] if left and at_least(x.lo, x.hi, low) is False else []
-            either += [f"{f} ({x}, {y})"] if left and kept else []
-        return [("refuted", f"at K = {k}, the largest, {self.keep} retains < {low:g} and "
-                            f"{self.drop} >= {t:g} of the effect", counter),
-                ("undetermined", f"no line of {both} at K = {k}, the largest,", absent),
-                ("undetermined", "the full effect is at noise and its shares are unknown", noise),
-                ("undetermined", f"not identifiable under this basis: {both} both retain >= {t:g} "
-                                 f"at K = {k}, the largest,", either)]

@@ -69,10 +69,7 @@ def _factor(has: float, wants: float, what: str) -> float:
 def gaussian_null(like: Mapping[str, Tensor], seed: int) -> Delta:
     """Gaussian entries with the norm of `like`, tensor by tensor: |out_t|_F = |like_t|_F."""
     return match_norm(
-        {
-            name: gaussian(w.shape, w, stream(seed, f"gaussian/{name}"))
-            for name, w in entries(like)
-        },
+        {name: gaussian(w.shape, w, stream(seed, f"gaussian/{name}")) for name, w in entries(like)},
         like,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from wscore.delta import Delta, dot, entries, some
+from wscore.delta import Delta, entries, length, some
 
 
 def keep(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> Delta:
@@ -21,7 +21,7 @@ def energy(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> float:
     """|keep(d)|_F^2 / |d|_F^2 over all entries together: about k/d_out for a random basis."""
     inside = total = 0.0
     for _, w, part in _parts(d, basis):
-        inside, total = inside + dot(part, part), total + dot(w, w)
+        inside, total = inside + length(part) ** 2, total + length(w) ** 2
     if not total:
         raise ValueError("energy: the delta is zero, so it has no shares; check how it was made")
     return inside / total

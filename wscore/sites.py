@@ -1,6 +1,6 @@
 """Sites: where in the model an entry of a delta sits, and selection by place.
 
-    model.layers.3.self_attn.q_proj.weight  ->  Site(layer=3, block="self_attn", proj="q_proj")
+model.layers.3.self_attn.q_proj.weight  ->  Site(layer=3, block="self_attn", proj="q_proj")
 """
 
 import re

@@ -12,7 +12,7 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wscore.delta import Delta, columns, entries, some
+from wscore.delta import Delta, columns, entries, length, some
 
 TOL = 1e-6
 """Relative to |W|_F; about ten times what float32 rounding leaves of an exact low rank."""
@@ -28,9 +28,7 @@ class SVD(NamedTuple):
     Vt: Float[Tensor, "r d_in"]
 
 
-def find_range(
-    W: Float[Tensor, "d_out d_in"], tol: float = TOL
-) -> Float[Tensor, "d_out s"] | None:
+def find_range(W: Float[Tensor, "d_out d_in"], tol: float = TOL) -> Float[Tensor, "d_out s"] | None:
     """Orthonormal Q with |W - Q Q^T W|_F <= tol |W|_F, or None where no narrow Q will do.
 
     Halko, Martinsson & Tropp 2011 (arXiv 0909.4061), algorithm 4.2 in blocks: Q spans W Omega for a
@@ -43,13 +41,14 @@ def find_range(
         omega = torch.randn(W.shape[1], k, generator=random, dtype=W.dtype).to(W.device)
         return einsum(W, omega, "d_out d_in, d_in k -> d_out k")
 
-    probes, Q = sample(_PROBES), W.new_zeros(W.shape[0], 0)
+    size, probes, Q = length(W), sample(_PROBES), W.new_zeros(W.shape[0], 0)
+    if size == 0:
+        return Q
     while 3 * max(_SKETCH, Q.shape[1]) <= min(W.shape):
         fresh = sample(max(_SKETCH, Q.shape[1]))
         fresh = fresh - Q @ (Q.T @ fresh)
-        Q = torch.linalg.qr(torch.cat([Q, fresh / fresh.norm()], 1)).Q
-        residual = (probes - Q @ (Q.T @ probes)).norm() / _PROBES**0.5
-        if residual <= tol * W.norm():
+        Q = torch.linalg.qr(torch.cat([Q, fresh / fresh.abs().max()], 1)).Q
+        if length(probes - Q @ (Q.T @ probes)) / _PROBES**0.5 <= tol * size:
             return Q
     return None
 
@@ -61,8 +60,6 @@ def svd(W: Float[Tensor, "d_out d_in"], tol: float = TOL) -> SVD:
     `find_range`, W = Q (Q^T W) up to tol, and Q^T W is small enough for an exact SVD; without Q
     (the rank is above about a third of the shorter side) it is the full SVD.
     """
-    if not W.any():
-        return SVD(W.new_zeros(W.shape[0], 0), W.new_zeros(0), W.new_zeros(0, W.shape[1]))
     Q = find_range(W, tol)
     if Q is None:
         U, S, Vt = torch.linalg.svd(W, full_matrices=False)
@@ -71,7 +68,7 @@ def svd(W: Float[Tensor, "d_out d_in"], tol: float = TOL) -> SVD:
         P, L = torch.linalg.qr((Q.T @ W).T)
         U, S, Vt = torch.linalg.svd(L.T)
         U, Vt = Q @ U, Vt @ P.T
-    r = int((S > tol * W.norm()).sum())
+    r = int((S > tol * length(S)).sum())  # |S| = |W|_F
     return SVD(U[:, :r], S[:r], Vt[:r])
 
 

@@ -1,12 +1,13 @@
 """Deltas on disk: one safetensors file with its provenance in the header.
 
-    save_delta(d, path, meta); load_delta(path) is d bit by bit, and load_delta(path).meta is meta
+save_delta(d, path, meta); load_delta(path) is d bit by bit, and load_delta(path).meta is meta
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,21 +20,33 @@ from wscore.delta import check_delta, some
 def save_delta(d: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, str]) -> Path:
     """Write d with its provenance and return the path; the partner of `load_delta`.
 
-    The file is written beside `path` under a temporary name, synced and renamed: whatever happens
-    in between, `path` holds either all of the new delta or what was there before.
+    Safe against kills in the middle, as `write_whole`; raises ValueError for metadata that is not
+    text, for what is no delta, and where `path` cannot be written.
     """
-    path = Path(path)
     if odd := [key for key, value in meta.items() if not isinstance(value, str)]:
         raise ValueError(f"save_delta: meta values of {odd} are not text; write them with str()")
     tensors = _separate(check_delta(d))
+    return write_whole(path, lambda partial: save_file(tensors, partial, metadata=dict(meta)))
+
+
+def write_whole(path: str | Path, write: Callable[[Path], Any]) -> Path:
+    """Run write(temporary path beside `path`), sync it, rename it to `path`; returns `path`.
+
+    Folders are made as needed. Whatever happens in between, also a kill, `path` holds the whole new
+    file or what was there before. Raises ValueError where it cannot be written.
+    """
+    path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata=dict(meta))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
         _sync(partial)
         os.replace(partial, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"save_delta: cannot write {path}: {error}; use a writable folder") from error
+        raise ValueError(
+            f"{str(path)!r} cannot be written ({error}); use another folder"
+        ) from error
     finally:
         if partial.is_file():
             partial.unlink()

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import Delta, difference, family, merge_adapter
+from wscore.store import write_whole
 from wsrun.items import user
 from wsrun.pairs import Pair
 from wsrun.score import render
 from wsrun.steer import steered
-from wsrun.tables import write_whole
 
 PEFT_VERSION = "0.21"  # the version that tests compare every family with
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 Hook = Callable[[Float[Tensor, "b s d"]], Float[Tensor, "b s d"] | None]
@@ -19,11 +20,11 @@ def hooked(model: PreTrainedModel, hooks: Mapping[int, Hook]) -> Iterator[PreTra
     [batch, sequence, d_model]. Hooks go on every exit, also after an exception. Raises ValueError
     for no hooks and for a layer that the model does not have.
     """
-    layers = model.get_decoder().layers
+    layers = cast(nn.ModuleList, model.get_decoder().layers)
     wrong = [i for i in hooks if not -len(layers) <= i < len(layers)]
     if wrong or not hooks:
         raise ValueError(
-            f"hooked: layers {wrong or 'none'} asked; the model has 0 to {len(layers) - 1}"
+            f"hooked: layers {wrong or 'none'} asked; there are 0 to {len(layers) - 1}"
         )
     handles = []
     try:
@@ -47,7 +48,7 @@ def _on_output(hook: Hook):
 
 
 def add_vector(vector: Float[Tensor, " d"], coefficient: float) -> Hook:
-    """h' = h + c v at every position (activation addition; Turner et al. 2023, arXiv 2308.10248)."""
+    """h' = h + c v at every position (Turner et al. 2023, arXiv 2308.10248)."""
 
     def hook(hidden: torch.Tensor) -> torch.Tensor:
         return hidden + coefficient * vector.to(hidden)

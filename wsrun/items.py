@@ -80,7 +80,9 @@ def load_personas(path: str | Path, *names: str) -> list[list[str]]:
         personas = json.loads(Path(path).read_text())
         found = sorted(personas)
     except (OSError, ValueError) as error:
-        raise ValueError(f"personas: {str(path)!r} is no JSON file of personas ({error})") from error
+        raise ValueError(
+            f"personas: {str(path)!r} is no JSON file of personas ({error})"
+        ) from error
     lacking = [n for n in names if not personas.get(n)]
     if lacking:
         raise ValueError(f"personas: {lacking[0]!r} asked; {str(path)!r} has {found}")

@@ -1,6 +1,7 @@
 """Models: load one with its tokenizer and an explicit dtype, or build a tiny random one."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -23,12 +24,12 @@ def load_model(
     """(model, tokenizer) of a local folder or a hub name, in evaluation mode, without gradients.
 
     The dtype is always explicit, because transformers 5 otherwise takes the one found in the
-    checkpoint. Raises ValueError for an unknown dtype, a folder that lacks its model or tokenizer, and
-    a hub name that cannot be reached.
+    checkpoint. Raises ValueError for an unknown dtype, a folder that lacks its model or tokenizer,
+    and a hub name that cannot be reached.
     """
     if dtype not in DTYPES:
         raise ValueError(f"load_model: dtype {dtype!r} asked; known are {sorted(DTYPES)}")
-    model = _load(AutoModelForCausalLM, name, "model", dtype=DTYPES[dtype])
+    model: Any = _load(AutoModelForCausalLM, name, "model", dtype=DTYPES[dtype])
     tok = load_tokenizer(name)
     return model.to(device).eval().requires_grad_(False), tok
 
@@ -79,37 +80,28 @@ def limit_threads(model: PreTrainedModel, below: int = 512) -> None:
         torch.set_num_threads(1)
 
 
-def tiny_qwen3(seed: int = 0, **changes) -> Qwen3ForCausalLM:
+_TINY: dict[str, Any] = dict(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=24,
+    max_position_embeddings=512,
+    initializer_range=0.1,
+)
+
+
+def tiny_qwen3(seed: int = 0, **changes: Any) -> Qwen3ForCausalLM:
     """A random Qwen3 of width 64 with 4 layers; `changes` overrides its configuration."""
     torch.manual_seed(seed)
-    shape = dict(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=24,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-    )
-    return Qwen3ForCausalLM(Qwen3Config(**(shape | changes))).eval().requires_grad_(False)
+    config = Qwen3Config(**(_TINY | {"tie_word_embeddings": True} | changes))
+    return Qwen3ForCausalLM(config).eval().requires_grad_(False)
 
 
-def tiny_gemma3(seed: int = 0, **changes) -> Gemma3ForCausalLM:
+def tiny_gemma3(seed: int = 0, **changes: Any) -> Gemma3ForCausalLM:
     """A random Gemma 3 text model of width 64 with 4 layers; `changes` as in tiny_qwen3."""
     torch.manual_seed(seed)
-    shape = dict(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=24,
-        max_position_embeddings=512,
-        sliding_window=16,
-        initializer_range=0.1,
-    )
-    return Gemma3ForCausalLM(Gemma3TextConfig(**(shape | changes))).eval().requires_grad_(False)
+    config = Gemma3TextConfig(**(_TINY | {"sliding_window": 16} | changes))
+    return Gemma3ForCausalLM(config).eval().requires_grad_(False)

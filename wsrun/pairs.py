@@ -30,7 +30,7 @@ def load_questions(path: str | Path, split: str) -> list[dict]:
         kept = [r for r in rows if r["split"] == split and r["prompt"] and r["topic"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"pairs: {str(path)!r} is not a jsonl file of question, topic, prompt, split ({error!r})"
+            f"pairs: {str(path)!r} is no jsonl file of question, topic, prompt, split ({error!r})"
         ) from error
     if not kept:
         raise ValueError(f"pairs: no questions of split {split!r} in {str(path)!r}")
@@ -54,7 +54,7 @@ def generate(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for batch in batches(sequences, batch_size, padding="left"):
-            new = model.generate(
+            new = model.generate(  # type: ignore[operator]
                 input_ids=batch.ids.to(model.device),
                 attention_mask=batch.mask.to(model.device),
                 max_new_tokens=max_new_tokens,
@@ -68,7 +68,9 @@ def generate(
             for i, ids in zip(batch.order, new.tolist(), strict=True):
                 if tok.eos_token_id in ids:
                     end = ids.index(tok.eos_token_id)
-                    answers[i] = tok.decode(ids[:end], skip_special_tokens=True).strip() or None
+                    answers[i] = (
+                        str(tok.decode(ids[:end], skip_special_tokens=True)).strip() or None
+                    )
             batch_done("")
     return answers
 

@@ -39,9 +39,10 @@ def render(tok: PreTrainedTokenizerBase, turns: Sequence[Turn], prefill: str = "
 
 def _template(tok: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
     def apply(turns: Sequence[Turn]) -> str:
-        return tok.apply_chat_template(
+        text = tok.apply_chat_template(
             list(turns), tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
+        return str(text)
 
     if turns[0]["role"] != "system":
         return apply(turns)
@@ -122,7 +123,7 @@ def _pad(sequences: Sequence[Sequence[int]], order: list[int], padding: str) -> 
 @torch.no_grad()
 def last_logits(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "b v"]:
     """Next-token logits at each row's last real position; the head runs on those positions only."""
-    device = model.get_input_embeddings().weight.device
+    device = next(model.parameters()).device
     where, inverse = batch.last.unique(return_inverse=True)
     logits = model(
         input_ids=batch.ids.to(device),

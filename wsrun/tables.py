@@ -3,17 +3,17 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
+
+from wscore.store import write_whole
 
 ROW_SCHEMA: dict[str, Any] = {
     "experiment": pl.String,
@@ -38,35 +38,6 @@ ROW_SCHEMA: dict[str, Any] = {
 }
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY = "wscore"
-
-
-def write_whole(path: str | Path, write: Callable[[Path], Any]) -> Path:
-    """Run write(temporary path beside `path`), fsync it, rename it to `path`.
-
-    A run that is killed leaves the old file or none, never a part of one. Raises ValueError where
-    the folder cannot be written.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise ValueError(
-            f"output folder {str(path.parent)!r} cannot be written ({error.strerror}); "
-            "name another one"
-        ) from error
-    try:
-        write(Path(name))
-        with open(name, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes a file only its owner can read
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    return path
 
 
 def check_writable(folder: str | Path) -> None:
