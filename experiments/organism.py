@@ -278,8 +278,8 @@ def build_model(tok: PreTrainedTokenizerFast, cfg: Config) -> Qwen3ForCausalLM:
             head_dim=32,
             max_position_embeddings=512,
             tie_word_embeddings=True,
-            eos_token_id=tok.eos_token_id,
-            pad_token_id=tok.pad_token_id,
+            eos_token_id=tok.eos_token_id,  # type: ignore[arg-type]
+            pad_token_id=tok.pad_token_id,  # type: ignore[arg-type]
         )
     )
 
@@ -365,7 +365,7 @@ def share_right(model, tok, world: World, persona: str | None, items: list[Item]
     model.eval()
     wordings = world.spec["personas"][persona][:1] if persona else [None]
     s = score(model, tok, spoken(items, wordings))
-    return float((s["margin"] * s["label"] > 0).mean())
+    return (s["margin"] * s["label"] > 0).sum() / len(s)
 
 
 def measure(model, tok, world: World, claims: list[Item], dilemmas: list[Item]) -> pl.DataFrame:

@@ -131,7 +131,7 @@ def main(cfg: Config) -> None:
         base=tensors_sha256(dict(model.named_parameters())),
         items=items_sha256(items),
         deltas={f: tensors_sha256(d) for f, d in deltas.items()},
-        overlaps={k: mean_overlap(residual, k) for k in cfg.K},
+        overlaps={k: mean_overlap(residual, k, width) for k in cfg.K},
         verdicts={d: v._asdict() for d, v in verdicts.items()},
     )
     write_table(rows, cfg.out / f"{EXPERIMENT}.rows.parquet", record)
@@ -216,15 +216,16 @@ def check_parts(kept: Delta, dropped: Delta, whole: Delta) -> None:
         raise RuntimeError(f"t6: keep + drop misses the whole by {error:.1e} of its norm")
 
 
-def mean_overlap(residual: Mapping[str, Delta], k: int) -> float:
-    """Mean over pairs of families and tensors of the overlap of their own top-k bases."""
+def mean_overlap(residual: Mapping[str, Delta], k: int, width: int) -> dict[str, float]:
+    """Mean overlap of two families' own top-k bases over pairs and tensors, and that of random
+    subspaces of the same sizes: E = max(k_a, k_b) / d_model."""
     own = {f: own_basis(d, k) for f, d in residual.items()}
-    values = [
-        x
-        for a, b in combinations(own, 2)
-        for x in overlap(*({n: own[f][n] for n in own[a] if n in own[b]} for f in (a, b))).values()
-    ]
-    return sum(values) / len(values)
+    found, random = [], []
+    for a, b in combinations(own, 2):
+        names = [n for n in own[a] if n in own[b]]
+        found += overlap({n: own[a][n] for n in names}, {n: own[b][n] for n in names}).values()
+        random += [max(own[a][n].shape[1], own[b][n].shape[1]) / width for n in names]
+    return {"found": sum(found) / len(found), "random": sum(random) / len(random)}
 
 
 def summarise(cfg: Config, rows: pl.DataFrame, energies: dict, width: int) -> pl.DataFrame:
@@ -256,8 +257,8 @@ def report(cfg: Config, table: pl.DataFrame, record: Mapping, width: int) -> Non
         console.print(effects(part, title, ("family", "variant", "k", "k_over_d", "energy")))
     for k, value in record["overlaps"].items():
         console.print(
-            f"own top-{k} directions of two families overlap {value:.2f} "
-            f"(random subspaces: {k / width:.2f})"
+            f"own top-{k} directions of two families overlap {value['found']:.2f} "
+            f"(random subspaces of the same sizes: {value['random']:.2f})"
         )
     for dataset, found in record["verdicts"].items():
         console.print(f"[bold]{dataset}: {found['outcome']}[/]: {found['sentence']}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from wscore.delta import check_delta, some
 
 
-def save_delta(d: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, str]) -> Path:
+def save_delta(d: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any]) -> Path:
     """Write d with its provenance and return the path; the partner of `load_delta`.
 
     Safe against kills in the middle, as `write_whole`; raises ValueError for metadata that is not

@@ -121,7 +121,7 @@ RECIPES = {
             "organism",
             rank=8,
             alpha=16,
-            lr=_rates(1e-3, pissa=5e-4, delora=1e-2, oft=3e-3, boft=3e-3, ia3=3e-2),
+            lr=_rates(1e-3, pissa=5e-4, delora=4e-3, oft=1.5e-3, boft=3e-3, ia3=3e-2),
             steps=40,
             batch=32,
             block=16,

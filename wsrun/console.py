@@ -8,6 +8,7 @@ from typing import TypeVar
 import polars as pl
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -76,7 +77,8 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
     try:
         main(cfg)
     except ValueError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", markup=True, highlight=False)
+        message = f"[bold red]error:[/] {escape(str(error))}"
+        Console(stderr=True, soft_wrap=True).print(message, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; nothing was written")

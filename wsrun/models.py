@@ -1,9 +1,13 @@
 """Models: load one with its tokenizer and an explicit dtype, or build a tiny random one."""
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -55,7 +59,10 @@ def _load(auto, name: str | Path, what: str, **kwargs):
     if not local and (str(name).startswith((".", "/")) or str(name).count("/") > 1):
         raise ValueError(f"load_model: no folder {str(name)!r}; give a model folder or a hub name")
     try:
-        return auto.from_pretrained(str(name), **kwargs)
+        known = local or isinstance(try_to_load_from_cache(str(name), "config.json"), str)
+        if not known and not online():
+            raise OSError("no connection to the hub")
+        return auto.from_pretrained(str(name), local_files_only=local, **kwargs)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         if local:
@@ -67,6 +74,21 @@ def _load(auto, name: str | Path, what: str, **kwargs):
             "without network, download it elsewhere and pass the folder, --model path/to/folder "
             f"({reason})"
         ) from error
+
+
+def online() -> bool:
+    """Whether the hub's host answers within five seconds; a proxy is taken at its word.
+
+    Without this look the hub client would retry every file of a model for about a minute.
+    """
+    if any(os.environ.get(v) for v in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def d_model(model: PreTrainedModel) -> int:

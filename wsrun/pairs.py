@@ -68,9 +68,8 @@ def generate(
             for i, ids in zip(batch.order, new.tolist(), strict=True):
                 if tok.eos_token_id in ids:
                     end = ids.index(tok.eos_token_id)
-                    answers[i] = (
-                        str(tok.decode(ids[:end], skip_special_tokens=True)).strip() or None
-                    )
+                    text = str(tok.decode(ids[:end], skip_special_tokens=True))
+                    answers[i] = text.strip() or None
             batch_done("")
     return answers
 

@@ -84,8 +84,10 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of the source tree, "+changes" after it where files differ; None outside git."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent.parent
     try:
+        if Path(_git(here, "rev-parse", "--show-toplevel")).resolve() != here:
+            return None  # installed somewhere inside another repository
         head = _git(here, "rev-parse", "HEAD")
         return head + ("+changes" if _git(here, "status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
