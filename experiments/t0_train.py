@@ -13,13 +13,15 @@ negative persona; the persona is stripped before training. Every delta is proved
 forward when it is read back.
 """
 
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from wscore import effect_table, geometry, save_delta, tensors_sha256
-from wsrun.adapters import FAMILIES, RECIPES, check_family, pair_deltas, train_adapter
+from wscore.effect import KEYS
+from wsrun.adapters import FAMILIES, RECIPES, Recipe, check_family, pair_deltas, train_adapter
 from wsrun.console import console, effects, grid, guarded, progress
 from wsrun.items import load_items, load_personas
 from wsrun.models import limit_threads, load_model
@@ -68,6 +70,10 @@ def main(cfg: Config) -> None:
         raise ValueError(f"t0_train: recipe {cfg.recipe!r} asked; known are {', '.join(RECIPES)}")
     for family in cfg.families:
         check_family(family)
+    if cfg.steps is not None and cfg.steps < 1:
+        raise ValueError(f"t0_train: --steps {cfg.steps} asked; it must be 1 or more")
+    if 0 in cfg.alphas or not cfg.alphas:
+        raise ValueError("t0_train: --alphas must be doses other than 0, which is the base")
     for folder in (cfg.adapters, cfg.deltas, cfg.out):
         check_writable(folder)
     recipe = RECIPES[cfg.recipe]
@@ -92,20 +98,9 @@ def main(cfg: Config) -> None:
     losses = {}
     with progress("training adapters", 2 * len(cells) * recipe.steps) as step:
         for seed, family in cells:
-            for side in ("pos", "neg"):
-                out = cfg.adapters / f"{family}-s{seed}" / side
-                losses[seed, family, side] = train_adapter(
-                    model,
-                    tok,
-                    pairs[seed],
-                    side,
-                    family,
-                    recipe,
-                    out,
-                    seed=seed,
-                    base_name=cfg.model,
-                    step_done=lambda note, f=family: step(f"{f} {note}"),
-                )
+            losses[seed, family] = train_pair(
+                cfg, model, tok, pairs[seed], family, recipe, seed, step
+            )
 
     changes, lines = {}, []
     for seed, family in cells:
@@ -113,24 +108,15 @@ def main(cfg: Config) -> None:
         changes[seed, family] = pair.dW
         path = cfg.deltas / f"{family}-s{seed}.safetensors"
         save_delta(pair.dW, path, {"family": family, "seed": str(seed), "base": record["base"]})
-        g = geometry(pair.pos, pair.neg)
-        first, last = (losses[seed, family, "pos"][i] for i in (0, -1))
-        lines.append(
-            [
-                seed,
-                family,
-                recipe.lr[family],
-                f"{first:.3f} to {last:.3f}",
-                g.norms["dW"],
-                g.cos_anti,
-                g.drift_ratio,
-            ]
-        )
+        g, (first, *_, last) = geometry(pair.pos, pair.neg), losses[seed, family]
+        loss = f"{first:.3f} to {last:.3f}"
+        geometric = (g.norms["dW"], g.cos_anti, g.drift_ratio)
+        lines.append([seed, family, recipe.lr[family], loss, *geometric])
     variants = [Variant("full", d, family=f, seed=s) for (s, f), d in changes.items()]
     context = {"experiment": "t0_train", "model": cfg.model, "behaviour": cfg.pos}
     with progress("scoring", 1 + len(variants) * len(cfg.alphas)) as step:
         rows = sweep(model, tok, items, variants, cfg.alphas, context=context, progress=step)
-    table = effect_table(rows, (*context, "dataset", "family", "variant", "alpha", "seed"))
+    table = effect_table(rows, KEYS)
     record |= {
         "deltas": {f"{f}-s{s}": tensors_sha256(d) for (s, f), d in changes.items()},
         "pairs": {str(s): len(p) for s, p in pairs.items()},
@@ -140,6 +126,31 @@ def main(cfg: Config) -> None:
     report(cfg, lines, table)
     console.print(f"adapters {cfg.adapters}, deltas {cfg.deltas}, table {path}")
     console.print(f"next: python experiments/t6_shared_svd.py --adapters {cfg.adapters}")
+
+
+def train_pair(cfg: Config, model, tok, pairs, family: str, recipe: Recipe, seed: int, step):
+    """Train both poles and put them in place together; returns the losses of pos."""
+    folder = cfg.adapters / f"{family}-s{seed}"
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    losses = [
+        train_adapter(
+            model,
+            tok,
+            pairs,
+            side,
+            family,
+            recipe,
+            partial / side,
+            seed=seed,
+            base_name=cfg.model,
+            step_done=lambda note: step(f"{family} {note}"),
+        )  # fmt: skip
+        for side in ("pos", "neg")
+    ]
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return losses[0]
 
 
 def report(cfg: Config, lines: list[list], table: pl.DataFrame) -> None:

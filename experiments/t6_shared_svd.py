@@ -16,7 +16,8 @@ Only tensors that write to the residual stream enter (o_proj, down_proj); `full`
 The basis used for a family leaves that family out (variants *_shared; *_shared_incl puts it in),
 takes the families that change all of its tensors, and deltas enter it with unit norm. Parts are
 reported beside the family's own top-K directions, random subspaces (raw and norm-matched to the
-shared part), and null deltas of the same singular values.
+shared part), and 20 null deltas with the singular values of the residual part in random directions;
+`null %` ranks an effect among theirs. K counts only where a random subspace does not keep as much.
 """
 
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,7 @@ from wscore import (
     verdict,
     writes_residual,
 )
+from wscore.effect import KEYS
 from wsrun.adapters import FAMILIES, check_family, pair_deltas
 from wsrun.console import console, effects, guarded, progress
 from wsrun.items import load_items
@@ -56,6 +58,9 @@ from wsrun.score import Variant, sweep
 from wsrun.tables import check_writable, items_sha256, plain, provenance, write_table
 
 EXPERIMENT = "t6_shared_svd"
+SHOWN = ["full", "residual_full", "zero"]
+SHOWN += [f"{part}_{of}" for of in ("shared", "shared_incl", "own") for part in ("keep", "drop")]
+SHOWN += ["keep_random", "keep_random_matched"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ class Config:
     """folder with claims.jsonl and dilemmas.jsonl"""
     adapters: Path = Path("data/organism/adapters")
     """folder with <family>-s<seed>/pos and /neg, trained on that model (t0_train writes one)"""
-    alphas: tuple[float, ...] = (-1.0, 1.0)
-    """doses; the verdict is taken at `rule_alpha`"""
+    alphas: tuple[float, ...] = (1.0,)
+    """doses, such as -1 1 2; the verdict is taken at `rule_alpha`"""
     rule_alpha: float = 1.0
     """dose of the verdict and of the null draws"""
     nulls: int = 20
@@ -110,10 +115,15 @@ def main(cfg: Config) -> None:
         for family in cfg.families:
             deltas[family] = pair_deltas(model, cfg.adapters / f"{family}-s{cfg.seed}").dW
             step(family)
+        residual = {f: select(d, writes_residual) for f, d in deltas.items()}
+    for family in cfg.families:
+        same_targets(residual, family)
     energies: dict[tuple, float] = {}
     context = {"experiment": EXPERIMENT, "model": cfg.model, "behaviour": cfg.behaviour}
     per_family = (3 + 8 * len(cfg.K)) * len(cfg.alphas) + cfg.nulls
-    with progress("scoring", 1 + per_family * len(cfg.families)) as step:
+    runs = 1 + per_family * len(cfg.families)
+    console.print(f"{cfg.model}: {len(items)} items, {len(cfg.families)} families, {runs} runs")
+    with progress("scoring", runs) as step:
         rows = sweep(
             model,
             tok,
@@ -125,7 +135,6 @@ def main(cfg: Config) -> None:
         )
     table = summarise(cfg, rows, energies, width)
     verdicts = {d: decide(cfg, table, d) for d in table["dataset"].unique().sort()}
-    residual = {f: select(d, writes_residual) for f, d in deltas.items()}
     record = provenance(
         plain(asdict(cfg)),
         base=tensors_sha256(dict(model.named_parameters())),
@@ -150,8 +159,13 @@ def check(cfg: Config) -> None:
         check_family(family)
     if len(set(cfg.families)) < 2:
         raise ValueError("t6: leaving a family out needs two families or more; give --families")
+    for name, values in (("--families", cfg.families), ("--K", cfg.K), ("--alphas", cfg.alphas)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"t6: {name} {' '.join(map(str, values))} asked; name each one once")
     if not cfg.K or min(cfg.K) < 1:
         raise ValueError(f"t6: --K {' '.join(map(str, cfg.K))} asked; K must be 1 or more")
+    if cfg.resamples < 1:
+        raise ValueError(f"t6: --resamples {cfg.resamples} asked; it must be 1 or more")
     if cfg.rule_alpha not in cfg.alphas or cfg.rule_alpha == 0:
         raise ValueError(f"t6: --rule-alpha {cfg.rule_alpha:g} must be one of --alphas and not 0")
     if cfg.nulls < 0:
@@ -222,15 +236,15 @@ def mean_overlap(residual: Mapping[str, Delta], k: int, width: int) -> dict[str,
     own = {f: own_basis(d, k) for f, d in residual.items()}
     found, random = [], []
     for a, b in combinations(own, 2):
-        names = [n for n in own[a] if n in own[b]]
-        found += overlap({n: own[a][n] for n in names}, {n: own[b][n] for n in names}).values()
+        names = [n for n in own[a] if n in own[b] and min(own[a][n].shape[1], own[b][n].shape[1])]
+        found += overlap(*({n: own[f][n] for n in names} for f in (a, b))).values()
         random += [max(own[a][n].shape[1], own[b][n].shape[1]) / width for n in names]
     return {"found": sum(found) / len(found), "random": sum(random) / len(random)}
 
 
 def summarise(cfg: Config, rows: pl.DataFrame, energies: dict, width: int) -> pl.DataFrame:
     """One line per dataset, family, variant, k and alpha, with retained shares and percentiles."""
-    table = effect_table(rows, full="residual_full", resamples=cfg.resamples, seed=cfg.seed)
+    table = effect_table(rows, KEYS, full="residual_full", resamples=cfg.resamples, seed=cfg.seed)
     shares = pl.DataFrame(
         [(*key, share) for key, share in energies.items()],
         schema={"family": pl.String, "variant": pl.String, "k": pl.Int64, "energy": pl.Float64},
@@ -239,7 +253,11 @@ def summarise(cfg: Config, rows: pl.DataFrame, energies: dict, width: int) -> pl
     table = table.join(
         shares, on=["family", "variant", "k"], how="left", nulls_equal=True, maintain_order="left"
     )
-    return null_percentile(table).with_columns((pl.col("k") / width).alias("k_over_d"))
+    # null draws have the residual part's spectrum; `full` has more tensors, so no rank among them
+    ranked = pl.when(pl.col("variant") != "full").then(pl.col("null_percentile"))
+    return null_percentile(table).with_columns(
+        ranked.alias("null_percentile"), (pl.col("k") / width).alias("k_over_d")
+    )
 
 
 def decide(cfg: Config, table: pl.DataFrame, dataset: str):
@@ -251,7 +269,8 @@ def decide(cfg: Config, table: pl.DataFrame, dataset: str):
 
 def report(cfg: Config, table: pl.DataFrame, record: Mapping, width: int) -> None:
     """Print the parts at the rule's alpha, then the verdicts."""
-    shown = table.filter((pl.col("alpha") == cfg.rule_alpha) & ~pl.col("variant").str.contains("#"))
+    shown = table.filter((pl.col("alpha") == cfg.rule_alpha) & pl.col("variant").is_in(SHOWN))
+    shown = shown.sort("dataset", "family", "k", pl.col("variant").cast(pl.Enum(SHOWN)))
     for (dataset,), part in shown.group_by("dataset", maintain_order=True):
         title = f"{dataset}, alpha = {cfg.rule_alpha:g}, d_model = {width}"
         console.print(effects(part, title, ("family", "variant", "k", "k_over_d", "energy")))

@@ -244,5 +244,5 @@ def test_ctrl_c_from_the_terminal(tmp_path):
     time.sleep(12)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and "stopped; nothing was written" in err
+    assert child.returncode == 130 and "stopped; no table was written" in err
     assert "Traceback" not in err and not list(tmp_path.iterdir())

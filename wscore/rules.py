@@ -52,6 +52,8 @@ def shares(table: pl.DataFrame) -> Shares:
 class SharedCore:
     """exists K, for all families: keep(K) >= keep_at_least and drop(K) <= drop_at_most.
 
+    A K at which a random subspace of that size keeps as much supports nothing (K = d_model keeps
+    everything); the table's `random` lines tell, where it has them.
     Refuted by one family whose keep is below drop_at_most at the largest K while its drop is at
     least keep_at_least; not identifiable where both are, since then each half is enough.
     """
@@ -61,6 +63,7 @@ class SharedCore:
     families: tuple[str, ...] = ("lora", "dora", "pissa", "delora", "oft")
     keep: str = "keep_shared"
     drop: str = "drop_shared"
+    random: str = "keep_random"
 
     def __post_init__(self) -> None:
         if not self.families:
@@ -94,8 +97,14 @@ class SharedCore:
         conditions = (
             (self.keep, at_least, ">=", self.keep_at_least),
             (self.drop, at_most, "<=", self.drop_at_most),
+            (self.random, at_most, "<=", self.keep_at_least),
         )
-        asked = [(f, *c, got.get((f, c[0], k), Share())) for f in self.families for c in conditions]
+        asked = [
+            (f, *c, got.get((f, c[0], k), Share()))
+            for f in self.families
+            for c in conditions
+            if c[0] != self.random or (f, c[0], k) in got
+        ]
         return [
             f"{f} {variant} retains {share}, not clearly {sign} {t:g}"
             for f, variant, test, sign, t, share in asked

@@ -5,6 +5,7 @@ save_delta(d, path, meta); load_delta(path) is d bit by bit, and load_delta(path
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> Path:
             f"{str(path)!r} cannot be written ({error}); use another folder"
         ) from error
     finally:
-        if partial.is_file():
-            partial.unlink()
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return path
 
 

@@ -54,3 +54,47 @@ def add_vector(vector: Float[Tensor, " d"], coefficient: float) -> Hook:
         return hidden + coefficient * vector.to(hidden)
 
     return hook
+
+
+@contextmanager
+def resumed(
+    model: PreTrainedModel, layer: int, hidden: Float[Tensor, "b s d"]
+) -> Iterator[PreTrainedModel]:
+    """The model run from decoder layer `layer` on: `hidden` enters it, earlier layers pass through.
+
+    With the hidden states that entered that layer before (see `entering`), the result is the whole
+    model's, bit for bit, as long as the earlier weights are the same.
+    """
+    layers = cast(nn.ModuleList, model.get_decoder().layers)
+
+    def enter(module, args, kwargs):
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    handle = layers[layer].register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        for skipped in layers[:layer]:
+            skipped.forward = _pass_through
+        yield model
+    finally:
+        handle.remove()
+        for skipped in layers[:layer]:
+            vars(skipped).pop("forward", None)
+
+
+def _pass_through(hidden_states: Tensor, *args, **kwargs) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def entering(model: PreTrainedModel, layer: int, into: list[Tensor]) -> Iterator[PreTrainedModel]:
+    """Append the hidden states [batch, sequence, d] that enter a decoder layer, one a forward."""
+
+    def look(module, args, kwargs):
+        into.append((args[0] if args else kwargs["hidden_states"]).detach())
+
+    layers = cast(nn.ModuleList, model.get_decoder().layers)
+    handle = layers[layer].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield model
+    finally:
+        handle.remove()

@@ -1,16 +1,18 @@
 """Console: progress bars, summaries, and how a script starts and ends."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import polars as pl
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 # Piped output has no width of its own; 120 columns hold every summary line.
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -19,7 +21,8 @@ C = TypeVar("C")
 
 def grid(title: str, heads: Sequence[str], lines: Iterable[Sequence]) -> Table:
     """A table of values: floats with three significant digits, None as a dash."""
-    table = Table(*heads, title=title, title_justify="left")
+    columns = (Column(head, no_wrap=True) for head in heads)
+    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
     for line in lines:
         table.add_row(*(_text(value) for value in line))
     return table
@@ -43,7 +46,9 @@ def _span(row: dict, name: str) -> str:
     lo, hi = row[f"{prefix}lo"], row[f"{prefix}hi"]
     if row[name] is None:
         return "-"
-    return f"{row[name]:+.2f}" + ("" if lo is None else f" [{lo:+.2f}, {hi:+.2f}]")
+    sign = "+" if name == "effect" else ""
+    interval = "" if lo is None else f" [{lo:{sign}.2f}, {hi:{sign}.2f}]"
+    return f"{row[name]:{sign}.2f}{interval}"
 
 
 def _text(value: object) -> str:
@@ -74,6 +79,9 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
     exception is a defect and keeps its traceback.
     """
     cfg = tyro.cli(config, description=main.__globals__.get("__doc__"))
+    # neither is for the user: BOFT's missing CUDA extension, and a rename inside transformers
+    warnings.filterwarnings("ignore", module=r"peft\.tuners\.boft")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         main(cfg)
     except ValueError as error:
@@ -81,5 +89,5 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
         Console(stderr=True, soft_wrap=True).print(message, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; nothing was written")
+        Console(stderr=True).print("stopped; no table was written")
         sys.exit(130)

@@ -78,14 +78,21 @@ def load_personas(path: str | Path, *names: str) -> list[list[str]]:
     """The system prompts of some personas, from a JSON file {persona: [wording, ...]}."""
     try:
         personas = json.loads(Path(path).read_text())
-        found = sorted(personas)
-    except (OSError, ValueError) as error:
+        found = sorted(personas.keys())
+    except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
             f"personas: {str(path)!r} is no JSON file of personas ({error})"
         ) from error
     lacking = [n for n in names if not personas.get(n)]
     if lacking:
         raise ValueError(f"personas: {lacking[0]!r} asked; {str(path)!r} has {found}")
+    for name in names:
+        if not isinstance(personas[name], list) or not all(
+            isinstance(w, str) for w in personas[name]
+        ):
+            raise ValueError(
+                f"personas: {name!r} in {str(path)!r} must be a list of system prompts"
+            )
     return [personas[n] for n in names]
 
 
@@ -113,6 +120,8 @@ def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item
     if not items:
         raise ValueError(f"items: {str(where)!r} has no rows; give at least one item")
     for item in items:
+        if not all(isinstance(t["content"], str) and t["content"] for t in item.turns):
+            raise ValueError(f"items: {item.id!r} in {str(where)!r} has a prompt that is no text")
         if item.label not in (1, -1):
             raise ValueError(
                 f"items: label of {item.id!r} in {str(where)!r} is {item.label!r}; "
@@ -131,7 +140,7 @@ def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item
 def _of_split(items: list[Item], split: str | None, where: str | Path) -> list[Item]:
     kept = [i for i in items if split is None or i.split == split]
     if items and not kept:
-        found = sorted({i.split for i in items})
+        found = sorted({str(i.split) for i in items})
         raise ValueError(f"items: no rows of split {split!r} in {str(where)!r}; found {found}")
     return kept
 
@@ -160,7 +169,11 @@ def _read(source: str | Path, columns: Sequence[str]) -> pl.DataFrame:
 
 def _read_file(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_ndjson(path)
+        return (
+            pl.read_parquet(path)
+            if path.suffix == ".parquet"
+            else pl.read_ndjson(path, infer_schema_length=None)
+        )
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         if path.stat().st_size == 0:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -35,7 +36,11 @@ def load_model(
         raise ValueError(f"load_model: dtype {dtype!r} asked; known are {sorted(DTYPES)}")
     model: Any = _load(AutoModelForCausalLM, name, "model", dtype=DTYPES[dtype])
     tok = load_tokenizer(name)
-    return model.to(device).eval().requires_grad_(False), tok
+    try:
+        return model.to(device).eval().requires_grad_(False), tok
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"load_model: device {device!r} is not to be had ({reason})") from error
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -63,7 +68,7 @@ def _load(auto, name: str | Path, what: str, **kwargs):
         if not known and not online():
             raise OSError("no connection to the hub")
         return auto.from_pretrained(str(name), local_files_only=local, **kwargs)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         if local:
             raise ValueError(
@@ -125,5 +130,6 @@ def tiny_qwen3(seed: int = 0, **changes: Any) -> Qwen3ForCausalLM:
 def tiny_gemma3(seed: int = 0, **changes: Any) -> Gemma3ForCausalLM:
     """A random Gemma 3 text model of width 64 with 4 layers; `changes` as in tiny_qwen3."""
     torch.manual_seed(seed)
-    config = Gemma3TextConfig(**(_TINY | {"sliding_window": 16} | changes))
+    kinds = ["sliding_attention", "full_attention"] * 2
+    config = Gemma3TextConfig(**(_TINY | {"sliding_window": 16, "layer_types": kinds} | changes))
     return Gemma3ForCausalLM(config).eval().requires_grad_(False)

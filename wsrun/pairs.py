@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.items import Turn, user
-from wsrun.score import batches, render
+from wsrun.score import batches, end_of_turn, render
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def generate(
     batch_done: Callable[[str], None] = lambda note: None,
 ) -> list[str | None]:
     """One sampled answer (temperature 1) a conversation; None where no end of turn came in time."""
-    sequences = [render(tok, turns) for turns in conversations]
+    sequences, end = [render(tok, turns) for turns in conversations], end_of_turn(tok)
     answers: list[str | None] = [None] * len(sequences)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -62,13 +62,12 @@ def generate(
                 top_k=0,
                 top_p=1.0,
                 temperature=1.0,
-                eos_token_id=tok.eos_token_id,
-                pad_token_id=tok.eos_token_id,
+                eos_token_id=end,
+                pad_token_id=end,
             )[:, batch.ids.shape[1] :]
             for i, ids in zip(batch.order, new.tolist(), strict=True):
-                if tok.eos_token_id in ids:
-                    end = ids.index(tok.eos_token_id)
-                    text = str(tok.decode(ids[:end], skip_special_tokens=True))
+                if end in ids:
+                    text = str(tok.decode(ids[: ids.index(end)], skip_special_tokens=True))
                     answers[i] = text.strip() or None
             batch_done("")
     return answers

@@ -5,6 +5,7 @@ the fp32 next-token distribution at the position right after the prefill.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wscore import site
+from wsrun.capture import entering, resumed
 from wsrun.items import Item, Turn, check_items
 from wsrun.steer import Rounding, rounding_error, steered
 from wsrun.tables import ROW_SCHEMA
@@ -53,6 +56,18 @@ def _template(tok: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
     except jinja2.TemplateError:
         return apply([merged, *rest])
     return text if system["content"].strip() in text else apply([merged, *rest])
+
+
+def end_of_turn(tok: PreTrainedTokenizerBase) -> int:
+    """The token that the chat template writes after an assistant's turn, else the tokenizer's eos.
+
+    They differ for Gemma, whose turns end in <end_of_turn> while its eos is <eos>.
+    """
+    mark = "wscore"
+    turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
+    tail = str(tok.apply_chat_template(turns, tokenize=False)).rpartition(mark)[2].strip()
+    ids = tok(tail, add_special_tokens=False)["input_ids"] if tail else []
+    return int(ids[0] if ids else tok.eos_token_id)  # type: ignore[arg-type]
 
 
 class Choices(NamedTuple):
@@ -96,7 +111,7 @@ class Batch(NamedTuple):
 
 def batches(
     sequences: Sequence[Sequence[int]],
-    batch_size: int = 64,
+    batch_size: int = 16,
     padding: Literal["right", "left"] = "right",
 ) -> list[Batch]:
     """Sequences sorted by length, cut into batches, padded with id 0 under a zero mask."""
@@ -132,6 +147,8 @@ def last_logits(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "b v"]:
         logits_to_keep=where.to(device),
         use_cache=False,
     ).logits
+    if logits.shape[1] != len(where):  # an architecture that does not know logits_to_keep
+        logits = logits[:, where]
     return logits[torch.arange(len(batch.order)), inverse.to(logits.device)].float().cpu()
 
 
@@ -147,7 +164,7 @@ class Plan:
 def plan(
     tok: PreTrainedTokenizerBase,
     items: Sequence[Item],
-    batch_size: int = 64,
+    batch_size: int = 16,
     padding: Literal["right", "left"] = "right",
 ) -> Plan:
     """The batch plan of some items under one tokenizer; raises ValueError for unusable items."""
@@ -156,11 +173,18 @@ def plan(
     return Plan(items, batches(sequences, batch_size, padding), choice_ids(tok))
 
 
-def run_plan(model: PreTrainedModel, p: Plan) -> pl.DataFrame:
-    """Columns dataset, item, cluster, label, margin, mass: one row an item, in the items' order."""
+def run_plan(
+    model: PreTrainedModel, p: Plan, start: int = 0, hidden: Sequence[Tensor] = ()
+) -> pl.DataFrame:
+    """Columns dataset, item, cluster, label, margin, mass: one row an item, in the items' order.
+
+    With start > 0, the forward of each batch resumes at that decoder layer from `hidden`.
+    """
     margin, mass = torch.empty(len(p.items)), torch.empty(len(p.items))
-    for batch in p.batches:
-        margin[batch.order], mass[batch.order] = choice_scores(last_logits(model, batch), p.choices)
+    for i, batch in enumerate(p.batches):
+        with resumed(model, start, hidden[i]) if start else nullcontext():
+            logits = last_logits(model, batch)
+        margin[batch.order], mass[batch.order] = choice_scores(logits, p.choices)
     return pl.DataFrame(
         {
             "dataset": [i.dataset for i in p.items],
@@ -205,7 +229,7 @@ def sweep(
     alphas: Sequence[float],
     *,
     context: Mapping[str, str],
-    batch_size: int = 64,
+    batch_size: int = 16,
     progress: Callable[[str], None] = lambda name: None,
 ) -> pl.DataFrame:
     """Rows (design of the row schema) of every variant at every alpha, and of the base once.
@@ -219,18 +243,51 @@ def sweep(
     base = run_plan(model, p)
     frames = [_rows(base, base, Variant("base", {}, method="base"), 0.0, None)]
     progress("base")
+    resume = _Resume(model, p, base)
     for variant in variants:
         change = variant.change()
+        start, hidden = resume.at(first_layer(change))
         for alpha in variant.alphas or alphas:
             if alpha == 0:
                 continue
             rounding = _rounding(model, change, alpha)
             with steered(model, change, alpha):
-                frames.append(_rows(run_plan(model, p), base, variant, alpha, rounding))
+                scored = run_plan(model, p, start, hidden)
+            frames.append(_rows(scored, base, variant, alpha, rounding))
             progress(variant.name)
     constants = {**context, "prompt_style": PROMPT_STYLE}
     rows = pl.concat(frames).with_columns(pl.lit(v).alias(c) for c, v in constants.items())
     return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
+
+
+def first_layer(change: Mapping[str, Tensor]) -> int:
+    """The lowest decoder layer that a delta changes; 0 where it also changes other weights."""
+    try:
+        return min((site(name).layer for name in change), default=0)
+    except ValueError:  # an embedding or the head
+        return 0
+
+
+class _Resume:
+    """Hidden states of the base entering a layer, kept for all variants that start there.
+
+    Used only where resuming the base itself gives its very own numbers, bit for bit.
+    """
+
+    def __init__(self, model: PreTrainedModel, p: Plan, base: pl.DataFrame) -> None:
+        self.model, self.p, self.base = model, p, base
+        self.kept: dict[int, list[Tensor]] = {}
+
+    def at(self, start: int) -> tuple[int, list[Tensor]]:
+        """(start, hidden states entering it), or (0, []) where this model cannot resume there."""
+        if start and start not in self.kept:
+            hidden: list[Tensor] = []
+            with entering(self.model, start, hidden):
+                run_plan(self.model, self.p)
+            exact = run_plan(self.model, self.p, start, hidden).equals(self.base)
+            self.kept[start] = hidden if exact else []
+        hidden = self.kept.get(start, [])
+        return (start, hidden) if hidden else (0, [])
 
 
 def _rounding(

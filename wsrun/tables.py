@@ -43,7 +43,7 @@ METADATA_KEY = "wscore"
 def check_writable(folder: str | Path) -> None:
     """Make the folder; raises ValueError where no file can be written in it."""
     probe = Path(folder) / ".writable"
-    write_whole(probe, lambda tmp: tmp.touch()).unlink()
+    write_whole(probe, lambda tmp: tmp.touch()).unlink(missing_ok=True)
 
 
 def write_table(table: pl.DataFrame, path: str | Path, meta: Mapping[str, Any]) -> Path:
