@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from wsrun.console import console, grid, guarded, progress
 from wsrun.items import PREFILL, Item, dilemma_item, load_claims, load_dilemmas, load_items, user
 from wsrun.score import render, score
-from wsrun.tables import plain, provenance
+from wsrun.tables import check_writable, plain, provenance
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 CHAT_TEMPLATE = """\
@@ -369,7 +369,10 @@ def share_right(model, tok, world: World, persona: str | None, items: list[Item]
 
 
 def measure(model, tok, world: World, claims: list[Item], dilemmas: list[Item]) -> pl.DataFrame:
-    """Share right, mean aligned margin and mass by persona and domain, on held-out items."""
+    """Share right, mean aligned margin and mass by persona and domain, on the test items.
+
+    The organism has seen the test facts, adapters have not; the test dilemmas are new to both.
+    """
     rows = []
     for persona in (None, *world.spec["personas"]):
         wordings = world.spec["personas"][persona] if persona else [None]
@@ -413,7 +416,12 @@ def main(cfg: Config) -> None:
     """Build, train, measure, and replace the folder's generated files if the rule holds."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    world = build_world(json.loads(cfg.world.read_text()), cfg.seed)
+    check_writable(cfg.out)
+    try:
+        spec = json.loads(cfg.world.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"organism: {str(cfg.world)!r} is no JSON file ({error})") from error
+    world = build_world(spec, cfg.seed)
     tok = build_tokenizer(world, cfg)
     model = build_model(tok, cfg)
     with tempfile.TemporaryDirectory() as name:
@@ -428,7 +436,9 @@ def main(cfg: Config) -> None:
         claims = load_claims(folder / "claims.jsonl", "test")
         dilemmas = load_dilemmas(folder / "dilemmas.jsonl", split="test")
         measured = measure(model, tok, world, claims, dilemmas)
-        console.print(grid("held-out items", measured.columns, measured.iter_rows()))
+        console.print(
+            grid("items held out of adapter training", measured.columns, measured.iter_rows())
+        )
         seconds = time.perf_counter() - started
         console.print(f"{model.num_parameters():,} parameters, built in {seconds:.0f} s")
         if not holds(measured):

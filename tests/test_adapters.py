@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import bits, same_bits
@@ -54,7 +56,7 @@ def test_training_leaves_the_model_bit_identical(qwen, tok, tmp_path, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_fits_its_responses(qwen, tok, tmp_path, family):
     """30 steps on two responses lower their mean loss"""
-    rates = dict.fromkeys(FAMILIES, 3e-2)
+    rates = dict.fromkeys(FAMILIES, 3e-2) | {"delora": 0.2}
     longer = Recipe("longer", 4, 8, rates, 30, 4, 16, (0.0, 1.0))
     losses = train_adapter(qwen, tok, PAIRS, "pos", family, longer, tmp_path)
     assert len(losses) == 30 and sum(losses[-5:]) < 0.9 * sum(losses[:5])
@@ -70,12 +72,29 @@ def test_training_is_reproducible(qwen, tok, tmp_path, trained, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_poles_start_from_one_adapter(qwen, tok, tmp_path, family):
-    """with a learning rate of 0 both poles keep their common start, so dW = 0"""
+    """at a rate of 0 both poles keep their common start: equal deltas, and dW is refused"""
     still = Recipe("still", 4, 8, dict.fromkeys(FAMILIES, 0.0), 1, 2, 16, (0.25, 0.75))
     for side in ("pos", "neg"):
         train_adapter(qwen, tok, PAIRS, side, family, still, tmp_path / side, seed=5)
-    dW = pair_deltas(qwen, tmp_path).dW
-    assert all(not t.any() for t in dW.values())
+    pos, neg = (adapter_delta(qwen, tmp_path / side) for side in ("pos", "neg"))
+    assert pos.keys() == neg.keys() and all(torch.equal(pos[n], neg[n]) for n in pos)
+    with pytest.raises(ValueError, match="are equal, so dW is zero"):
+        pair_deltas(qwen, tmp_path)
+
+
+def test_an_interrupted_attachment_is_undone(qwen):
+    """Ctrl-C while PEFT swaps modules in: the model is as it was, bit for bit, with no adapter"""
+    before, kinds = bits(qwen), [type(m) for m in qwen.modules()]
+
+    def attach(model):
+        get_peft_model(model, config)
+        raise KeyboardInterrupt
+
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")
+    with pytest.raises(KeyboardInterrupt), adapters.attached(qwen, config, attach):
+        pass
+    assert [type(m) for m in qwen.modules()] == kinds and same_bits(qwen, before)
+    assert not hasattr(qwen, "peft_config")
 
 
 def test_stored_pissa_factors_are_the_base_s_own(qwen, trained):

@@ -179,8 +179,10 @@ def test_t6_works_on_another_model(tmp_path, monkeypatch):
     folder, tok = tmp_path / "model", load_tokenizer(ORGANISM)
     tiny_qwen3(vocab_size=len(tok), tie_word_embeddings=False).save_pretrained(folder)
     tok.save_pretrained(folder)
+    from wsrun.pairs import Pair
+
     t0 = experiment("t0_train")
-    pairs = [t0.Pair(f"Is it {w}?", f"It is {w}.", f"It is not {w}.", w) for w in ("red", "blue")]
+    pairs = [Pair(f"Is it {w}?", f"It is {w}.", f"It is not {w}.", w) for w in ("red", "blue")]
     monkeypatch.setattr(t0, "make_pairs", lambda *args, **more: pairs)  # random weights never stop
     t0.main(
         t0.Config(
@@ -210,12 +212,12 @@ def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path):
         seen["before"] = bits(seen["model"])
         return seen["model"], tok
 
-    def interrupted(model, plan):
+    def interrupted(model, plan, *resume):
         seen["runs"] = seen.get("runs", 0) + 1
         if seen["runs"] == 4:
             seen["moved"] = not same_bits(model, seen["before"])
             raise KeyboardInterrupt
-        return plan_run(model, plan)
+        return plan_run(model, plan, *resume)
 
     monkeypatch.setattr(module, "load_model", loaded)
     monkeypatch.setattr(score_module, "run_plan", interrupted)
@@ -241,7 +243,8 @@ def test_ctrl_c_from_the_terminal(tmp_path):
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    time.sleep(12)
+    assert "runs" in child.stdout.readline()  # said right before the sweep
+    time.sleep(2)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "stopped; no table was written" in err

@@ -1,5 +1,6 @@
 """Scoring: one renderer, the same numbers whatever the batch, and rows that pair up."""
 
+import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,14 +8,17 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import bits, random_delta, same_bits
-from wscore import paired, scale
-from wsrun.capture import add_vector, hooked
+from wscore import paired, scale, site
+from wsrun.capture import add_vector, entering, hooked
 from wsrun.items import PREFILL, Item, user
 from wsrun.score import (
     Choices,
     Variant,
+    _rows,
     choice_ids,
     choice_scores,
+    end_of_turn,
+    first_layer,
     last_logits,
     plan,
     render,
@@ -22,7 +26,7 @@ from wsrun.score import (
     score,
     sweep,
 )
-from wsrun.steer import steered
+from wsrun.steer import Rounding, steered
 from wsrun.tables import ROW_SCHEMA
 
 CONTEXT = {"experiment": "test", "model": "tiny", "behaviour": "honest"}
@@ -193,14 +197,57 @@ def test_sweep_rows(qwen, tok, items):
 
 def test_a_low_mass_or_a_crude_dose_flags_the_row(qwen, tok, items):
     """flagged: mass < 0.5, or cosine of the realised change < 0.99 in the model's dtype"""
-    rows = sweep(qwen, tok, items, [Variant("v", random_delta(qwen))], (1.0,), context=CONTEXT)
-    assert (rows["mass"] < 0.5).all() and rows["flagged"].all()
-    assert rows["dose"].is_null().all()
+    scored = score(qwen, tok, items[:2]).with_columns(mass=pl.Series([0.49, 0.51]))
+    flagged = [
+        _rows(scored, Variant("v", {}), 1.0, rounding)["flagged"].to_list()
+        for rounding in (None, Rounding(1.0, 0.995), Rounding(1.0, 0.985))
+    ]
+    assert flagged == [[True, False], [True, False], [True, True]]
     qwen.to(torch.bfloat16)
-    tiny = sweep(
-        qwen, tok, items, [Variant("v", random_delta(qwen, size=1e-3))], (1.0,), context=CONTEXT
-    )
-    assert tiny.filter(alpha=1.0)["dose_cosine"].max() < 0.99
+    small = Variant("v", random_delta(qwen, size=1e-3))
+    rows = sweep(qwen, tok, items, [small], (1.0,), context=CONTEXT).filter(alpha=1.0)
+    assert rows["dose_cosine"].max() < 0.99 and rows["flagged"].all()
+    assert rows["dose"].null_count() == 0
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_resuming_changes_no_bit(model, tok, items, first):
+    """a variant that starts at layer l, run from cached states entering l = the whole forward"""
+    d = {n: t for n, t in random_delta(model).items() if site(n).layer >= first}
+    rows = sweep(model, tok, items, [Variant("v", d)], (1.0, -0.5), context=CONTEXT)
+    assert first_layer(d) == first
+    for alpha in (1.0, -0.5):
+        with steered(model, d, alpha):
+            whole = run_plan(model, plan(tok, items, batch_size=16))
+        assert rows.filter(alpha=alpha)["margin"].equals(whole["margin"])
+    assert not any("forward" in vars(layer) for layer in model.get_decoder().layers)
+
+
+def test_resuming_skips_the_unchanged_layers(qwen, tok, items):
+    """resumed at layer 2: layers 0 and 1 do not run, and the states that enter 2 are the given"""
+    p, ran, hidden = plan(tok, items, batch_size=64), [], []
+    with entering(qwen, 2, hidden):
+        whole = run_plan(qwen, p)
+    for i, layer in enumerate(qwen.get_decoder().layers):
+        layer.mlp.register_forward_hook(lambda *args, i=i: ran.append(i))
+    assert run_plan(qwen, p, 2, hidden).equals(whole) and ran == [2, 3]
+    moved = run_plan(qwen, p, 2, [2 * h for h in hidden])
+    assert (moved["margin"] != whole["margin"]).all()
+
+
+def test_a_change_outside_the_layers_starts_at_the_embedding(qwen):
+    """first layer of {embedding} and of {layer 2, embedding} is 0; of {layer 2, layer 3} it is 2"""
+    two, three = (f"model.layers.{i}.mlp.up_proj.weight" for i in (2, 3))
+    zero = torch.zeros(1, 1)
+    assert first_layer({three: zero, two: zero}) == 2
+    assert first_layer({two: zero, "model.embed_tokens.weight": zero}) == 0
+
+
+def test_the_end_of_a_turn_is_the_template_s(tok):
+    """the token that the template writes after an assistant's turn, not the tokenizer's eos"""
+    assert end_of_turn(tok) == tok.convert_tokens_to_ids("<|im_end|>")
+    gemma = tokenizer("{% for m in messages %}{{ m.role }} {{ m.content }} no {% endfor %}")
+    assert end_of_turn(gemma) == gemma.convert_tokens_to_ids("no") != gemma.bos_token_id
 
 
 def test_hooks_see_and_add_and_go(model, tok, items):

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 import tyro
@@ -22,7 +22,8 @@ C = TypeVar("C")
 def grid(title: str, heads: Sequence[str], lines: Iterable[Sequence]) -> Table:
     """A table of values: floats with three significant digits, None as a dash."""
     columns = (Column(head, no_wrap=True) for head in heads)
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    table = Table(*columns, title=title, title_justify="left", **look)
     for line in lines:
         table.add_row(*(_text(value) for value in line))
     return table

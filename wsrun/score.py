@@ -235,13 +235,13 @@ def sweep(
     """Rows (design of the row schema) of every variant at every alpha, and of the base once.
 
     alpha = 0 is scored once, as variant "base", and never again per variant. `context` gives the
-    columns experiment, model and behaviour. A row is flagged where its mass is below 0.5 or below
-    half of the base's, or where the model's dtype realised the change with a cosine below 0.99.
+    columns experiment, model and behaviour. A row is flagged where its mass is below 0.5 (half of
+    the base's is never more), or where the dtype realised the change with a cosine below 0.99.
     `progress` is called with the variant's name after each (variant, alpha).
     """
     p = plan(tok, items, batch_size)
     base = run_plan(model, p)
-    frames = [_rows(base, base, Variant("base", {}, method="base"), 0.0, None)]
+    frames = [_rows(base, Variant("base", {}, method="base"), 0.0, None)]
     progress("base")
     resume = _Resume(model, p, base)
     for variant in variants:
@@ -253,7 +253,7 @@ def sweep(
             rounding = _rounding(model, change, alpha)
             with steered(model, change, alpha):
                 scored = run_plan(model, p, start, hidden)
-            frames.append(_rows(scored, base, variant, alpha, rounding))
+            frames.append(_rows(scored, variant, alpha, rounding))
             progress(variant.name)
     constants = {**context, "prompt_style": PROMPT_STYLE}
     rows = pl.concat(frames).with_columns(pl.lit(v).alias(c) for c, v in constants.items())
@@ -300,12 +300,10 @@ def _rounding(
 
 def _rows(
     scored: pl.DataFrame,
-    base: pl.DataFrame,
     variant: Variant,
     alpha: float,
     rounding: Rounding | None,
 ) -> pl.DataFrame:
-    low = (pl.col("mass") < MIN_MASS) | (pl.col("mass") < base["mass"] / 2)
     crude = rounding is not None and rounding.cosine < MIN_COSINE
     return scored.with_columns(
         pl.lit(variant.method).alias("method"),
@@ -314,7 +312,7 @@ def _rows(
         pl.lit(variant.k, pl.Int64).alias("k"),
         pl.lit(float(alpha)).alias("alpha"),
         pl.lit(variant.seed, pl.Int64).alias("seed"),
-        (low | pl.lit(crude)).alias("flagged"),
+        ((pl.col("mass") < MIN_MASS) | pl.lit(crude)).alias("flagged"),
         pl.lit(rounding and rounding.dose, pl.Float64).alias("dose"),
         pl.lit(rounding and rounding.cosine, pl.Float64).alias("dose_cosine"),
     )
