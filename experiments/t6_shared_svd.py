@@ -77,6 +77,8 @@ class Config:
     """folder with claims.jsonl and dilemmas.jsonl"""
     adapters: Path = Path("data/organism/adapters")
     """folder with <family>-s<seed>/pos and /neg, trained on that model (t0_train writes one)"""
+    dilemmas: int | None = 20
+    """how many of the dilemmas to score, the first by dilemma_idx; None for all"""
     alphas: tuple[float, ...] = (1.0,)
     """doses, such as -1 1 2; the verdict is taken at `rule_alpha`"""
     rule_alpha: float = 1.0
@@ -104,7 +106,7 @@ class Config:
 def main(cfg: Config) -> None:
     """Read deltas, score every variant once, write rows and summary, print the verdict."""
     check(cfg)
-    items = load_items(cfg.data, "test")
+    items = load_items(cfg.data, "test", cfg.dilemmas)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
     width = d_model(model)

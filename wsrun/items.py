@@ -38,12 +38,12 @@ DILEMMA_COLUMNS = (
 
 def load_claims(path: str | Path, split: str | None = None) -> list[Item]:
     """Claims of a jsonl or parquet file with columns item, cluster, prompt, label, split."""
-    rows = _read(path, CLAIM_COLUMNS)
+    rows = _of_split(_read(path, CLAIM_COLUMNS), split, path)
     items = [
         Item(str(r["item"]), str(r["cluster"]), user(r["prompt"]), r["label"], r["split"], "claims")
         for r in rows.iter_rows(named=True)
     ]
-    return check_items(_of_split(items, split, path), path)
+    return check_items(items, path)
 
 
 def load_dilemmas(
@@ -55,23 +55,25 @@ def load_dilemmas(
     column is honoured where there is one. `first` keeps the first n sorted dilemma_idx; the
     cluster of an item is its dilemma.
     """
-    rows = _read(source, DILEMMA_COLUMNS)
+    rows = _of_split(_read(source, DILEMMA_COLUMNS), split, source)
     if first is not None:
+        if first < 1:
+            raise ValueError(f"items: the first {first} dilemmas asked; ask for 1 or more")
         kept = rows["dilemma_idx"].unique().sort().head(first)
         rows = rows.filter(pl.col("dilemma_idx").is_in(kept.implode()))
     items = [dilemma_item(r) for r in rows.iter_rows(named=True)]
-    return check_items(_of_split(items, split, source), source)
+    return check_items(items, source)
 
 
-def load_items(folder: str | Path, split: str) -> list[Item]:
-    """The claims and the dilemmas of one split of a data folder."""
+def load_items(folder: str | Path, split: str, first: int | None = None) -> list[Item]:
+    """The claims and the dilemmas of one split of a data folder; `first` as in load_dilemmas."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
             f"items: no folder {str(folder)!r}; it must hold claims.jsonl and dilemmas.jsonl"
         )
     claims = load_claims(folder / "claims.jsonl", split)
-    return [*claims, *load_dilemmas(folder / "dilemmas.jsonl", split=split)]
+    return [*claims, *load_dilemmas(folder / "dilemmas.jsonl", first, split)]
 
 
 def load_personas(path: str | Path, *names: str) -> list[list[str]]:
@@ -137,10 +139,12 @@ def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item
     return list(items)
 
 
-def _of_split(items: list[Item], split: str | None, where: str | Path) -> list[Item]:
-    kept = [i for i in items if split is None or i.split == split]
-    if items and not kept:
-        found = sorted({str(i.split) for i in items})
+def _of_split(rows: pl.DataFrame, split: str | None, where: str | Path) -> pl.DataFrame:
+    if split is None or "split" not in rows.columns:
+        return rows
+    kept = rows.filter(pl.col("split") == split)
+    if len(rows) and kept.is_empty():
+        found = sorted(map(str, rows["split"].unique()))
         raise ValueError(f"items: no rows of split {split!r} in {str(where)!r}; found {found}")
     return kept
 
