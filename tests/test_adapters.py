@@ -171,6 +171,16 @@ def test_refusals(qwen, tok, trained, tmp_path):
         pair_deltas(qwen, mixed)
 
 
+def test_another_base_of_the_same_shapes_is_refused(tok, trained):
+    """an adapter carries the hash of the weights it was trained on; one changed bit is another"""
+    other = tiny_qwen3(vocab_size=len(tok))
+    adapter_delta(other, trained / "lora" / "pos")
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+    with pytest.raises(ValueError, match="trained on another base"):
+        adapter_delta(other, trained / "lora" / "pos")
+
+
 def test_other_peft_versions_are_refused(qwen, trained, monkeypatch):
     """families are tested with one minor version of PEFT; others get a sentence"""
     monkeypatch.setattr(adapters.peft, "__version__", "0.22.0")

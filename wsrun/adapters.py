@@ -6,6 +6,7 @@ The border between PEFT and `wscore`: everything that knows PEFT's files and cla
 import copy
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import Delta, difference, family, merge_adapter, norm, stream
+from wscore import Delta, difference, family, merge_adapter, norm, stream, tensors_sha256
 from wscore.store import write_whole
 from wsrun.items import user
 from wsrun.pairs import Pair
@@ -39,6 +40,7 @@ from wsrun.steer import steered
 PEFT_VERSION = "0.21"  # the version that tests compare every family with
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PISSA_INIT = "pissa_init.safetensors"
+BASE = "base.json"  # which weights the adapter was trained on
 PROOF_TOLERANCE = 1e-5
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 IA3_TARGETS = ("k_proj", "v_proj", "down_proj")  # Liu et al. 2022: keys, values, inner MLP
@@ -203,20 +205,21 @@ def train_adapter(
     Minimises the mean -log p(response | prompt) over response tokens, with AdamW at a linearly
     decaying rate. Initial factors and the order of examples depend on the family and the seed, not
     on the side: both poles start from one adapter, and families share no draw. Writes PEFT's own
-    two files to `out` (and PiSSA's initial factors beside them); the model is bit-identical
-    afterwards.
+    two files to `out`, a record of the base and PiSSA's initial factors beside them; the model is
+    bit-identical afterwards.
     """
     check_peft()
     where = target_modules(model.config.get_text_config().num_hidden_layers, recipe.band)
     config = FAMILIES[check_family(family)](recipe, where)
     examples = [_example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
+    base = base_record(model, where)
     with (
         torch.random.fork_rng(),
         attached(model, config, _initial(config, family, seed)) as wrapped,
     ):
         init = _pissa_factors(wrapped) if family == "pissa" else None
         losses = _fit(wrapped, examples, recipe, family, seed, step_done)
-        _save(wrapped, init, base_name, Path(out))
+        _save(wrapped, init, base, base_name, Path(out))
     return losses
 
 
@@ -276,7 +279,38 @@ def _pissa_factors(model: PeftModel) -> dict[str, Tensor]:
     }
 
 
-def _save(model: PeftModel, init: dict[str, Tensor] | None, base_name: str, out: Path) -> None:
+def base_record(model: nn.Module, where: str) -> dict[str, str]:
+    """What an adapter was trained on: pattern, dtype and sha256 of the weights it may change."""
+    named = {n: p for n, p in model.named_parameters() if n.endswith(".weight")}
+    weights = {n: p for n, p in named.items() if re.fullmatch(where, n.removesuffix(".weight"))}
+    dtypes = sorted({str(p.dtype) for p in weights.values()})
+    return {"weights": where, "dtype": ", ".join(dtypes), "sha256": tensors_sha256(weights)}
+
+
+def check_base(model: nn.Module, path: str | Path) -> None:
+    """Raises ValueError where the adapter's own record names other weights than the model's.
+
+    Adapters without a record pass, and so does a model in another dtype, whose bits say nothing.
+    """
+    file = Path(path) / BASE
+    if not file.is_file():
+        return
+    record = json.loads(file.read_text())
+    found = base_record(model, record["weights"])
+    if found["dtype"] == record["dtype"] and found["sha256"] != record["sha256"]:
+        raise ValueError(
+            f"adapter: {str(path)!r} was trained on another base than this model (the weights it "
+            "changes have other bits); load the model it was trained on, or train it again"
+        )
+
+
+def _save(
+    model: PeftModel,
+    init: dict[str, Tensor] | None,
+    base: dict[str, str],
+    base_name: str,
+    out: Path,
+) -> None:
     model.peft_config["default"].base_model_name_or_path = base_name
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -285,6 +319,7 @@ def _save(model: PeftModel, init: dict[str, Tensor] | None, base_name: str, out:
         (out / PISSA_INIT).unlink(missing_ok=True)
         if init is not None:
             write_whole(out / PISSA_INIT, lambda tmp: save_file(init, tmp))
+        write_whole(out / BASE, lambda tmp: tmp.write_text(json.dumps(base, indent=1) + "\n"))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"adapters: {out} cannot be written ({error}); use another") from error
 
@@ -338,6 +373,7 @@ def adapter_delta(model_or_base: nn.Module | Mapping[str, Tensor], path: str | P
     except ValueError as error:
         raise ValueError(f"{error} (adapter {str(path)!r})") from error
     if model:
+        check_base(model, path)
         prove(model, tau, path)  # type: ignore[arg-type]
     return tau
 

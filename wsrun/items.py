@@ -70,7 +70,8 @@ def load_items(folder: str | Path, split: str, first: int | None = None) -> list
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"items: no folder {str(folder)!r}; it must hold claims.jsonl and dilemmas.jsonl"
+            f"items: no folder {str(folder)!r} here; it must hold claims.jsonl and dilemmas.jsonl "
+            "(the defaults are relative to the project's folder)"
         )
     claims = load_claims(folder / "claims.jsonl", split)
     return [*claims, *load_dilemmas(folder / "dilemmas.jsonl", first, split)]
