@@ -365,7 +365,7 @@ def share_right(model, tok, world: World, persona: str | None, items: list[Item]
     model.eval()
     wordings = world.spec["personas"][persona][:1] if persona else [None]
     s = score(model, tok, spoken(items, wordings))
-    return (s["margin"] * s["label"] > 0).sum() / len(s)
+    return s.filter(pl.col("margin") * pl.col("label") > 0).height / s.height
 
 
 def measure(model, tok, world: World, claims: list[Item], dilemmas: list[Item]) -> pl.DataFrame:

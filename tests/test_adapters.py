@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import bits, same_bits
 from wscore import check_delta, difference, merge_adapter
-from wsrun import adapters
+from wsrun import extract
 from wsrun.adapters import FAMILIES, RECIPES, Recipe, adapter_delta, pair_deltas, train_adapter
 from wsrun.items import user
 from wsrun.models import tiny_qwen3
@@ -91,7 +91,7 @@ def test_an_interrupted_attachment_is_undone(qwen):
         raise KeyboardInterrupt
 
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")
-    with pytest.raises(KeyboardInterrupt), adapters.attached(qwen, config, attach):
+    with pytest.raises(KeyboardInterrupt), extract.attached(qwen, config, attach):
         pass
     assert [type(m) for m in qwen.modules()] == kinds and same_bits(qwen, before)
     assert not hasattr(qwen, "peft_config")
@@ -117,7 +117,7 @@ def test_the_proof_notices_a_wrong_delta(qwen, trained, monkeypatch):
     shutil.copytree(path, trained / "big", dirs_exist_ok=True)
     shutil.copy(trained / "big.safetensors", trained / "big" / "adapter_model.safetensors")
     adapter_delta(qwen, trained / "big")
-    monkeypatch.setattr(adapters, "merge_adapter", wrong)
+    monkeypatch.setattr(extract, "merge_adapter", wrong)
     with pytest.raises(ValueError, match="differ by"):
         adapter_delta(qwen, trained / "big")
 
@@ -183,7 +183,7 @@ def test_another_base_of_the_same_shapes_is_refused(tok, trained):
 
 def test_other_peft_versions_are_refused(qwen, trained, monkeypatch):
     """families are tested with one minor version of PEFT; others get a sentence"""
-    monkeypatch.setattr(adapters.peft, "__version__", "0.22.0")
+    monkeypatch.setattr(extract.peft, "__version__", "0.22.0")
     with pytest.raises(ValueError, match="0.22.0 is installed"):
         adapter_delta(qwen, trained / "lora" / "pos")
 

@@ -1,0 +1,1 @@
+"""wsrun: models, adapters, steering, scoring and tables; import its modules one by one."""

@@ -107,7 +107,7 @@ def limit_threads(model: PreTrainedModel, below: int = 512) -> None:
         torch.set_num_threads(1)
 
 
-_TINY: dict[str, Any] = dict(
+_TINY: Any = dict(
     vocab_size=512,
     hidden_size=64,
     intermediate_size=96,
