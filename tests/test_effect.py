@@ -589,6 +589,18 @@ def test_other_lines_do_not_matter_and_thresholds_are_fields():
     assert verdict(table, SharedCore(0.4, 0.3, RULE.families)).outcome == "supported"
 
 
+def test_a_k_at_which_a_random_subspace_keeps_as_much_supports_nothing():
+    """keep(K = d) = d and drop = 0 for every basis, so K = d says nothing about a shared one"""
+    both = halves(lora={8: (HIGH, LOW)}, dora={8: (HIGH, LOW)})
+    for random, outcome in ((HIGH, "undetermined"), (LOW, "supported")):
+        lines = table_of(
+            ("lora", "keep_random", 8, *LOW), ("dora", "keep_random", 8, *random), **SHARE
+        )
+        got = verdict(pl.concat([both, lines]), RULE)
+        assert got.outcome == outcome
+        assert ("dora keep_random retains" in got.sentence) == (outcome == "undetermined")
+
+
 def test_verdict_from_rows_to_sentence():
     """planted: the shared part holds 90 % of every gain, the rest 10 %, in both families"""
     rows = [base(np.zeros(40))]
