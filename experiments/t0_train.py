@@ -15,6 +15,7 @@ forward when it is read back.
 
 import shutil
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import polars as pl
@@ -70,10 +71,14 @@ def main(cfg: Config) -> None:
         raise ValueError(f"t0_train: recipe {cfg.recipe!r} asked; known are {', '.join(RECIPES)}")
     for family in cfg.families:
         check_family(family)
+    if not cfg.families or not cfg.seeds:
+        raise ValueError("t0_train: --families and --seeds need one value or more")
+    if cfg.pos == cfg.neg:
+        raise ValueError(f"t0_train: --pos and --neg are both {cfg.pos!r}; name two personas")
     if cfg.steps is not None and cfg.steps < 1:
         raise ValueError(f"t0_train: --steps {cfg.steps} asked; it must be 1 or more")
-    if 0 in cfg.alphas or not cfg.alphas:
-        raise ValueError("t0_train: --alphas must be doses other than 0, which is the base")
+    if not cfg.alphas or not all(isfinite(a) and a for a in cfg.alphas):
+        raise ValueError("t0_train: --alphas must be finite doses other than 0, which is the base")
     for folder in (cfg.adapters, cfg.deltas, cfg.out):
         check_writable(folder)
     recipe = RECIPES[cfg.recipe]
@@ -159,6 +164,8 @@ def report(cfg: Config, lines: list[list], table: pl.DataFrame) -> None:
     console.print(grid("adapters", heads, lines))
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         console.print(effects(part, f"{dataset}: effect of dW", ("seed", "family", "alpha")))
+        if max(cfg.alphas) <= 0:
+            continue  # the rule is about a dose towards the behaviour
         up = part.filter((pl.col("alpha") == max(cfg.alphas)) & (pl.col("lo") > 0))
         console.print(
             f"{dataset}: {up['family'].n_unique()} of {len(cfg.families)} families steer "

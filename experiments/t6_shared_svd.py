@@ -23,6 +23,7 @@ shared part), and 20 null deltas with the singular values of the residual part i
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from math import isfinite
 from pathlib import Path
 
 import polars as pl
@@ -115,7 +116,11 @@ def main(cfg: Config) -> None:
     deltas = {}
     with progress("reading adapters", len(cfg.families)) as step:
         for family in cfg.families:
-            deltas[family] = pair_deltas(model, cfg.adapters / f"{family}-s{cfg.seed}").dW
+            folder = cfg.adapters / f"{family}-s{cfg.seed}"
+            pair = pair_deltas(model, folder)
+            if pair.family != family:
+                raise ValueError(f"t6: {str(folder)!r} holds {pair.family} adapters; rename it")
+            deltas[family] = pair.dW
             step(family)
         residual = {f: select(d, writes_residual) for f, d in deltas.items()}
     for family in cfg.families:
@@ -150,8 +155,8 @@ def main(cfg: Config) -> None:
     report(cfg, table, record, width)
     console.print(f"summary table {path}, item rows {path.with_suffix('.rows.parquet')}")
     console.print(
-        "next: python experiments/t0_train.py --seeds 1, then --seed 1 here "
-        "with --adapters artifacts/adapters"
+        f"next: python experiments/t0_train.py --model {cfg.model} --data {cfg.data} "
+        f"--seeds {cfg.seed + 1}, then here --seed {cfg.seed + 1} --adapters artifacts/adapters"
     )
 
 
@@ -170,6 +175,10 @@ def check(cfg: Config) -> None:
         raise ValueError(f"t6: --resamples {cfg.resamples} asked; it must be 1 or more")
     if cfg.rule_alpha not in cfg.alphas or cfg.rule_alpha == 0:
         raise ValueError(f"t6: --rule-alpha {cfg.rule_alpha:g} must be one of --alphas and not 0")
+    if not all(isfinite(a) for a in cfg.alphas):
+        raise ValueError("t6: --alphas must be finite doses")
+    if not 0 <= cfg.drop_at_most <= cfg.keep_at_least <= 1:
+        raise ValueError("t6: thresholds need 0 <= --drop-at-most <= --keep-at-least <= 1")
     if cfg.nulls < 0:
         raise ValueError(f"t6: --nulls {cfg.nulls} asked; it must be 0 or more")
     check_writable(cfg.out)
@@ -255,8 +264,8 @@ def summarise(cfg: Config, rows: pl.DataFrame, energies: dict, width: int) -> pl
     table = table.join(
         shares, on=["family", "variant", "k"], how="left", nulls_equal=True, maintain_order="left"
     )
-    # null draws have the residual part's spectrum; `full` has more tensors, so no rank among them
-    ranked = pl.when(pl.col("variant") != "full").then(pl.col("null_percentile"))
+    # null draws have the residual part's spectrum: `full` has more tensors, `zero` none of it
+    ranked = pl.when(~pl.col("variant").is_in(["full", "zero"])).then(pl.col("null_percentile"))
     return null_percentile(table).with_columns(
         ranked.alias("null_percentile"), (pl.col("k") / width).alias("k_over_d")
     )

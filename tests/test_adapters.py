@@ -181,6 +181,19 @@ def test_another_base_of_the_same_shapes_is_refused(tok, trained):
         adapter_delta(other, trained / "lora" / "pos")
 
 
+def test_malformed_metadata_is_refused(qwen, trained, tmp_path):
+    """a config field of the wrong kind, or a broken record of the base, gets a sentence"""
+    lora = trained / "lora" / "pos"
+    for i, changes in enumerate(({"r": "eight"}, {"r": 0}, {"rank_pattern": [1]})):
+        with pytest.raises(ValueError, match="adapter_config.json|config need"):
+            adapter_delta(qwen, edited(lora, tmp_path / str(i), **changes))
+    broken = edited(lora, tmp_path / "broken")
+    for text in ("[]", "{}", '{"weights'):
+        (broken / "base.json").write_text(text)
+        with pytest.raises(ValueError, match="base.json.* is broken"):
+            adapter_delta(qwen, broken)
+
+
 def test_other_peft_versions_are_refused(qwen, trained, monkeypatch):
     """families are tested with one minor version of PEFT; others get a sentence"""
     monkeypatch.setattr(extract.peft, "__version__", "0.22.0")

@@ -601,6 +601,16 @@ def test_a_k_at_which_a_random_subspace_keeps_as_much_supports_nothing():
         assert ("dora keep_random retains" in got.sentence) == (outcome == "undetermined")
 
 
+def test_steering_the_other_way_supports_nothing():
+    """retained ratios have no sign: a whole whose effect is below 0 leaves nothing to share"""
+    parts = halves(lora={8: (HIGH, LOW)}, dora={8: (HIGH, LOW)}).with_columns(hi=pl.lit(1.0))
+    wholes = table_of(("lora", "residual_full", None, 1.0, 1.0, 1.0), **SHARE)
+    for hi, outcome in ((-0.1, "undetermined"), (0.1, "supported")):
+        got = verdict(pl.concat([parts, wholes.with_columns(hi=pl.lit(hi))]), RULE)
+        assert got.outcome == outcome
+        assert ("below 0 for lora" in got.sentence) == (outcome == "undetermined")
+
+
 def test_verdict_from_rows_to_sentence():
     """planted: the shared part holds 90 % of every gain, the rest 10 %, in both families"""
     rows = [base(np.zeros(40))]

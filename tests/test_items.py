@@ -81,6 +81,8 @@ def test_refusals(tmp_path):
         ([lacking], "column 'label' is missing"),
         ([CLAIM | {"label": 0}], "it must be \\+1 or -1"),
         ([CLAIM, CLAIM], "more than once"),
+        ([CLAIM, CLAIM | {"item": "b", "label": "yes"}], "every label must be"),
+        ([CLAIM | {"cluster": None}], "'cluster' .* has empty values"),
         ([], "has no rows"),
     ]:
         with pytest.raises(ValueError, match=match):

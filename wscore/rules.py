@@ -64,6 +64,7 @@ class SharedCore:
     keep: str = "keep_shared"
     drop: str = "drop_shared"
     random: str = "keep_random"
+    whole: str = "residual_full"
 
     def __post_init__(self) -> None:
         if not self.families:
@@ -71,6 +72,12 @@ class SharedCore:
 
     def decide(self, table: pl.DataFrame) -> Verdict:
         got = shares(table)
+        if backwards := self._backwards(table):
+            return Verdict(
+                "undetermined",
+                f"the effect of {self.whole} is below 0 for {', '.join(backwards)}, so there is no "
+                "steering towards the behaviour to share",
+            )
         ks = sorted({k for _, v, k in got if v in (self.keep, self.drop) and k is not None})
         if not ks:
             return Verdict(
@@ -91,6 +98,13 @@ class SharedCore:
         k = min(ks, key=lambda k: (len(unmet[k]), -k))
         more = f"; and {len(unmet[k]) - 3} more" if len(unmet[k]) > 3 else ""
         return Verdict("undetermined", f"closest at K = {k}, where {'; '.join(unmet[k][:3])}{more}")
+
+    def _backwards(self, table: pl.DataFrame) -> list[str]:
+        """Families whose whole steers away from the behaviour: ratios do not show a sign."""
+        if "hi" not in table.columns:
+            return []
+        lines = table.filter((pl.col("variant") == self.whole) & (pl.col("hi") < 0))
+        return [f for f in self.families if f in lines["family"].to_list()]
 
     def _unmet(self, got: Shares, k: int) -> list[str]:
         """The conditions at K that are not clearly true, with their numbers."""

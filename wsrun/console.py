@@ -1,5 +1,6 @@
 """Console: progress bars, summaries, and how a script starts and ends."""
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,7 +80,10 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
     A ValueError is a refusal: its message goes to stderr. Ctrl-C ends with exit code 130. Any other
     exception is a defect and keeps its traceback.
     """
-    cfg = tyro.cli(config, description=main.__globals__.get("__doc__"))
+    doc = main.__globals__.get("__doc__") or ""
+    # a blank line before each label, or the help would run them together
+    doc = re.sub(r"\n(?=(Prediction|Rule|Differences):)", "\n\n", doc)
+    cfg = tyro.cli(config, description=doc)
     # neither is for the user: BOFT's missing CUDA extension, and a rename inside transformers
     warnings.filterwarnings("ignore", module=r"peft\.tuners\.boft")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

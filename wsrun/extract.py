@@ -112,6 +112,11 @@ def adapter_delta(model_or_base: nn.Module | Mapping[str, Tensor], path: str | P
         tau = merge_adapter(tensors, config, base)  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"{error} (adapter {str(path)!r})") from error
+    except (TypeError, ZeroDivisionError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"adapter: a field of {str(Path(path) / CONFIG)!r} has an unusable value ({error}); "
+            "save the adapter again with PEFT"
+        ) from error
     if model:
         check_base(model, path)
         prove(model, tau, path)  # type: ignore[arg-type]
@@ -143,7 +148,10 @@ def pair_deltas(model: PreTrainedModel, folder: str | Path) -> PairDelta:
             "train both poles with one family"
         )
     pos, neg = (adapter_delta(model, path) for path in sides.values())
-    dW = difference(pos, neg)
+    try:
+        dW = difference(pos, neg)
+    except ValueError as error:
+        raise ValueError(f"{error} (pos and neg of {str(folder)!r})") from error
     if norm(dW) == 0:
         raise ValueError(f"adapters: pos and neg of {str(folder)!r} are equal, so dW is zero")
     return PairDelta(families["pos"], pos, neg, dW)
@@ -192,9 +200,13 @@ def check_base(model: nn.Module, path: str | Path) -> None:
     file = Path(path) / BASE
     if not file.is_file():
         return
-    record = json.loads(file.read_text())
-    found = base_record(model, record["weights"])
-    if found["dtype"] == record["dtype"] and found["sha256"] != record["sha256"]:
+    try:
+        record = json.loads(file.read_text())
+        found = base_record(model, record["weights"])
+        dtype, sha256 = record["dtype"], record["sha256"]
+    except (ValueError, TypeError, KeyError, re.error) as error:
+        raise ValueError(f"adapter: {str(file)!r} is broken ({error!r}); delete it") from error
+    if found["dtype"] == dtype and found["sha256"] != sha256:
         raise ValueError(
             f"adapter: {str(path)!r} was trained on another base than this model (the weights it "
             "changes have other bits); load the model it was trained on, or train it again"

@@ -169,6 +169,14 @@ def _read(source: str | Path, columns: Sequence[str]) -> pl.DataFrame:
             f"items: column {lacking[0]!r} is missing in {str(source)!r}; "
             f"needed are {list(columns)}, found are {rows.columns}"
         )
+    if empty := [c for c in columns if rows[c].null_count()]:
+        raise ValueError(f"items: column {empty[0]!r} of {str(source)!r} has empty values")
+    label = next(c for c in columns if "label" in c)
+    if len(rows) and not rows[label].dtype.is_integer():
+        raise ValueError(
+            f"items: column {label!r} of {str(source)!r} is {rows[label].dtype}; "
+            "every label must be +1 or -1"
+        )
     return rows
 
 
