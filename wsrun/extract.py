@@ -69,6 +69,15 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises ValueError for a missing folder, config or weights file, and for one that is unreadable.
     """
+    folder, config = Path(path), read_config(path)
+    tensors = _read_tensors(folder / WEIGHTS)
+    if (folder / PISSA_INIT).is_file():
+        tensors |= _read_tensors(folder / PISSA_INIT)
+    return tensors, config
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The adapter_config.json of a PEFT checkpoint folder that is complete; else ValueError."""
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"adapter: no folder {str(folder)!r}; train one or name another")
@@ -81,10 +90,7 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"adapter: {str(folder / CONFIG)!r} is no JSON ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"adapter: {str(folder / CONFIG)!r} is no JSON object; save it again")
-    tensors = _read_tensors(folder / WEIGHTS)
-    if (folder / PISSA_INIT).is_file():
-        tensors |= _read_tensors(folder / PISSA_INIT)
-    return tensors, config
+    return config
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -138,8 +144,9 @@ def pair_deltas(model: PreTrainedModel, folder: str | Path) -> PairDelta:
     Raises ValueError where the poles are of different families or touch different targets.
     """
     sides = {side: Path(folder) / side for side in ("pos", "neg")}
+    configs = {side: read_config(path) for side, path in sides.items()}
     try:
-        families = {side: family(read_adapter(path)[1]) for side, path in sides.items()}
+        families = {side: family(config) for side, config in configs.items()}
     except ValueError as error:
         raise ValueError(f"{error} (adapters {str(folder)!r})") from error
     if families["pos"] != families["neg"]:
