@@ -235,6 +235,13 @@ def test_resuming_skips_the_unchanged_layers(qwen, tok, items):
     assert (moved["margin"] != whole["margin"]).all()
 
 
+def test_a_delta_of_a_deeper_model_is_refused(qwen, tok, items):
+    """a delta whose first layer the model does not have gets the sentence, not an index error"""
+    deeper = Variant("v", {"model.layers.9.mlp.up_proj.weight": torch.zeros(96, 64)})
+    with pytest.raises(ValueError, match="not parameters of the model"):
+        sweep(qwen, tok, items, [deeper], (1.0,), context=CONTEXT)
+
+
 def test_a_change_outside_the_layers_starts_at_the_embedding(qwen):
     """first layer of {embedding} and of {layer 2, embedding} is 0; of {layer 2, layer 3} it is 2"""
     two, three = (f"model.layers.{i}.mlp.up_proj.weight" for i in (2, 3))

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wscore import site
 from wsrun.capture import entering, resumed
 from wsrun.items import Item, Turn, check_items
-from wsrun.steer import Rounding, rounding_error, steered
+from wsrun.steer import Rounding, rounding_error, steered, touched_parameters
 from wsrun.tables import ROW_SCHEMA
 
 PROMPT_STYLE = "chat-yesno-1"
@@ -246,6 +246,7 @@ def sweep(
     resume = _Resume(model, p, base)
     for variant in variants:
         change = variant.change()
+        touched_parameters(model, change)  # before asking for the states that enter its first layer
         start, hidden = resume.at(first_layer(change))
         for alpha in variant.alphas or alphas:
             if alpha == 0:
