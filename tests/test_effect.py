@@ -113,8 +113,11 @@ def test_interval_of_two_clusters_by_hand():
     """two clusters with gains 0 and 1: resampled means are 0, 1/2, 1 with chances 1/4, 1/2, 1/4"""
     got = line(effect_table(planted(np.array([0.0, 1.0]))))
     assert (got["lo"], got["effect"], got["hi"]) == (0.0, 0.5, 1.0)
-    # at level 0.4 the quantiles are 0.3 and 0.7, both inside the middle half
+    # level 0.2: t = tan(0.1 pi) = 0.325 for 1 df, and Phi(-+ sqrt(2/1) 0.325) = 0.323 and 0.677 are
+    # both inside the middle half; level 0.4: t = 0.727, Phi(-1.03) = 0.152 is outside
     got = line(effect_table(planted(np.array([0.0, 1.0])), level=0.4))
+    assert (got["lo"], got["hi"]) == (0.0, 1.0)
+    got = line(effect_table(planted(np.array([0.0, 1.0])), level=0.2))
     assert (got["lo"], got["hi"]) == (0.5, 0.5)
 
 
@@ -247,7 +250,7 @@ def test_a_line_per_seed():
 def many():
     """Two families and two datasets of variants, with ks, alphas and seeds, and unequal clusters"""
     cluster = [f"c{i // 3}" for i in range(20)]
-    rows = [base(noise(20, d), dataset=f"d{d}", cluster=cluster) for d in range(2)]
+    rows = [base(noise(20, d) / 2, dataset=f"d{d}", cluster=cluster) for d in range(2)]
     full = [("full", None, 1.0), ("keep", 8, 0.6), ("keep", 32, 0.9)]
     for d, f, (variant, k, size), a, s in product(range(2), range(2), full, (1.0, 2.0), range(2)):
         margin = a * size * np.tile([1, -1], 10) + noise(20, d, f, s, int(a)) / 4

@@ -84,7 +84,7 @@ def test_t6_twice_is_identical(run, tmp_path):
 def test_t6_provenance(run):
     """the table carries what decided its numbers"""
     meta = run[2]
-    assert set(meta["deltas"]) == {"lora", "oft"} and all(
+    assert set(meta["deltas"]) == {"lora-s0", "oft-s0"} and all(
         len(h) == 64 for h in meta["deltas"].values()
     )
     assert len(meta["base"]) == 64 and len(meta["items"]) == 64
@@ -123,7 +123,8 @@ def fails(capsys, monkeypatch, tmp_path, *flags, script="t6_shared_svd"):
         (("--model", "./no-such"), "no folder './no-such'"),
         (("--model", "some/hub-name"), "pass the folder, --model path/to/folder"),
         (("--dtype", "float8"), "dtype 'float8' asked"),
-        (("--seed", "7"), "lora-s7"),
+        (("--seeds", "7"), "lora-s7"),
+        (("--seeds", "0", "0"), "name each one once"),
     ],
 )
 def test_t6_refuses(capsys, monkeypatch, tmp_path, flags, sentence):

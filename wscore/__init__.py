@@ -4,6 +4,8 @@ adapter checkpoint -> delta -> difference -> (select | keep/drop | crop | null) 
 """
 
 from wscore.basis import overlap, own_basis, random_basis, shared_basis, weight_basis
+from wscore.cache import cached_spectra
+from wscore.coordinates import PARAMETERIZATION, family_coordinates
 from wscore.delta import (
     Basis,
     Delta,
@@ -36,10 +38,11 @@ from wscore.families import (
     pissa_delta,
     pissa_factors,
 )
+from wscore.locus import Locus
 from wscore.merge import family, merge_adapter
 from wscore.null import gaussian_null, match_norm, spectrum_null, stream
 from wscore.project import drop, energy, keep
-from wscore.rules import Share, SharedCore, at_least, at_most, shares
+from wscore.rules import BasinDivergence, Share, SharedCore, at_least, at_most, shares
 from wscore.sites import (
     Site,
     layers,
@@ -51,17 +54,21 @@ from wscore.sites import (
     writes_residual,
 )
 from wscore.spectrum import BOTTOM, MIDDLE, SVD, TOP, Band, crop, crop_rest, spectra, svd
+from wscore.spread import benjamini_hochberg, seed_spread
 from wscore.store import load_delta, save_delta, tensors_sha256
 
 __all__ = [
     "BOTTOM",
     "MIDDLE",
+    "PARAMETERIZATION",
     "SVD",
     "TOP",
     "Band",
+    "BasinDivergence",
     "Basis",
     "Delta",
     "Geometry",
+    "Locus",
     "Rule",
     "Share",
     "SharedCore",
@@ -70,7 +77,9 @@ __all__ = [
     "add",
     "at_least",
     "at_most",
+    "benjamini_hochberg",
     "boft_delta",
+    "cached_spectra",
     "check_delta",
     "cosine",
     "crop",
@@ -82,6 +91,7 @@ __all__ = [
     "effect_table",
     "energy",
     "family",
+    "family_coordinates",
     "gaussian_null",
     "geometry",
     "ia3_delta",
@@ -107,6 +117,7 @@ __all__ = [
     "retained",
     "save_delta",
     "scale",
+    "seed_spread",
     "select",
     "shared_basis",
     "shares",

@@ -2,8 +2,10 @@
 
 `x >= t` holds where the whole interval does, fails where none of it does, and is unknown between.
 A rule is a frozen dataclass whose fields are its thresholds; `verdict(table, rule)` applies it.
+No rule says anything of a part while the whole does no more than random deltas do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +50,36 @@ def shares(table: pl.DataFrame) -> Shares:
     return {(family, variant, k): Share(*x) for family, variant, k, *x in lines.iter_rows()}
 
 
+def unready(
+    table: pl.DataFrame, whole: str, families: Sequence[str | None], above_nulls: float
+) -> Verdict | None:
+    """Why no part of `whole` can be judged in these families, None where all can.
+
+    A ratio needs a whole that steers towards the behaviour, and further than null deltas do:
+    its null_percentile, where the table has one, must reach `above_nulls`. A random delta may well
+    move the answers a little, and its largest tensors then "carry" that.
+    """
+    lines = table.filter(pl.col("variant") == whole)
+    back = lines.filter(pl.col("hi") < 0) if "hi" in table.columns else lines.clear()
+    if found := [str(f) for f in families if f in back["family"].to_list()]:
+        return Verdict(
+            "undetermined",
+            f"the effect of {whole} is below 0 for {', '.join(found)}, so there is no "
+            "steering towards the behaviour to share",
+        )
+    if "null_percentile" not in table.columns:
+        return None
+    low = lines.filter(pl.col("null_percentile") < above_nulls)
+    ranks = dict(low.select("family", "null_percentile").iter_rows())
+    if found := [f"{f} ({ranks[f]:.0f} %)" for f in families if f in ranks]:
+        return Verdict(
+            "undetermined",
+            f"{whole} does no more than random deltas of its spectrum for {', '.join(found)}: "
+            f"percentile among them below {above_nulls:g}",
+        )
+    return None
+
+
 @dataclass(frozen=True)
 class SharedCore:
     """exists K, for all families: keep(K) >= keep_at_least and drop(K) <= drop_at_most.
@@ -65,6 +97,7 @@ class SharedCore:
     drop: str = "drop_shared"
     random: str = "keep_random"
     whole: str = "residual_full"
+    above_nulls: float = 95.0
 
     def __post_init__(self) -> None:
         if not self.families:
@@ -72,12 +105,8 @@ class SharedCore:
 
     def decide(self, table: pl.DataFrame) -> Verdict:
         got = shares(table)
-        if backwards := self._backwards(table):
-            return Verdict(
-                "undetermined",
-                f"the effect of {self.whole} is below 0 for {', '.join(backwards)}, so there is no "
-                "steering towards the behaviour to share",
-            )
+        if early := unready(table, self.whole, self.families, self.above_nulls):
+            return early
         ks = sorted({k for _, v, k in got if v in (self.keep, self.drop) and k is not None})
         if not ks:
             return Verdict(
@@ -98,13 +127,6 @@ class SharedCore:
         k = min(ks, key=lambda k: (len(unmet[k]), -k))
         more = f"; and {len(unmet[k]) - 3} more" if len(unmet[k]) > 3 else ""
         return Verdict("undetermined", f"closest at K = {k}, where {'; '.join(unmet[k][:3])}{more}")
-
-    def _backwards(self, table: pl.DataFrame) -> list[str]:
-        """Families whose whole steers away from the behaviour: ratios do not show a sign."""
-        if "hi" not in table.columns:
-            return []
-        lines = table.filter((pl.col("variant") == self.whole) & (pl.col("hi") < 0))
-        return [f for f in self.families if f in lines["family"].to_list()]
 
     def _unmet(self, got: Shares, k: int) -> list[str]:
         """The conditions at K that are not clearly true, with their numbers."""
@@ -153,3 +175,59 @@ class SharedCore:
                 either,
             ),
         ]
+
+
+@dataclass(frozen=True)
+class BasinDivergence:
+    """exists K, for all families: overlap(own, others') is low and keep_own > keep_shared.
+
+    overlap is the table's column of that name on the keep_own lines, the mean squared cosine of a
+    family's own top-K directions with those of the others; low is at most `excess_at_most` of the
+    way from random subspaces (`overlap_random`) to equal ones. keep_own > keep_shared where their
+    intervals do not meet. Refuted where at every K some family's overlap is not low.
+    """
+
+    excess_at_most: float = 0.1
+    families: tuple[str, ...] = ("lora", "dora", "pissa", "delora", "oft")
+    own: str = "keep_own"
+    shared: str = "keep_shared"
+    whole: str = "residual_full"
+    above_nulls: float = 95.0
+
+    def decide(self, table: pl.DataFrame) -> Verdict:
+        if early := unready(table, self.whole, self.families, self.above_nulls):
+            return early
+        got = shares(table)
+        lines = table.filter(pl.col("variant") == self.own)
+        chance = pl.col("overlap_random")
+        lines = lines.with_columns(excess=(pl.col("overlap") - chance) / (1 - chance))
+        excess = {(f, k): x for f, k, x in lines.select("family", "k", "excess").iter_rows()}
+        ks = sorted({k for _, k in excess})
+        absent = [f for f in self.families if not any((f, k) in excess for k in ks)]
+        if absent:
+            return Verdict("undetermined", f"no line of {self.own} for {', '.join(absent)}")
+        close: dict[int, list[str]] = {k: [] for k in ks}
+        unmet: dict[int, list[str]] = {k: [] for k in ks}
+        for k in ks:
+            for f in self.families:
+                x = excess.get((f, k))
+                if x is None or x > self.excess_at_most:
+                    close[k].append(f if x is None else f"{f} ({x:.2f})")
+                own, shared = (got.get((f, v, k), Share()) for v in (self.own, self.shared))
+                if own.lo is None or shared.hi is None or own.lo <= shared.hi:
+                    unmet[k].append(f"{f} {self.own} {own}, {self.shared} {shared}")
+        if held := [str(k) for k in ks if not close[k] and not unmet[k]]:
+            return Verdict(
+                "supported",
+                f"at K = {' and '.join(held)}, own directions overlap little and {self.own} retains"
+                f" more than {self.shared} in every family of {', '.join(self.families)}",
+            )
+        if all(close.values()):
+            k = max(ks)
+            return Verdict(
+                "refuted",
+                f"own directions are not divergent: overlap above chance at K = {k} for "
+                + ", ".join(close[k]),
+            )
+        k = min((k for k in ks if not close[k]), key=lambda k: len(unmet[k]))
+        return Verdict("undetermined", f"at K = {k}: {'; '.join(unmet[k][:3])}")

@@ -175,6 +175,8 @@ def train_adapter(
     *,
     seed: int = 0,
     base_name: str = "",
+    where: str | None = None,
+    prepare: Callable[[PeftModel], Callable[[], None] | None] | None = None,
     step_done: Callable[[str], None] = lambda note: None,
 ) -> list[float]:
     """Train one adapter on the `side` ("pos" or "neg") responses of pairs; returns the losses.
@@ -184,9 +186,14 @@ def train_adapter(
     on the side: both poles start from one adapter, and families share no draw. Writes PEFT's own
     two files to `out`, a record of the base and PiSSA's initial factors beside them; the model is
     bit-identical afterwards.
+
+    `where` is PEFT's pattern of the modules that get adapters, in place of all linear maps of the
+    recipe's band. `prepare` is called once on the fresh PEFT model, before the optimizer is made:
+    it may set adapter parameters, or freeze some (requires_grad = False); what it returns, if
+    anything, runs after every optimizer step, without gradients. It must leave base weights alone.
     """
     check_peft()
-    where = target_modules(model.config.get_text_config().num_hidden_layers, recipe.band)
+    where = where or target_modules(model.config.get_text_config().num_hidden_layers, recipe.band)
     config = FAMILIES[check_family(family)](recipe, where)
     examples = [_example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
     base = base_record(model, where)
@@ -195,7 +202,8 @@ def train_adapter(
         attached(model, config, _initial(config, family, seed)) as wrapped,
     ):
         init = _pissa_factors(wrapped) if family == "pissa" else None
-        losses = _fit(wrapped, examples, recipe, family, seed, step_done)
+        after_step = prepare(wrapped) if prepare else None
+        losses = _fit(wrapped, examples, recipe, family, seed, step_done, after_step)
         _save(wrapped, init, base, base_name, Path(out))
     return losses
 
@@ -221,6 +229,7 @@ def _fit(
     family: str,
     seed: int,
     step_done: Callable[[str], None],
+    after_step: Callable[[], None] | None,
 ) -> list[float]:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.lr[family], weight_decay=0.0)
@@ -231,6 +240,9 @@ def _fit(
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         optimizer.step()
+        if after_step:
+            with torch.no_grad():
+                after_step()
         decay.step()
         optimizer.zero_grad()
         losses.append(loss.item())

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import site
+from wscore import site, tensors_sha256
 from wsrun.capture import entering, resumed
 from wsrun.items import Item, Turn, check_items
 from wsrun.steer import Rounding, rounding_error, steered, touched_parameters
@@ -237,6 +237,7 @@ def sweep(
     alpha = 0 is scored once, as variant "base", and never again per variant. `context` gives the
     columns experiment, model and behaviour. A row is flagged where its mass is below 0.5 (half of
     the base's is never more), or where the dtype realised the change with a cosine below 0.99.
+    One change at one alpha is scored once, under however many names it comes.
     `progress` is called with the variant's name after each (variant, alpha).
     """
     p = plan(tok, items, batch_size)
@@ -244,16 +245,20 @@ def sweep(
     frames = [_rows(base, Variant("base", {}, method="base"), 0.0, None)]
     progress("base")
     resume = _Resume(model, p, base)
+    done: dict[tuple[str, float], tuple[pl.DataFrame, Rounding | None]] = {}
     for variant in variants:
         change = variant.change()
         touched_parameters(model, change)  # before asking for the states that enter its first layer
-        start, hidden = resume.at(first_layer(change))
+        same = tensors_sha256(change)
         for alpha in variant.alphas or alphas:
             if alpha == 0:
                 continue
-            rounding = _rounding(model, change, alpha)
-            with steered(model, change, alpha):
-                scored = run_plan(model, p, start, hidden)
+            if (same, alpha) not in done:
+                start, hidden = resume.at(first_layer(change))
+                rounding = _rounding(model, change, alpha)
+                with steered(model, change, alpha):
+                    done[same, alpha] = run_plan(model, p, start, hidden), rounding
+            scored, rounding = done[same, alpha]
             frames.append(_rows(scored, variant, alpha, rounding))
             progress(variant.name)
     constants = {**context, "prompt_style": PROMPT_STYLE}

@@ -1,0 +1,342 @@
+"""Laws of intervals, p values, corrections for many tests, and spreads over seeds and families."""
+
+from itertools import product
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from tests.conftest import experiment
+from tests.test_effect import base, group, line, noise, planted
+from wscore.effect import KEYS, SUMMARY_KEYS, effect_table
+from wscore.spread import benjamini_hochberg, seed_spread
+from wsrun.tables import read_table
+
+
+def scores(n):
+    """n gains of a normal shape, mean 1, sd 1: nothing in them is left to chance"""
+    z = stats.norm.ppf((np.arange(n) + 0.5) / n)
+    return 1 + z / z.std(ddof=1)
+
+
+def crossed(by_seed, by_item, **fields):
+    """gain of item i on seed s = by_seed[s] + by_item[i], each item a cluster"""
+    sign = np.tile([1, -1], len(by_item))[: len(by_item)]
+    shared = {"label": list(sign)}
+    rows = [
+        group((a + np.asarray(by_item)) * sign, seed=s, **shared, **fields)
+        for s, a in enumerate(by_seed)
+    ]
+    return pl.concat([base(np.zeros(len(by_item)), **shared), *rows])
+
+
+# ----------------------------------------------------------------------------------- intervals
+@pytest.mark.parametrize("n", [6, 10, 20, 60])
+def test_interval_is_that_of_student(n):
+    """[lo, hi] = mean -+ t sd/sqrt(n), t of n - 1 degrees of freedom: normal gains, any n"""
+    got = line(effect_table(planted(scores(n)), resamples=20_000))
+    lo, hi = stats.t.interval(0.95, n - 1, loc=1, scale=n**-0.5)
+    # at n = 6 the tail of the resamples is shorter than the normal one
+    assert got["lo"] == pytest.approx(lo, abs=(0.15 if n == 6 else 0.06) * (1 - lo))
+    assert got["hi"] == pytest.approx(hi, abs=(0.15 if n == 6 else 0.06) * (hi - 1))
+    narrow = stats.norm.interval(0.95, loc=1, scale=np.sqrt((n - 1) / n / n))[0]
+    assert got["lo"] < narrow - 0.5 * (narrow - lo)  # the plain percentiles end at `narrow`
+
+
+def test_each_line_takes_the_quantiles_of_its_own_number_of_clusters():
+    """lo, hi of a line are those it has alone, whatever the clusters of the lines beside it"""
+    few = planted(scores(6), dataset="few")
+    many = planted(scores(60), dataset="many")
+    both = effect_table(pl.concat([few, many]), full="full")
+    alone = pl.concat([effect_table(rows, full="full") for rows in (few, many)])
+    numbers = ["effect", "lo", "hi", "p", "retained_lo", "retained_hi"]
+    np.testing.assert_allclose(both[numbers].to_numpy(), alone[numbers].to_numpy(), rtol=1e-9)
+
+
+def test_coverage_with_few_clusters():
+    """P(lo <= true effect <= hi) = 0.95 with 12 clusters; the plain percentiles reach 0.90"""
+    draws, n = 1000, 12
+    gain = 0.3 + np.random.default_rng(3).normal(size=(draws, n))
+    sign = np.tile([1, -1], n // 2)
+    rows = pl.concat([base(np.zeros(n))] + [group(g * sign, seed=s) for s, g in enumerate(gain)])
+    table = effect_table(rows, KEYS)
+    covered = ((table["lo"] <= 0.3) & (table["hi"] >= 0.3)).mean()
+    assert covered == pytest.approx(0.95, abs=0.025)  # sd of a share of 1,000 is 0.007
+
+
+def test_two_seeds_by_hand():
+    """effects 0 and 1 on two seeds, equal on all items: the same as two clusters of gains 0, 1"""
+    rows = crossed([0.0, 1.0], np.zeros(30))
+    got = line(effect_table(rows, level=0.4))
+    assert (got["lo"], got["effect"], got["hi"], got["seeds"]) == (0, 0.5, 1, 2)
+    # level 0.2: t = tan(0.1 pi) = 0.325, Phi(sqrt(2) 0.325) = 0.677 < 3/4
+    got = line(effect_table(rows, level=0.2))
+    assert (got["lo"], got["hi"]) == (0.5, 0.5)
+    # t = 0.5 / (sd/sqrt(2)) = 0.5/(0.707/1.414) = 1, and P(|T_1| > 1) = 1/2
+    assert line(effect_table(rows, resamples=20_000))["p"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_seeds_that_agree_change_nothing():
+    """v = 0: interval and p of five equal seeds = those of one"""
+    gain = 0.2 + noise(40, 3)
+    five = line(effect_table(crossed([0.0] * 5, gain)))
+    one = line(effect_table(crossed([0.0], gain)))
+    for column in ("lo", "hi", "p"):
+        assert five[column] == pytest.approx(one[column], rel=1e-9)
+
+
+# -------------------------------------------------------------------------------------- p values
+@pytest.mark.parametrize("n", [2, 5, 20, 60])
+def test_p_is_that_of_the_t_test_over_clusters(n):
+    """p = 2 P(T <= -|mean|/(sd/sqrt(n))), n - 1 degrees of freedom, over means of clusters"""
+    for i, size in product(range(4), (0.0, 0.3)):
+        gain = size + noise(n, i, 1)
+        rows = planted(
+            np.repeat(gain, 2) + np.tile([0.5, -0.5], n),
+            cluster=[f"c{j // 2:02d}" for j in range(2 * n)],
+            label=[1, -1] * n,
+            item=[f"q{j:03d}" for j in range(2 * n)],
+        )
+        got = line(effect_table(rows, resamples=20_000))
+        want = stats.ttest_1samp(gain, 0)
+        found = stats.t.isf(got["p"] / 2, n - 1)
+        assert found == pytest.approx(abs(want.statistic), rel=0.03)
+
+
+def test_p_with_seeds_is_that_of_welch():
+    """gain = a_s + b_i: mean(a) + mean(b) over its standard error is Welch's test of a against -b,
+    degrees of freedom (Satterthwaite) included"""
+    for i, (seeds, n) in enumerate(product((2, 3, 5), (8, 40))):
+        a, b = 0.4 * noise(seeds, i, 7), 0.3 + noise(n, i, 8)
+        got = line(effect_table(crossed(a, b), resamples=20_000))
+        want = stats.ttest_ind(a, -b, equal_var=False)
+        assert stats.norm.isf(got["p"] / 2) == pytest.approx(
+            stats.norm.isf(want.pvalue / 2), rel=0.04
+        )
+
+
+def test_p_and_interval_say_the_same():
+    """p < 0.05 where, and only where, [lo, hi] leaves 0 out (p within 0.04 .. 0.06 left aside)"""
+    sign = np.tile([1, -1], 10)
+    gains = [0.4 + noise(20, i, 5) for i in range(300)]
+    rows = pl.concat([base(np.zeros(20)), *(group(g * sign, seed=s) for s, g in enumerate(gains))])
+    table = effect_table(rows, KEYS).filter(~pl.col("p").is_between(0.04, 0.06))
+    out = (table["lo"] > 0) | (table["hi"] < 0)
+    assert 50 < out.sum() < 250
+    assert (out == (table["p"] < 0.05)).mean() > 0.97  # the interval knows of skewness, p does not
+
+
+def test_p_without_spread_and_without_interval():
+    """sd = 0: p = 1 at effect 0, else 0; one cluster: null"""
+    assert line(effect_table(planted(np.zeros(10))))["p"] == 1
+    assert line(effect_table(planted(np.ones(10))))["p"] == 0
+    one = line(effect_table(planted(np.zeros(4), cluster=["c"] * 4)))
+    assert (one["lo"], one["p"]) == (None, None)
+    columns = effect_table(planted(np.ones(4))).columns
+    assert columns[columns.index("hi") + 1] == "p"
+
+
+# ------------------------------------------------------------------------------ many tests at once
+def with_p(ps, variants=None):
+    names = [f"v{i}" for i in range(len(ps))] if variants is None else variants
+    return pl.DataFrame({"variant": names, "p": ps}, {"variant": pl.String, "p": pl.Float64})
+
+
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_q_is_that_of_scipy(ps):
+    """q = scipy.stats.false_discovery_control(p, method="bh"), in the order of the table"""
+    want = stats.false_discovery_control(ps) if ps else []
+    np.testing.assert_allclose(benjamini_hochberg(with_p(ps))["q"], want, rtol=1e-12)
+
+
+def test_q_by_hand():
+    """p = 0.01, 0.02, 0.04 of m = 3: 0.01 3/1 = 0.03, 0.02 3/2 = 0.03, 0.04 3/3 = 0.04"""
+    got = benjamini_hochberg(with_p([0.04, 0.01, 0.02]))
+    assert got["q"].to_list() == pytest.approx([0.04, 0.03, 0.03])
+    assert benjamini_hochberg(got).equals(got)
+
+
+def test_q_leaves_null_draws_and_lines_without_p_out():
+    """m counts lines with a p that are no draws: 0.01 and 0.04 of m = 2, so 0.02 and 0.04"""
+    names = ["a", "spectrum_null#00", "b", "gaussian#17", "c", "#hash", None]
+    table = with_p([0.04, 0.0, 0.01, 0.5, None, 1.0, 1.0], names).head(5)
+    got = benjamini_hochberg(table)
+    assert got["q"].to_list() == [0.04, None, 0.02, None, None]
+    assert got.drop("q").equals(table)
+    rest = benjamini_hochberg(with_p([1.0, 1.0], ["#hash", None]))
+    assert rest["q"].to_list() == [1.0, 1.0]
+
+
+def test_q_of_an_effect_table():
+    """1 of 40 true: it keeps q < 0.05, and no null effect reaches it"""
+    null = [group(noise(30, i, 3), variant=f"v{i:02d}") for i in range(39)]
+    rows = pl.concat([planted(2 + noise(30, 1)), *null])
+    got = benjamini_hochberg(effect_table(rows))
+    assert (got["p"] < 0.05).sum() > 1  # what the correction is for
+    assert got.filter(pl.col("q") < 0.05)["variant"].to_list() == ["full"]
+
+
+def test_q_needs_p():
+    with pytest.raises(ValueError, match="lacks the columns .'p'.; pass an effect_table"):
+        benjamini_hochberg(pl.DataFrame({"variant": ["a"]}))
+
+
+# ---------------------------------------------------------------------------------------- spread
+def constant(family, variant, *effects, k=None, n=10):
+    """One seed per effect, with that gain on every item, and +-0.1 between items"""
+    gain = np.tile([0.1, -0.1], n // 2)
+    return crossed(effects, gain, family=family, variant=variant, k=k).filter(pl.col("alpha") != 0)
+
+
+HAND = pl.concat(
+    [
+        base(np.zeros(10)),
+        constant("lora", "full", 1.0, 2.0),
+        constant("dora", "full", 4.0, 4.0),
+        constant("lora", "keep", 0.5, 1.5, k=8),
+        constant("dora", "keep", 1.0, 3.0, k=8),
+        constant("oft", "keep", 1.0, k=8),
+        constant("oft", "full", 2.0),
+    ]
+)
+SPREADS = ["seed_sd", "family_sd", "family_gap"]
+RATIOS = [f"retained_{c}" for c in SPREADS]
+
+
+def test_spread_by_hand():
+    """sd over seeds of effects and of ratios; sd and max - min over families of their means"""
+    got = seed_spread(HAND, full="full")
+    assert got.columns == [*SUMMARY_KEYS, "seeds", *SPREADS, *RATIOS]
+    lora, dora, oft = (line(got, family=f, variant="keep") for f in ("lora", "dora", "oft"))
+    assert [x["seeds"] for x in (lora, dora, oft)] == [2, 2, 1]
+    # effects 0.5, 1.5: sd 1/sqrt(2); 1, 3: 2/sqrt(2); one seed has none
+    assert [x["seed_sd"] for x in (lora, dora, oft)] == [
+        pytest.approx(0.5**0.5), pytest.approx(2**0.5), None
+    ]  # fmt: skip
+    # means of families 1, 2, 1: sd sqrt((1/9 + 4/9 + 1/9)/2) = sqrt(1/3), gap 1
+    for x in (lora, dora, oft):
+        assert (x["family_sd"], x["family_gap"]) == (pytest.approx(3**-0.5), pytest.approx(1))
+    # ratios lora 0.5/1, 1.5/2; dora 1/4, 3/4; oft 1/2: means 0.625, 0.5, 0.5
+    sd = [x["retained_seed_sd"] for x in (lora, dora, oft)]
+    assert sd == [pytest.approx(0.25 / 2**0.5), pytest.approx(0.5 / 2**0.5), None]
+    assert lora["retained_family_gap"] == pytest.approx(0.125)
+    assert lora["retained_family_sd"] == pytest.approx(np.std([0.625, 0.5, 0.5], ddof=1))
+
+
+def test_spread_of_one_seed_and_one_family_is_unknown():
+    got = line(seed_spread(planted(scores(10)), full="full"))
+    assert got["seeds"] == 1 and [got[c] for c in SPREADS + RATIOS] == [None] * 6
+
+
+def test_spread_is_matched_within_the_other_keys():
+    """each k, alpha and dataset has its own spread: that of its rows alone"""
+    rows = pl.concat(
+        [HAND, HAND.with_columns(dataset=pl.lit("other"), margin=2 * pl.col("margin"))]
+    )
+    rows = pl.concat([rows, constant("lora", "keep", 9.0, 5.0, k=32)])
+    got = seed_spread(rows, full="full")
+    first = got.filter(pl.col("dataset") != "other", pl.col("k").is_null() | (pl.col("k") == 8))
+    second = got.filter(dataset="other")
+    alone = seed_spread(HAND, full="full")
+    keys = ["variant", "family", *SPREADS, *RATIOS]
+    assert first.select(keys).equals(alone.select(keys))
+    np.testing.assert_allclose(
+        second.select(SPREADS).to_numpy().astype(float),
+        2 * alone.select(SPREADS).to_numpy().astype(float),
+    )
+    single = line(got, k=32)
+    assert single["seed_sd"] == pytest.approx(8**0.5) and single["family_gap"] is None
+
+
+def test_spread_of_retained_is_suppressed_at_noise():
+    """the effect of oft's full, pooled over seeds, is noise: no ratio, and none among families"""
+    rows = pl.concat([HAND, constant("ia3", "full", -1.0, 1.0), constant("ia3", "keep", 1, 2, k=8)])
+    got = seed_spread(rows, full="full")
+    found = line(got, family="ia3", variant="keep")
+    assert found["seed_sd"] is not None and found["retained_seed_sd"] is None
+    # the families' ratios that are known stay 0.625, 0.5, 0.5
+    assert found["retained_family_gap"] == pytest.approx(0.125)
+
+
+def test_spread_of_the_opposite():
+    """spread(-gain) = spread(gain): a full effect below 0 is not noise"""
+    opposite = seed_spread(HAND.with_columns(-pl.col("margin")), full="full")
+    assert opposite.equals(seed_spread(HAND, full="full"))
+
+
+def test_spread_agrees_with_a_line_per_seed():
+    """seed_sd = sd of effect_table(by all keys) within SUMMARY_KEYS, whatever the order of rows"""
+    rows = pl.concat(
+        [base(noise(20, 0))]
+        + [
+            group(np.tile([1, -1], 10) + noise(20, s, k), variant="keep", seed=s, k=k)
+            for s, k in product(range(3), (8, 32))
+        ]
+    )
+    want = effect_table(rows, KEYS).group_by("k").agg(pl.col("effect").std()).sort("k")["effect"]
+    got = seed_spread(rows.sample(fraction=1.0, shuffle=True, seed=1)).sort("k")
+    assert got.columns == [*SUMMARY_KEYS, "seeds", *SPREADS]
+    np.testing.assert_allclose(got["seed_sd"], want)
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        (HAND.filter(pl.col("variant") != "full"), "seed=0, found none; score it there"),
+        (pl.concat([HAND, constant("lora", "full", 1.0, k=8)]), "variant=full.*found several"),
+        (pl.concat([HAND, constant("oft", "keep", 1.0, 1.0, k=4)]), "k=4.*seed=1, found none"),
+    ],
+)
+def test_spread_needs_the_whole_on_every_seed(rows, found):
+    with pytest.raises(ValueError, match=f"seed_spread: needs one 'full' line .*{found}"):
+        seed_spread(rows, full="full")
+
+
+# ----------------------------------------------------------------------------- the coverage bench
+def test_bench_rate_is_that_of_wilson():
+    """[lo, hi] of k hits in n = scipy.stats.binomtest(k, n), method wilson"""
+    bench = experiment("bench_coverage")
+    for k, n in ((0, 20), (7, 300), (20, 20)):
+        want = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+        got = bench.rate(k / n, n)
+        assert (got["lo"], got["hi"]) == pytest.approx((want.low, want.high), abs=1e-12)
+
+
+def test_bench_tables_hold_what_was_planted():
+    """effect(line) = mean gain of that line of that data set, one cluster per two rows"""
+    bench = experiment("bench_coverage")
+    gain = np.random.default_rng(0).normal(size=(3, 2, 2, 5, 2))
+    lines = pl.DataFrame({"family": "lora", "variant": ["full", "keep"], "k": [None, 8]})
+    table = effect_table(bench.rows(lines, gain), resamples=10)
+    assert (table["clusters"] == 5).all() and (table["seeds"] == 2).all()
+    got = table.sort("experiment", "variant")["effect"].to_numpy().reshape(3, 2)
+    np.testing.assert_allclose(got, gain.mean(axis=(2, 3, 4)), atol=1e-12)
+
+
+def test_bench_noise_has_mean_0_and_variance_1():
+    bench = experiment("bench_coverage")
+    for name, draw in bench.SHAPES.items():
+        x = draw(np.random.default_rng(1), (1_000_000,))
+        assert x.mean() == pytest.approx(0, abs=0.005), name
+        assert x.var() == pytest.approx(1, abs=0.1), name
+
+
+def test_bench_writes_every_rate(tmp_path, capsys):
+    """one line per cell and measure, and per truth of a rule; a rate lies in its interval"""
+    bench = experiment("bench_coverage")
+    options = dict(sets=4, clusters=(6, 12), noise=("normal",), seeds=(2,), seed_sds=(0.3,))
+    cfg = bench.Config(**options, verdicts=2, resamples=100, per_table=200, out=tmp_path)
+    bench.main(cfg)
+    table, meta = read_table(tmp_path / "bench_coverage.parquet")
+    found = table.group_by("measure").len().sort("measure").rows()
+    n = len(bench.TRUTHS)
+    assert found == [("effect", 3), ("p", 3), ("retained", 3), ("supported", n)]
+    assert table.filter(
+        (pl.col("lo") > pl.col("rate")) | (pl.col("rate") > pl.col("hi"))
+    ).is_empty()
+    assert meta["config"]["sets"] == 4 and "rule " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--noise 'cauchy' asked; known are normal"):
+        bench.main(bench.Config(noise=("cauchy",), out=tmp_path))
