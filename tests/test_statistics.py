@@ -332,7 +332,7 @@ def test_bench_writes_every_rate(tmp_path, capsys):
     bench.main(cfg)
     table, meta = read_table(tmp_path / "bench_coverage.parquet")
     found = table.group_by("measure").len().sort("measure").rows()
-    n = len(bench.TRUTHS)
+    n = len(bench.TRUTHS) * len(bench.CLAIMS)
     assert found == [("effect", 3), ("p", 3), ("retained", 3), ("supported", n)]
     assert table.filter(
         (pl.col("lo") > pl.col("rate")) | (pl.col("rate") > pl.col("hi"))

@@ -26,7 +26,7 @@ class Locus:
     drop_at_most: float = 0.3
     families: tuple[str, ...] | None = None
     whole: str = "full"
-    above_nulls: float = 95.0
+    above_nulls: float = 100.0
 
     def __post_init__(self) -> None:
         if not self.slices or self.families == ():

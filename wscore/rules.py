@@ -55,9 +55,10 @@ def unready(
 ) -> Verdict | None:
     """Why no part of `whole` can be judged in these families, None where all can.
 
-    A ratio needs a whole that steers towards the behaviour, and further than null deltas do:
-    its null_percentile, where the table has one, must reach `above_nulls`. A random delta may well
-    move the answers a little, and its largest tensors then "carry" that.
+    A ratio needs a whole that steers towards the behaviour, and further than null deltas do: its
+    null_percentile, where the table has one, must reach `above_nulls`; 100, above every draw, is a
+    one-sided test at level 1/21 with 20 draws. A random delta may well move the answers a little,
+    and its largest tensors then "carry" that.
     """
     lines = table.filter(pl.col("variant") == whole)
     back = lines.filter(pl.col("hi") < 0) if "hi" in table.columns else lines.clear()
@@ -97,7 +98,7 @@ class SharedCore:
     drop: str = "drop_shared"
     random: str = "keep_random"
     whole: str = "residual_full"
-    above_nulls: float = 95.0
+    above_nulls: float = 100.0
 
     def __post_init__(self) -> None:
         if not self.families:
@@ -192,7 +193,7 @@ class BasinDivergence:
     own: str = "keep_own"
     shared: str = "keep_shared"
     whole: str = "residual_full"
-    above_nulls: float = 95.0
+    above_nulls: float = 100.0
 
     def decide(self, table: pl.DataFrame) -> Verdict:
         if early := unready(table, self.whole, self.families, self.above_nulls):
