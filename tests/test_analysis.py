@@ -18,7 +18,7 @@ QUICK = dict(
 def run(name, folder, **options):
     """The summary table of a script on the organism, and its provenance."""
     module = experiment(name)
-    module.main(module.Config(**(QUICK | dict(out=folder) | options)))
+    module.main(module.Config(**(QUICK | dict(out=folder, parts=folder / "parts") | options)))
     return read_table(folder / f"{name}.parquet")
 
 
@@ -231,7 +231,8 @@ def test_refusals(capsys, monkeypatch, tmp_path, script, flags, sentence):
 
     module, out = experiment(script), tmp_path / "out"
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--out", str(out), *flags])
+    argv = [f"{script}.py", "--out", str(out), "--parts", str(out / "parts"), *flags]
+    monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stop:
         guarded(module.main, module.Config)
     assert stop.value.code == 1 and not list(out.glob("*.parquet"))

@@ -1,5 +1,7 @@
 """Scoring: one renderer, the same numbers whatever the batch, and rows that pair up."""
 
+from dataclasses import fields
+
 import polars as pl
 import pytest
 import torch
@@ -11,8 +13,10 @@ from tests.conftest import bits, random_delta, same_bits
 from wscore import paired, scale, site
 from wsrun.capture import add_vector, entering, hooked
 from wsrun.items import PREFILL, Item, user
+from wsrun.models import tiny_gemma3
+from wsrun.plan import Choices, layer_cost
 from wsrun.score import (
-    Choices,
+    Levers,
     Variant,
     _rows,
     choice_ids,
@@ -117,16 +121,75 @@ def test_margin_and_mass_known_answer():
 
 def test_batch_padding_and_order_do_not_matter(model, tok, items):
     """margin(batch 1) = margin(batch N) = margin(shuffled) = margin(left-padded), within 1e-5"""
-    one = run_plan(model, plan(tok, items, batch_size=1))
+    one = run_plan(model, plan(tok, items, tokens=1), last_position=False)
+    cost = layer_cost(model.config)
     for other in (
-        run_plan(model, plan(tok, items, batch_size=5)),
-        run_plan(model, plan(tok, items, batch_size=64)),
-        run_plan(model, plan(tok, items, batch_size=64, padding="left")),
-        run_plan(model, plan(tok, items[::-1], batch_size=5, padding="left"))[::-1],
+        run_plan(model, plan(tok, items, tokens=200)),
+        run_plan(model, plan(tok, items, tokens=4096)),
+        run_plan(model, plan(tok, items, tokens=4096, padding="left")),
+        run_plan(model, plan(tok, items[::-1], tokens=200, padding="left"))[::-1],
+        run_plan(model, plan(tok, items, tokens=200, cost=cost)),
+        run_plan(model, plan(tok, items, tokens=4096, cost=cost, padding="left")),
+        run_plan(model, plan(tok, items[::-1], tokens=4096, cost=cost), last_position=False)[::-1],
     ):
         assert other["item"].to_list() == one["item"].to_list()
         assert (other["margin"] - one["margin"]).abs().max() < 1e-5
         assert (other["mass"] - one["mass"]).abs().max() < 1e-5
+
+
+def test_a_window_of_attention_is_that_of_the_plain_forward(tok, items):
+    """a model whose layers look 8 tokens back: packed margins = those of the model's own masks"""
+    model = tiny_gemma3(vocab_size=len(tok), sliding_window=8)
+    yes, no = choice_ids(tok)
+    packed = run_plan(model, plan(tok, items, cost=layer_cost(model.config)))
+    for i, item in enumerate(items):
+        with torch.no_grad():
+            ids = torch.tensor([render(tok, item.turns, item.prefill)])
+            p = model(input_ids=ids).logits[0, -1].double().softmax(-1)
+        expected = float((p[yes].sum() / p[no].sum()).log())
+        assert packed["margin"][i] == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_lever_off_gives_the_same_numbers(model, tok, items):
+    """all levers on = all off within 1e-5; resume and once change no bit"""
+    variants = [Variant("v", random_delta(model)), Variant("again", random_delta(model))]
+    variants += [
+        Variant("late", {n: t for n, t in random_delta(model).items() if site(n).layer > 1})
+    ]
+
+    def rows(**levers):
+        return sweep(
+            model, tok, items, variants, (1.0, -1.0), context=CONTEXT, levers=Levers(**levers)
+        )
+
+    on, names = rows(), [f.name for f in fields(Levers)]
+    assert rows(resume=False).equals(on) and rows(once=False).equals(on)
+    for off in ({name: False} for name in names):
+        assert (rows(**off)["margin"] - on["margin"]).abs().max() < 1e-5
+    off = rows(**dict.fromkeys(names, False))
+    assert (off["margin"] - on["margin"]).abs().max() < 1e-5
+    assert (off["margin"] != on["margin"]).any()  # they are different ways
+
+
+def test_the_last_layer_runs_only_where_answers_are_read(qwen, tok, items):
+    """MLP rows of the last layer = items; of the others, all tokens of the plan"""
+    p, rows = plan(tok, items, tokens=10**6, cost=layer_cost(qwen.config)), {}
+    for i, layer in enumerate(qwen.get_decoder().layers):
+        layer.mlp.up_proj.register_forward_hook(
+            lambda m, args, out, i=i: rows.update({i: args[0].shape[:-1].numel()})
+        )
+    run_plan(qwen, p)
+    (batch,) = p.batches
+    assert rows[3] == len(items) and rows[0] == rows[1] == rows[2] == batch.ids.numel()
+
+
+def test_noise_is_measured(qwen, tok, items):
+    """rms of margin(batch plan A) - margin(plan B) of the base: rounding in fp32, more in bf16"""
+    d = [Variant("v", random_delta(qwen))]
+    fine = sweep(qwen, tok, items, d, (1.0,), context=CONTEXT)["noise"]
+    coarse = sweep(qwen.bfloat16(), tok, items, d, (1.0,), context=CONTEXT)["noise"]
+    assert fine.n_unique() == coarse.n_unique() == 1
+    assert fine[0] < 1e-5 < 1e-4 < coarse[0] < 1
 
 
 def test_margin_is_that_of_the_plain_forward(model, tok, items):
@@ -218,14 +281,14 @@ def test_resuming_changes_no_bit(model, tok, items, first):
     assert first_layer(d) == first
     for alpha in (1.0, -0.5):
         with steered(model, d, alpha):
-            whole = run_plan(model, plan(tok, items, batch_size=16))
+            whole = run_plan(model, plan(tok, items, cost=layer_cost(model.config)))
         assert rows.filter(alpha=alpha)["margin"].equals(whole["margin"])
     assert not any("forward" in vars(layer) for layer in model.get_decoder().layers)
 
 
 def test_resuming_skips_the_unchanged_layers(qwen, tok, items):
     """resumed at layer 2: layers 0 and 1 do not run, and the states that enter 2 are the given"""
-    p, ran, hidden = plan(tok, items, batch_size=64), [], []
+    p, ran, hidden = plan(tok, items), [], []
     with entering(qwen, 2, hidden):
         whole = run_plan(qwen, p)
     for i, layer in enumerate(qwen.get_decoder().layers):

@@ -28,6 +28,7 @@ TYPES = pl.Schema(
         "margin": pl.Float64,
     }
 )  # also for columns null throughout, or of whole numbers
+NOISE = ("noise",)  # where the rows say what their dtype leaves open, the effect table does too
 COLUMNS = (*KEYS, "item", "cluster", "label", "margin", "mass", "flagged")
 
 
@@ -155,6 +156,7 @@ def effect_table(
         discrimination=(up - down) / 2,
         mass=pl.col("mass").mean(),
         flagged_share=pl.col("flagged").mean(),
+        **{c: pl.col(c).max() for c in NOISE if c in p.columns},
     )
     differing = _differences(*_split(rows)).group_by(by).agg(row_diff=pl.col("item").n_unique())
     table = (
@@ -180,6 +182,7 @@ def effect_table(
         *ratios,
         "mass",
         "flagged_share",
+        *(c for c in NOISE if c in table.columns),
         "row_diff",
     )
 

@@ -73,6 +73,8 @@ class Options:
     """name of the behaviour in the table"""
     out: Path = Path("artifacts/tables")
     """folder that receives the tables and figures"""
+    parts: Path = Path("artifacts/parts")
+    """folder of finished results: a stopped run, started again, goes on where it was"""
     dtype: str = "float32"
     """dtype of the model"""
     device: str = "cpu"
@@ -101,6 +103,7 @@ def check(cfg: Options, what: str) -> None:
     if cfg.nulls < 0:
         raise ValueError(f"{what}: --nulls {cfg.nulls} asked; it must be 0 or more")
     check_writable(cfg.out)
+    check_writable(cfg.parts)
 
 
 class Loaded(NamedTuple):
@@ -184,7 +187,7 @@ def run(
     )
     context = {"experiment": experiment, "model": cfg.model, "behaviour": cfg.behaviour}
     with progress("scoring", 1 + runs) as step:
-        return sweep(*at, variants, cfg.alphas, context=context, progress=step)
+        return sweep(*at, variants, cfg.alphas, context=context, results=cfg.parts, progress=step)
 
 
 def summarise(

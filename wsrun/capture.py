@@ -86,6 +86,52 @@ def _pass_through(hidden_states: Tensor, *args, **kwargs) -> Tensor:
 
 
 @contextmanager
+def last_layer_at(
+    model: PreTrainedModel, rows: Tensor, columns: Tensor
+) -> Iterator[PreTrainedModel]:
+    """In the last layer, queries, attention output and MLP only at the positions that are read.
+
+    Keys and values are still needed everywhere. Other positions leave the layer without its
+    contribution, so nothing may be read there. Layers with other names run as they are.
+    """
+    layer = cast(nn.ModuleList, model.get_decoder().layers)[-1]
+    attention = getattr(layer, "self_attn", None)
+    parts = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None)]
+    parts += [getattr(layer, "mlp", None)]
+    shape: list[torch.Size] = []
+
+    def narrow(module, args):
+        shape.append(args[0].shape[:2])
+        return (args[0][rows, columns][None], *args[1:])
+
+    def widen(module, args, output):
+        whole = output.new_zeros(*shape.pop(), output.shape[-1])
+        whole[rows, columns] = output[0]
+        return whole
+
+    handles = []
+    try:
+        for part in parts if all(isinstance(p, nn.Module) for p in parts) else []:
+            handles.append(cast(nn.Module, part).register_forward_pre_hook(narrow))
+            handles.append(cast(nn.Module, part).register_forward_hook(widen))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def read_at(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator[PreTrainedModel]:
+    """The output head runs on the positions (rows, columns) only: logits [1, n, vocabulary]."""
+    head = cast(nn.Module, model.get_output_embeddings())
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0][rows, columns][None],))
+    try:
+        yield model
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def entering(model: PreTrainedModel, layer: int, into: list[Tensor]) -> Iterator[PreTrainedModel]:
     """Append the hidden states [batch, sequence, d] that enter a decoder layer, one a forward."""
 

@@ -94,5 +94,8 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
         Console(stderr=True, soft_wrap=True).print(message, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; no table was written")
+        said = "stopped; no table was written"
+        if hasattr(cfg, "parts"):
+            said += ", what was scored is kept and the same command goes on from there"
+        Console(stderr=True, soft_wrap=True).print(said)
         sys.exit(130)

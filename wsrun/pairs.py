@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.items import Turn, user
-from wsrun.score import batches, end_of_turn, render
+from wsrun.score import end_of_turn, render
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ def generate(
     answers: list[str | None] = [None] * len(sequences)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for batch in batches(sequences, batch_size, padding="left"):
+        for order in _by_length(sequences, batch_size):
+            ids, mask = _left_padded([sequences[i] for i in order])
             new = model.generate(  # type: ignore[operator]
-                input_ids=batch.ids.to(model.device),
-                attention_mask=batch.mask.to(model.device),
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=True,
                 top_k=0,
@@ -64,13 +67,32 @@ def generate(
                 temperature=1.0,
                 eos_token_id=end,
                 pad_token_id=end,
-            )[:, batch.ids.shape[1] :]
-            for i, ids in zip(batch.order, new.tolist(), strict=True):
-                if end in ids:
-                    text = str(tok.decode(ids[: ids.index(end)], skip_special_tokens=True))
+            )[:, ids.shape[1] :]
+            for i, reply in zip(order, new.tolist(), strict=True):
+                if end in reply:
+                    text = str(tok.decode(reply[: reply.index(end)], skip_special_tokens=True))
                     answers[i] = text.strip() or None
             batch_done("")
     return answers
+
+
+def _by_length(sequences: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Indices of the sequences from short to long, in groups of `size`."""
+    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _left_padded(
+    sequences: Sequence[Sequence[int]],
+) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
+    """(ids, mask) that end together, as generation needs: id 0 under mask 0 before each one."""
+    width = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(sequences):
+        ids[row, width - len(tokens) :] = torch.tensor(tokens)
+        mask[row, width - len(tokens) :] = 1
+    return ids, mask
 
 
 def make_pairs(

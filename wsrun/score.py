@@ -6,19 +6,22 @@ the fp32 next-token distribution at the position right after the prefill.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
 import jinja2
 import polars as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import site, tensors_sha256
-from wsrun.capture import entering, resumed
+from wsrun.capture import entering, last_layer_at, read_at, resumed
 from wsrun.items import Item, Turn, check_items
+from wsrun.plan import Batch, Choices, Cost, Plan, batches, layer_cost
+from wsrun.results import Results, run_key
 from wsrun.steer import Rounding, rounding_error, steered, touched_parameters
 from wsrun.tables import ROW_SCHEMA
 
@@ -26,6 +29,7 @@ PROMPT_STYLE = "chat-yesno-1"
 BOUNDARY_MARKS = " Ġ▁"  # how tokenizers write a leading space
 MIN_MASS = 0.5
 MIN_COSINE = 0.99
+TOKENS = {False: 1024, True: 16384}  # of a batch, by whether it runs on a GPU
 
 
 def render(tok: PreTrainedTokenizerBase, turns: Sequence[Turn], prefill: str = "") -> list[int]:
@@ -70,13 +74,6 @@ def end_of_turn(tok: PreTrainedTokenizerBase) -> int:
     return int(ids[0] if ids else tok.eos_token_id)  # type: ignore[arg-type]
 
 
-class Choices(NamedTuple):
-    """Vocabulary ids that answer Yes, and those that answer No."""
-
-    yes: list[int]
-    no: list[int]
-
-
 def choice_ids(tok: PreTrainedTokenizerBase) -> Choices:
     """Every vocabulary entry that is Yes or No up to case, leading space and boundary marks.
 
@@ -100,81 +97,74 @@ def choice_scores(
     return yes - no, yes.exp() + no.exp()
 
 
-class Batch(NamedTuple):
-    """Padded token ids of some items, and where each one's last real token stands."""
+@dataclass(frozen=True)
+class Levers:
+    """What saves arithmetic without changing the numbers; each can be switched off for a test."""
 
-    order: list[int]
-    ids: Int[Tensor, "b s"]
-    mask: Int[Tensor, "b s"]
-    last: Int[Tensor, " b"]
-
-
-def batches(
-    sequences: Sequence[Sequence[int]],
-    batch_size: int = 16,
-    padding: Literal["right", "left"] = "right",
-) -> list[Batch]:
-    """Sequences sorted by length, cut into batches, padded with id 0 under a zero mask."""
-    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
-    return [
-        _pad(sequences, order[i : i + batch_size], padding)
-        for i in range(0, len(order), batch_size)
-    ]
-
-
-def _pad(sequences: Sequence[Sequence[int]], order: list[int], padding: str) -> Batch:
-    length = max(len(sequences[i]) for i in order)
-    ids = torch.zeros(len(order), length, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, i in enumerate(order):
-        n = len(sequences[i])
-        span = slice(0, n) if padding == "right" else slice(length - n, length)
-        ids[row, span] = torch.tensor(sequences[i])
-        mask[row, span] = 1
-    last = length - 1 - mask.flip(1).argmax(1)
-    return Batch(order, ids, mask, last)
+    share_heads: bool = True
+    """one row for sequences with a common head (plan.py); rounding differs by about 1e-6"""
+    last_position: bool = True
+    """the last layer's queries, attention output and MLP only where answers are read"""
+    resume: bool = True
+    """start at the first changed layer, from the base's hidden states; not a bit differs"""
+    once: bool = True
+    """one change at one alpha is scored once; not a bit differs"""
 
 
 @torch.no_grad()
-def last_logits(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "b v"]:
-    """Next-token logits at each row's last real position; the head runs on those positions only."""
-    device = next(model.parameters()).device
-    where, inverse = batch.last.unique(return_inverse=True)
-    logits = model(
-        input_ids=batch.ids.to(device),
-        attention_mask=batch.mask.to(device),
-        position_ids=(batch.mask.cumsum(1) - 1).clamp(min=0).to(device),
-        logits_to_keep=where.to(device),
-        use_cache=False,
-    ).logits
-    if logits.shape[1] != len(where):  # an architecture that does not know logits_to_keep
-        logits = logits[:, where]
-    return logits[torch.arange(len(batch.order)), inverse.to(logits.device)].float().cpu()
+def last_logits(
+    model: PreTrainedModel, batch: Batch, last_position: bool = True
+) -> Float[Tensor, "n v"]:
+    """Next-token logits at each sequence's last position; the head runs on those positions only."""
+    weight, at = next(model.parameters()), (batch.rows, batch.columns)
+    with read_at(model, *at), last_layer_at(model, *at) if last_position else nullcontext():
+        logits = model(
+            input_ids=batch.ids.to(weight.device),
+            attention_mask=_masks(model.config.get_text_config(), batch, weight),
+            position_ids=batch.positions.to(weight.device),
+            use_cache=False,
+        ).logits
+    return logits[0].float().cpu()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Items rendered, tokenized and batched once, to be scored under many weights."""
+def _masks(config: PretrainedConfig, batch: Batch, weight: Tensor) -> Tensor | dict[str, Tensor]:
+    """What is added to attention scores: 0 where a token is seen, else the lowest number; one mask,
+    or one per kind of layer where some look only a window back."""
 
-    items: list[Item]
-    batches: list[Batch]
-    choices: Choices
+    def added(sees: Tensor) -> Tensor:
+        mask = torch.zeros(sees.shape, dtype=weight.dtype)
+        return mask.masked_fill_(~sees, torch.finfo(weight.dtype).min).to(weight.device)
+
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if not window or (kinds and "sliding_attention" not in kinds):
+        return added(batch.sees)
+    back = batch.positions[:, None, :, None] - batch.positions[:, None, None, :]
+    near = added(batch.sees & (back < window))
+    return {"full_attention": added(batch.sees), "sliding_attention": near} if kinds else near
 
 
 def plan(
     tok: PreTrainedTokenizerBase,
     items: Sequence[Item],
-    batch_size: int = 16,
+    tokens: int = 1024,
+    cost: Cost | None = None,
     padding: Literal["right", "left"] = "right",
 ) -> Plan:
-    """The batch plan of some items under one tokenizer; raises ValueError for unusable items."""
+    """The batch plan of some items under one tokenizer; raises ValueError for unusable items.
+
+    Batches hold about `tokens` tokens; with a `cost`, items with a common head share a row.
+    """
     items = check_items(items)
     sequences = [render(tok, i.turns, i.prefill) for i in items]
-    return Plan(items, batches(sequences, batch_size, padding), choice_ids(tok))
+    return Plan(items, batches(sequences, tokens, cost, padding), choice_ids(tok))
 
 
 def run_plan(
-    model: PreTrainedModel, p: Plan, start: int = 0, hidden: Sequence[Tensor] = ()
+    model: PreTrainedModel,
+    p: Plan,
+    start: int = 0,
+    hidden: Sequence[Tensor] = (),
+    last_position: bool = True,
 ) -> pl.DataFrame:
     """Columns dataset, item, cluster, label, margin, mass: one row an item, in the items' order.
 
@@ -183,16 +173,20 @@ def run_plan(
     margin, mass = torch.empty(len(p.items)), torch.empty(len(p.items))
     for i, batch in enumerate(p.batches):
         with resumed(model, start, hidden[i]) if start else nullcontext():
-            logits = last_logits(model, batch)
+            logits = last_logits(model, batch, last_position)
         margin[batch.order], mass[batch.order] = choice_scores(logits, p.choices)
+    return _scored(p, margin.double(), mass.double())
+
+
+def _scored(p: Plan, margin: Tensor, mass: Tensor) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "dataset": [i.dataset for i in p.items],
             "item": [i.id for i in p.items],
             "cluster": [i.cluster for i in p.items],
             "label": [i.label for i in p.items],
-            "margin": margin.double().numpy(),
-            "mass": mass.double().numpy(),
+            "margin": margin.numpy(),
+            "mass": mass.numpy(),
         }
     )
 
@@ -201,7 +195,7 @@ def score(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, items: Sequence[Item]
 ) -> pl.DataFrame:
     """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
-    return run_plan(model, plan(tok, items))
+    return run_plan(model, plan(tok, items, cost=layer_cost(model.config)))
 
 
 @dataclass(frozen=True)
@@ -229,7 +223,9 @@ def sweep(
     alphas: Sequence[float],
     *,
     context: Mapping[str, str],
-    batch_size: int = 16,
+    tokens: int | None = None,
+    results: str | Path | None = None,
+    levers: Levers = Levers(),
     progress: Callable[[str], None] = lambda name: None,
 ) -> pl.DataFrame:
     """Rows (design of the row schema) of every variant at every alpha, and of the base once.
@@ -237,15 +233,14 @@ def sweep(
     alpha = 0 is scored once, as variant "base", and never again per variant. `context` gives the
     columns experiment, model and behaviour. A row is flagged where its mass is below 0.5 (half of
     the base's is never more), or where the dtype realised the change with a cosine below 0.99.
-    One change at one alpha is scored once, under however many names it comes.
-    `progress` is called with the variant's name after each (variant, alpha).
+    `noise` is the rms change of a base margin under another batch plan: what the dtype leaves open.
+    `tokens` is the size of a batch; `results` a folder in which finished (change, alpha) are kept
+    and found (results.py); `levers` switches off what saves arithmetic. `progress` is called with
+    the variant's name after each (variant, alpha).
     """
-    p = plan(tok, items, batch_size)
-    base = run_plan(model, p)
-    frames = [_rows(base, Variant("base", {}, method="base"), 0.0, None)]
+    scorer = _Scorer(model, tok, items, tokens, results, levers)
+    frames = [_rows(scorer.base, Variant("base", {}, method="base"), 0.0, None)]
     progress("base")
-    resume = _Resume(model, p, base)
-    done: dict[tuple[str, float], tuple[pl.DataFrame, Rounding | None]] = {}
     for variant in variants:
         change = variant.change()
         touched_parameters(model, change)  # before asking for the states that enter its first layer
@@ -253,15 +248,10 @@ def sweep(
         for alpha in variant.alphas or alphas:
             if alpha == 0:
                 continue
-            if (same, alpha) not in done:
-                start, hidden = resume.at(first_layer(change))
-                rounding = _rounding(model, change, alpha)
-                with steered(model, change, alpha):
-                    done[same, alpha] = run_plan(model, p, start, hidden), rounding
-            scored, rounding = done[same, alpha]
-            frames.append(_rows(scored, variant, alpha, rounding))
+            rounding = _rounding(model, change, alpha)
+            frames.append(_rows(scorer.at(change, same, alpha), variant, alpha, rounding))
             progress(variant.name)
-    constants = {**context, "prompt_style": PROMPT_STYLE}
+    constants = {**context, "prompt_style": PROMPT_STYLE, "noise": scorer.noise}
     rows = pl.concat(frames).with_columns(pl.lit(v).alias(c) for c, v in constants.items())
     return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
 
@@ -274,26 +264,75 @@ def first_layer(change: Mapping[str, Tensor]) -> int:
         return 0
 
 
-class _Resume:
-    """Hidden states of the base entering a layer, kept for all variants that start there.
+class _Scorer:
+    """The base and its changes under one batch plan, each scored once.
 
-    Used only where resuming the base itself gives its very own numbers, bit for bit.
+    Hidden states of the base that enter a layer are kept for all changes that start there, and used
+    only where resuming the base itself gives its very own numbers, bit for bit.
     """
 
-    def __init__(self, model: PreTrainedModel, p: Plan, base: pl.DataFrame) -> None:
-        self.model, self.p, self.base = model, p, base
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        items: Sequence[Item],
+        tokens: int | None,
+        results: str | Path | None,
+        levers: Levers,
+    ) -> None:
+        self.model, self.levers = model, levers
+        cost = layer_cost(model.config) if levers.share_heads else None
+        size = tokens or TOKENS[model.device.type == "cuda"]
+        self.plan = plan(tok, items, size, cost)
+        key = run_key(model, self.plan, PROMPT_STYLE, asdict(levers)) if results else {}
+        self.results = Results(results, key) if results else None
+        self.done: dict[tuple[str, float], pl.DataFrame] = {}
         self.kept: dict[int, list[Tensor]] = {}
+        self.base = self._kept("base", 0.0, lambda: self._run())
+        name = "base in another batch plan"
+        other = self._kept(name, 0.0, lambda: run_plan(model, plan(tok, items, -(-size // 2))))
+        self.noise = _rms(other["margin"] - self.base["margin"])
 
-    def at(self, start: int) -> tuple[int, list[Tensor]]:
+    def at(self, change: Mapping[str, Tensor], same: str, alpha: float) -> pl.DataFrame:
+        """The scores of the model with alpha * change; `same` is the hash of the change."""
+
+        def run() -> pl.DataFrame:
+            start, hidden = self._resume(first_layer(change))
+            with steered(self.model, change, alpha):
+                return self._run(start, hidden)
+
+        return self._kept(same, alpha, run)
+
+    def _run(self, start: int = 0, hidden: Sequence[Tensor] = ()) -> pl.DataFrame:
+        return run_plan(self.model, self.plan, start, hidden, self.levers.last_position)
+
+    def _kept(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        """What run() gives, unless it is at hand already, in memory or on disk."""
+        if self.levers.once and (same, alpha) in self.done:
+            return self.done[same, alpha]
+        found = self.results.get(same, alpha) if self.results else None
+        scored = run() if found is None else _scored(self.plan, *found)
+        if self.results and found is None:
+            self.results.put(same, alpha, tuple(scored[c].to_torch() for c in ("margin", "mass")))
+        self.done[same, alpha] = scored
+        return scored
+
+    def _resume(self, start: int) -> tuple[int, list[Tensor]]:
         """(start, hidden states entering it), or (0, []) where this model cannot resume there."""
-        if start and start not in self.kept:
+        if not (start and self.levers.resume):
+            return 0, []
+        if start not in self.kept:
             hidden: list[Tensor] = []
             with entering(self.model, start, hidden):
-                run_plan(self.model, self.p)
-            exact = run_plan(self.model, self.p, start, hidden).equals(self.base)
+                whole = self._run()
+            exact = self._run(start, hidden).equals(whole)
             self.kept[start] = hidden if exact else []
-        hidden = self.kept.get(start, [])
+        hidden = self.kept[start]
         return (start, hidden) if hidden else (0, [])
+
+
+def _rms(x: pl.Series) -> float:
+    return float((x**2).mean() ** 0.5)  # type: ignore[operator]
 
 
 def _rounding(

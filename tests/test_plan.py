@@ -1,0 +1,194 @@
+"""The batch plan: each sequence as if it were alone; finished results, found by their key only."""
+
+import json
+import os
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import random_delta
+from wscore import tensors_sha256
+from wsrun import results as results_module
+from wsrun import score as score_module
+from wsrun.models import tiny_qwen3
+from wsrun.plan import Cost, batches, packs
+from wsrun.results import Results, run_key
+from wsrun.score import Levers, Variant, plan, sweep
+
+CONTEXT = {"experiment": "test", "model": "tiny", "behaviour": "honest"}
+SEQUENCES = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=9), min_size=1, max_size=12)
+FREE = Cost(1.0, 0.0)  # attention costs nothing: share whenever a token is saved
+
+
+@given(SEQUENCES, st.sampled_from([None, FREE, Cost(1.0, 0.1)]), st.integers(1, 60), st.booleans())
+def test_every_sequence_can_be_read_back(sequences, cost, tokens, left):
+    """what the last token of i sees is sequence i, in its positions; nothing else is seen"""
+    found = {}
+    for batch in batches(sequences, tokens, cost, "left" if left else "right"):
+        assert len(batch.order) == len(batch.rows) == len(batch.columns)
+        for i, row, column in zip(batch.order, batch.rows, batch.columns, strict=True):
+            seen = batch.sees[row, 0, column]
+            assert batch.positions[row][seen].tolist() == list(range(len(sequences[i])))
+            found[i] = batch.ids[row][seen].tolist()
+            for j in seen.nonzero().flatten():  # and each of them sees those before it
+                before = seen & (batch.positions[row] <= batch.positions[row][j])
+                assert torch.equal(batch.sees[row, 0, j], before)
+    assert found == dict(enumerate(map(list, sequences)))
+
+
+@given(SEQUENCES)
+def test_packs_partition_the_sequences_and_never_cost_more(sequences):
+    """members: each sequence once; length = head + sum of rests; cost <= one row each"""
+    cost = Cost(1.0, 0.05)
+    found = packs(sequences, cost)
+    assert sorted(i for p in found for i in p.members) == list(range(len(sequences)))
+    for p in found:
+        assert p.length == p.head + sum(len(sequences[i]) - p.head for i in p.members)
+        assert all(len(sequences[i]) > p.head for i in p.members)
+    assert sum(cost(p.length) for p in found) <= sum(cost(len(s)) for s in sequences) + 1e-9
+
+
+def test_packs_by_hand():
+    """the two actions of a situation share it; a far cheaper row of its own stays alone"""
+    # 5 shared + 1 + 2 = 8 tokens in place of 6 + 7 = 13
+    (pack,) = packs([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7, 8]], FREE)
+    assert (pack.members, pack.head, pack.length) == ([0, 1], 5, 8)
+    # with attention at 1 per pair: 8 + 64 = 72 against 13 + 36 + 49 = 98; at heads of 1 it loses
+    assert len(packs([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7, 8]], Cost(1.0, 1.0))) == 1
+    assert len(packs([[1, 2, 3], [1, 4, 5]], Cost(1.0, 1.0))) == 2  # 5 + 25 against 6 + 18
+    assert len(packs([[1, 2], [1, 2]], None)) == 2
+
+
+def test_a_batch_holds_no_more_tokens_than_asked():
+    """rows * width <= tokens, but for a single row that is longer"""
+    found = batches([[1] * n for n in (3, 3, 4, 9, 30)], 12)
+    assert [b.ids.shape for b in found] == [(3, 4), (1, 9), (1, 30)]
+    with pytest.raises(ValueError, match="ask for 1 or more"):
+        batches([[1]], 0)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often the model is run."""
+    runs, real = [], score_module.run_plan
+
+    def run(*args, **more):
+        runs.append(1)
+        return real(*args, **more)
+
+    monkeypatch.setattr(score_module, "run_plan", run)
+    return runs
+
+
+def test_finished_results_are_found_again(qwen, tok, items, tmp_path, counted):
+    """a second sweep runs nothing and gives the same rows, bit for bit; so does one without them"""
+    variants = [Variant("a", random_delta(qwen, 1)), Variant("b", random_delta(qwen, 2), k=3)]
+
+    def rows(**more):
+        return sweep(qwen, tok, items, variants, (1.0, -1.0), context=CONTEXT, **more)
+
+    first, ran = rows(results=tmp_path), len(counted)
+    assert rows(results=tmp_path).equals(first) and len(counted) == ran
+    assert rows().equals(first) and len(counted) > ran
+
+
+def test_a_killed_sweep_goes_on_where_it_was(qwen, tok, items, tmp_path, counted):
+    """after an exception in the third run of four, the next sweep runs only what is missing"""
+    deltas = [random_delta(qwen, i) for i in range(4)]
+    variants = [Variant(f"v{i}", d) for i, d in enumerate(deltas)]
+    whole = sweep(qwen, tok, items, variants, (1.0,), context=CONTEXT)
+
+    def stop(name):
+        if name == "v1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(qwen, tok, items, variants, (1.0,), context=CONTEXT, results=tmp_path, progress=stop)
+    counted.clear()
+    again = sweep(qwen, tok, items, variants, (1.0,), context=CONTEXT, results=tmp_path)
+    assert again.equals(whole) and len(counted) == 2
+
+
+def test_a_broken_result_is_scored_again(qwen, tok, items, tmp_path):
+    """truncated files count for nothing, and are replaced by whole ones"""
+    variants = [Variant("a", random_delta(qwen))]
+    whole = sweep(qwen, tok, items, variants, (1.0,), context=CONTEXT, results=tmp_path)
+    files = [p for p in tmp_path.rglob("*.safetensors")]
+    sizes = {p: p.stat().st_size for p in files}
+    for path in files:
+        os.truncate(path, 20)
+    again = sweep(qwen, tok, items, variants, (1.0,), context=CONTEXT, results=tmp_path)
+    assert again.equals(whole) and {p: p.stat().st_size for p in files} == sizes
+
+
+def test_every_component_of_the_key_counts(qwen, tok, items, tmp_path):
+    """a result is found under its own key: flip any component, or the change, or alpha: miss"""
+    key = run_key(qwen, plan(tok, items), "style", {})
+    margin = torch.arange(3.0, dtype=torch.float64)
+    Results(tmp_path, key).put("change", 1.0, (margin, margin / 2))
+    found = Results(tmp_path, key).get("change", 1.0)
+    assert found is not None and torch.equal(found[0], margin)
+    assert Results(tmp_path, key).get("other", 1.0) is None
+    assert Results(tmp_path, key).get("change", 1.0 + 1e-15) is None
+    for name in key:
+        flipped = key | {name: key[name] + "x"}
+        assert Results(tmp_path, flipped).get("change", 1.0) is None, name
+
+
+def flips(qwen, tok, items):
+    """What decides a number -> (key before, key after it changed)"""
+    from dataclasses import asdict, replace
+
+    def key(model=qwen, items=items, tokens=1024, style="style", **levers):
+        return run_key(model, plan(tok, items, tokens), style, asdict(Levers(**levers)))
+
+    other = tiny_qwen3(vocab_size=len(tok))
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+    eager = tiny_qwen3(vocab_size=len(tok))
+    eager.set_attn_implementation("eager")
+    return {
+        "base": (key(), key(model=other)),
+        "dtype": (key(), key(model=tiny_qwen3(vocab_size=len(tok)).bfloat16())),
+        "attention": (key(), key(model=eager)),
+        "tokens": (key(), key(items=[replace(items[0], prefill="No: **"), *items[1:]])),
+        "order": (key(), key(items=items[::-1])),
+        "plan": (key(), key(tokens=64)),
+        "style": (key(), key(style="other")),
+        "levers": (key(), key(last_position=False)),
+    }
+
+
+def test_what_decides_a_number_is_in_the_key(qwen, tok, items, monkeypatch, tmp_path):
+    """base, dtype, attention, items, order, plan, style, levers, code, threads: each counts"""
+    for name, (before, after) in flips(qwen, tok, items).items():
+        assert before != after, name
+    before = run_key(qwen, plan(tok, items), "style", {})
+    assert run_key(qwen, plan(tok, items), "style", {}) == before
+    code = results_module.code_sha256()
+    monkeypatch.setattr(results_module, "CODE", (*results_module.CODE, "models.py"))
+    assert results_module.code_sha256() != code
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert run_key(qwen, plan(tok, items), "style", {})["threads"] != before["threads"]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_results_hold_numbers_and_their_key_only(qwen, tok, items, tmp_path):
+    """one small safetensors file a (change, alpha), its key readable in the header"""
+    from safetensors import safe_open
+
+    d = random_delta(qwen)
+    sweep(qwen, tok, items, [Variant("a", d)], (1.0,), context=CONTEXT, results=tmp_path)
+    keys = []
+    for path in tmp_path.rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            keys.append(json.loads(file.metadata()["key"]))
+            assert set(file.keys()) == {"margin", "mass"}
+    changes = pl.DataFrame(keys)["change"].unique().sort().to_list()
+    assert changes == sorted(["base", "base in another batch plan", tensors_sha256(d)])
