@@ -313,7 +313,7 @@ class _Scorer:
         found = self.results.get(same, alpha) if self.results else None
         scored = run() if found is None else _scored(self.plan, *found)
         if self.results and found is None:
-            self.results.put(same, alpha, tuple(scored[c].to_torch() for c in ("margin", "mass")))
+            self.results.put(same, alpha, (scored["margin"].to_torch(), scored["mass"].to_torch()))
         self.done[same, alpha] = scored
         return scored
 
