@@ -82,7 +82,7 @@ class Results:
     def put(self, change: str, alpha: float, scored: Scored) -> None:
         """Keep a finished result; whole or not at all."""
         path, key = self._at(change, alpha)
-        tensors = dict(zip(("margin", "mass"), scored, strict=True))
+        tensors: dict[str, Tensor] = dict(zip(("margin", "mass"), scored, strict=True))
         write_whole(path, lambda tmp: save_file(tensors, tmp, metadata={"key": key}))
 
     def _at(self, change: str, alpha: float) -> tuple[Path, str]:
