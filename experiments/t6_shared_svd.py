@@ -54,6 +54,7 @@ from wsrun.analysis import (
     read_pairs,
     record,
     run,
+    share,
     spread_sentence,
     summarise,
     write,
@@ -92,6 +93,7 @@ def main(cfg: Config) -> None:
     if not cfg.K or min(cfg.K) < 1 or len(set(cfg.K)) < len(cfg.K):
         asked = " ".join(map(str, cfg.K))
         raise ValueError(f"t6: --K {asked} asked; K must be 1 or more, and name each one once")
+    share(cfg)
     at = load(cfg)
     width = d_model(at.model)
     if max(cfg.K) > width:
@@ -104,6 +106,8 @@ def main(cfg: Config) -> None:
     runs = sum((3 + n * len(cfg.K)) * len(cfg.alphas) + cfg.nulls for n in per_K.values())
     notes: dict = {}
     rows = run(cfg, EXPERIMENT, at, variants(cfg, whole, residual, bases, notes, width), runs)
+    if rows is None:  # a shard
+        return
     table = summarise(cfg, rows, notes, "residual_full")
     table = table.with_columns(
         # null draws have the residual part's spectrum: full has more tensors, zero none of it

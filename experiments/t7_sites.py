@@ -47,11 +47,13 @@ from wsrun.analysis import (
     Parts,
     check,
     draw,
+    held_sentence,
     load,
     ratios,
     read_pairs,
     record,
     run,
+    share,
     spread_sentence,
     summarise,
     write,
@@ -126,6 +128,7 @@ def _cell(layer: int, module: str) -> Where:
 def main(cfg: Config) -> None:
     """Read deltas, score every slice once, write rows, summary and figures, print the verdicts."""
     check(cfg, "t7")
+    share(cfg)
     at = load(cfg)
     pairs = read_pairs(at.model, cfg)
     whole = {key: pair.dW for key, pair in pairs.items()}
@@ -133,6 +136,8 @@ def main(cfg: Config) -> None:
     notes: dict = {}
     runs = sum(cfg.nulls + len(cfg.alphas) * parts_of(cuts, d) for d in whole.values())
     rows = run(cfg, EXPERIMENT, at, variants(cfg, whole, cuts, notes), runs)
+    if rows is None:  # a shard
+        return
     table = summarise(cfg, rows, notes, "full", absent(whole, cuts))
     partitions = {p: [c.name for c in cuts if c.partition == p] for p in PARTITIONS}
     found = decide(cfg, table, partitions)
@@ -218,6 +223,8 @@ def report(
         for p in partitions:
             v = found[str(dataset), p, "all"]
             console.print(f"[bold]{dataset}, {p}: {v.outcome}[/]: {v.sentence}")
+            if v.part:
+                console.print(held_sentence(part, v.part, str(dataset)))
 
 
 def short(v: Verdict) -> str:

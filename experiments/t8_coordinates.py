@@ -60,11 +60,13 @@ from wsrun.analysis import (
     Parts,
     check,
     draw,
+    held_sentence,
     load,
     ratios,
     read_pairs,
     record,
     run,
+    share,
     spread_sentence,
     summarise,
     write,
@@ -119,6 +121,7 @@ class Cut(NamedTuple):
 def main(cfg: Config) -> None:
     """Read deltas, score every component once, write rows, summary and figure, print verdicts."""
     check(cfg, "t8")
+    share(cfg)
     at = load(cfg)
     pairs = read_pairs(at.model, cfg)
     base = dict(at.model.named_parameters(remove_duplicate=False))
@@ -129,6 +132,8 @@ def main(cfg: Config) -> None:
     sizes = [len(LENSES) * len(BANDS) + components(cfg.adapters / f"{f}-s{s}") for f, s in pairs]
     runs = sum(cfg.nulls + len(cfg.alphas) * (2 + 3 * size) for size in sizes)
     rows = run(cfg, EXPERIMENT, at, variants(cfg, pairs, touched, svds, notes), runs)
+    if rows is None:  # a shard
+        return
     table = summarise(cfg, rows, notes, "full").rename({"energy": "energy_frac"})
     found = decide(cfg, table)
     said = [(*key, *v) for key, v in found.items()]
@@ -240,6 +245,8 @@ def report(cfg: Config, table: pl.DataFrame, found: Mapping[tuple, Verdict]) -> 
         for lens in LENSES:
             v = found[str(dataset), lens, "all"]
             console.print(f"[bold]{dataset}, {lens} bands: {v.outcome}[/]: {v.sentence}")
+            if v.part:
+                console.print(held_sentence(part, v.part, str(dataset), "energy_frac"))
     sizes = table.filter(keep_or_drop="keep", coordinate_system="own", component="top")
     said = ", ".join(
         f"{f} {n}"

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 
-from wsrun import figures
+from wsrun import figures, page
 
 matplotlib = pytest.importorskip("matplotlib")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -111,7 +111,7 @@ def text(path):
 
 def tint(share):
     """The colour that is `share` of the way from WRONG to RIGHT."""
-    mixed = [w + share * (r - w) for w, r in zip(figures.WRONG, figures.RIGHT, strict=True)]
+    mixed = [w + share * (r - w) for w, r in zip(page.WRONG, page.RIGHT, strict=True)]
     return matplotlib.colors.to_hex(mixed)
 
 
@@ -162,7 +162,7 @@ def test_a_share_stands_where_it_is(tmp_path):
     path, words = tmp_path / "t.parquet", {name: f"part {name}" for name in "abc"}
     figures.slices(table, path, ASK, words, "full")
     kept, removed, control = (
-        marks(path, colour) for colour in (figures.COLOURS[0], figures.COLOURS[6], figures.FAINT)
+        marks(path, colour) for colour in (page.COLOURS[0], page.COLOURS[6], page.FAINT)
     )
     (x0, y0, _), (x, y, _), (x1, y1, _) = kept
     assert x == pytest.approx(x0 + 0.25 * (x1 - x0), abs=1e-3)
@@ -175,7 +175,7 @@ def test_a_share_stands_where_it_is(tmp_path):
 
 def test_scatter_places_energy_and_share(drawn):
     """kept and removed parts of one energy share x; the higher share stands higher, hollow"""
-    kept, removed = sorted(marks(drawn["scatter"][1], figures.COLOURS[0]), key=lambda m: -m[1])
+    kept, removed = sorted(marks(drawn["scatter"][1], page.COLOURS[0]), key=lambda m: -m[1])
     assert kept[0] == removed[0] and kept[1] > removed[1]
     assert kept[2] and not removed[2]
 
@@ -195,7 +195,7 @@ def test_no_share_is_not_zero(tmp_path):
     path = tmp_path / "t.parquet"
     draw("points", path, table)
     assert text(path).split().count("n/a") == 3 and "n/a: the family has no such part" in text(path)
-    assert len(marks(path, figures.COLOURS[0])) == 3  # of 2 x 2, one line is missing
+    assert len(marks(path, page.COLOURS[0])) == 3  # of 2 x 2, one line is missing
     draw("points", path, summary(SHARES | {"drop_a": -7.5}))
     assert "n/a" not in text(path)
     assert text(path).split().count("-7.5") == 2 and "A number at the edge" in text(path)
@@ -219,10 +219,10 @@ def test_one_k_of_several(tmp_path):
     with pytest.raises(ValueError, match="several lines of .*; give k"):
         draw("points", path, both)
     draw("points", path, both, k=8)
-    of_8 = marks(path, figures.COLOURS[0])
+    of_8 = marks(path, page.COLOURS[0])
     assert "k = 8" in text(path) and text(path).split().count("+2.00") == 2
     draw("points", path, summary(), k=8)
-    assert marks(path, figures.COLOURS[0]) == of_8
+    assert marks(path, page.COLOURS[0]) == of_8
 
 
 @pytest.mark.parametrize("kind", ["slices", "heat", "scatter"])
@@ -296,9 +296,9 @@ def test_without_matplotlib(kind, tmp_path, monkeypatch):
     """no matplotlib: the sentence that says how to get it, no file, no exception"""
     for name in [m for m in sys.modules if m.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    assert not figures.available()
-    assert draw(kind, tmp_path / "t.parquet") == figures.MISSING
-    assert "pip install 'wscore[plot]'" in figures.MISSING and not list(tmp_path.iterdir())
+    assert not page.available()
+    assert draw(kind, tmp_path / "t.parquet") == page.MISSING
+    assert "pip install 'wscore[plot]'" in page.MISSING and not list(tmp_path.iterdir())
 
 
 def test_matplotlib_is_asked_for_late():

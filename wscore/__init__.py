@@ -28,6 +28,7 @@ from wscore.effect import (
     retained,
     verdict,
 )
+from wscore.factored import Factored, Factors, lazily, only
 from wscore.families import (
     boft_delta,
     delora_delta,
@@ -39,7 +40,7 @@ from wscore.families import (
     pissa_factors,
 )
 from wscore.locus import Locus
-from wscore.merge import family, merge_adapter
+from wscore.merge import family, merge_adapter, merge_adapter_factored
 from wscore.null import gaussian_null, match_norm, spectrum_null, stream
 from wscore.project import drop, energy, keep
 from wscore.rules import BasinDivergence, Share, SharedCore, at_least, at_most, shares
@@ -67,6 +68,8 @@ __all__ = [
     "BasinDivergence",
     "Basis",
     "Delta",
+    "Factored",
+    "Factors",
     "Geometry",
     "Locus",
     "Rule",
@@ -98,14 +101,17 @@ __all__ = [
     "inner",
     "keep",
     "layers",
+    "lazily",
     "load_delta",
     "lora_delta",
     "match_norm",
     "merge_adapter",
+    "merge_adapter_factored",
     "norm",
     "null_percentile",
     "oft_delta",
     "omit",
+    "only",
     "overlap",
     "own_basis",
     "paired",

@@ -13,21 +13,22 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Basis, columns, entries, entry, length, some
+from wscore.delta import Basis, columns, entries, entry_norm, outlines, some
+from wscore.factored import Factored, core, outline
 from wscore.null import haar, stream
-from wscore.spectrum import TOL, find_range, svd, wide
+from wscore.spectrum import TOL, find_range, svd_of
 
 
 def own_basis(d: Mapping[str, Tensor], k: int) -> Basis:
     """U[:, :k] of dW = U S V^T: top-k left singular vectors, fewer where the rank is lower."""
     _check_k(k, "own_basis")
-    return {name: svd(columns(w)).U[:, :k].contiguous() for name, w in entries(d)}
+    return {name: svd_of(d, name).U[:, :k].contiguous() for name, _ in outlines(d)}
 
 
 def weight_basis(base: Mapping[str, Tensor], k: int) -> Basis:
     """U0[:, :k] of W0 = U0 S0 V0^T: own_basis of base weights, half precision read as float32."""
     _check_k(k, "weight_basis")
-    return {name: svd(wide(base[name])).U[:, :k].contiguous() for name in base}
+    return {name: svd_of(base, name).U[:, :k].contiguous() for name in base}
 
 
 def random_basis(like: Mapping[str, Float[Tensor, "_ _"]], seed: int) -> Basis:
@@ -67,10 +68,10 @@ def shared_basis(
     _check_k(k, "shared_basis")
     deltas = list(deltas)
     names = _common(deltas, missing)
-    lengths = [hypot(*(length(entry(d, name)) for name in names)) for d in deltas]
+    lengths = [hypot(*(entry_norm(d, name) for name in names)) for d in deltas]
     if not all(lengths):
         raise ValueError(f"shared_basis: norms are {lengths}; drop the zero deltas")
-    return {name: _top(_gram(name, deltas, lengths), k, deltas[0][name]) for name in names}
+    return {name: _top(name, deltas, lengths, k) for name in names}
 
 
 def _common(deltas: list[Any], missing: str) -> list[str]:
@@ -91,29 +92,35 @@ def _common(deltas: list[Any], missing: str) -> list[str]:
     return [name for name in deltas[0] if name in common]
 
 
-def _gram(
-    name: str, deltas: list[Mapping[str, Tensor]], lengths: list[float]
-) -> Float[Tensor, "d_out d_out"]:
-    """sum_f dW_f dW_f^T / |delta_f|^2 in float64, from thin factors where dW_f has low rank."""
-    d_out = len(deltas[0][name])
-    G = torch.zeros(d_out, d_out, dtype=torch.float64, device=deltas[0][name].device)
-    for d, size in zip(deltas, lengths, strict=True):
-        F = _left_factor(columns(d[name])).double() / size
-        G += einsum(F, F, "i s, j s -> i j")
-    return G
+def _top(
+    name: str, deltas: list[Mapping[str, Tensor]], lengths: list[float], k: int
+) -> Float[Tensor, "d_out _"]:
+    """Top-k left singular vectors of the stack at one name, none from its numerical null space.
+
+    Factored deltas have a narrow stack, whose SVD is cheaper than the Gram matrix and squares
+    nothing.
+    """
+    like = outline(deltas[0], name)
+    factors = (_left_factor(d, name) / size for d, size in zip(deltas, lengths, strict=True))
+    if all(isinstance(d, Factored) for d in deltas):
+        vectors, S, _ = torch.linalg.svd(torch.cat([*factors], 1), full_matrices=False)
+        values = S.square()
+    else:
+        G = sum(einsum(F, F, "i s, j s -> i j") for F in factors)
+        values, vectors = (x.flip(-1) for x in torch.linalg.eigh(G))
+    k = min(k, int((values > TOL**2 * values.sum()).sum()))
+    return vectors[:, :k].to(like.dtype).contiguous()
 
 
-def _left_factor(W: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out s"]:
-    """F with F F^T = W W^T: W itself, or Q L^T of W = Q (Q^T W) = Q L^T P^T when W has low rank."""
-    Q = find_range(W)
-    return W if Q is None else Q @ torch.linalg.qr((Q.T @ W).T, mode="r").R.T
-
-
-def _top(G: Float[Tensor, "d_out d_out"], k: int, like: Tensor) -> Float[Tensor, "d_out _"]:
-    """Eigenvectors of G by falling eigenvalue, at most k and none from the numerical null space."""
-    values, vectors = torch.linalg.eigh(G)
-    k = min(k, int((values > TOL**2 * G.trace()).sum()))
-    return vectors.flip(1)[:, :k].to(like.dtype).contiguous()
+def _left_factor(d: Mapping[str, Tensor], name: str) -> Float[Tensor, "d_out s"]:
+    """F with F F^T = W W^T in float64: W itself, or narrow factors where W has low rank."""
+    if isinstance(d, Factored):
+        Q, C, _, _ = core(d.factors(name))  # W = Q C P^T
+        return Q @ C
+    W = columns(d[name])
+    Q = find_range(W)  # W = Q (Q^T W) = Q L^T P^T
+    F = W if Q is None else Q @ torch.linalg.qr((Q.T @ W).T, mode="r").R.T
+    return F.double()
 
 
 def _check_k(k: int, what: str) -> None:

@@ -7,11 +7,13 @@ reads one entry at a time, so any lazily loaded mapping will do, and none change
 
 from collections.abc import Iterable, Iterator, Mapping
 from math import hypot, sqrt
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from wscore.factored import Factored, Factors, outline, size, stack, trace
 
 Delta = dict[str, Tensor]
 """parameter name -> change of that weight, [d_out, d_in] or [d_out]"""
@@ -28,9 +30,12 @@ def some(names: Iterable[str], show: int = 3) -> str:
 
 def entry(d: Mapping[Any, Any], name: Any) -> Tensor:
     """d[name], refused unless a delta may hold it: 1-D or 2-D, float32 or float64."""
+    return _allowed(name, d[name])
+
+
+def _allowed(name: Any, w: Any) -> Tensor:
     if not isinstance(name, str):
         raise ValueError(f"delta: key {name!r} is not a string; use parameter names")
-    w = d[name]
     if not isinstance(w, Tensor) or w.ndim not in (1, 2):
         found = f"of shape {list(w.shape)}" if isinstance(w, Tensor) else f"a {type(w).__name__}"
         raise ValueError(f"delta: {name!r} is {found}; use tensors [d_out, d_in] or [d_out]")
@@ -53,6 +58,11 @@ def entries(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     return ((name, entry(d, name)) for name in _nonempty(d))
 
 
+def outlines(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    """`entries` for their dtypes and shapes only: without the data where that would cost work."""
+    return ((name, _allowed(name, outline(d, name))) for name in _nonempty(d))
+
+
 def pairs(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(name, a[name], b[name]) over the union of keys, a's first; a missing side is zero."""
     for name in dict.fromkeys([*_nonempty(a), *_nonempty(b)]):
@@ -60,12 +70,28 @@ def pairs(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Iterator[tuple[st
         if x is None or y is None:
             zero = torch.zeros_like(entry(a if y is None else b, name))
             x, y = zero if x is None else x, zero if y is None else y
-        if x.shape != y.shape:
-            raise ValueError(
-                f"delta: {name!r} is {list(x.shape)} on one side and {list(y.shape)} on the other;"
-                " both deltas must belong to the same model"
-            )
-        yield name, x, y
+        yield name, *_fitting(name, x, y)
+
+
+def _fitting(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if x.shape != y.shape:
+        raise ValueError(
+            f"delta: {name!r} is {list(x.shape)} on one side and {list(y.shape)} on the other;"
+            " both deltas must belong to the same model"
+        )
+    return x, y
+
+
+def _factor_pairs(a: Factored, b: Factored) -> Iterator[tuple[str, Factors, Factors]]:
+    """`pairs` of factors; a missing side is zero, of rank 0."""
+    for name in dict.fromkeys([*_nonempty(a), *_nonempty(b)]):
+        x, y = (d.factors(name) if name in d else None for d in (a, b))
+        if x is not None and y is not None:
+            _fitting(name, a.outline(name), b.outline(name))
+            yield name, x, y
+        elif present := x or y:
+            none = Factors(present.L[:, :0], present.R[:0])
+            yield name, x or none, y or none
 
 
 def columns(w: Float[Tensor, "..."]) -> Float[Tensor, "d_out d_in"]:
@@ -76,32 +102,63 @@ def columns(w: Float[Tensor, "..."]) -> Float[Tensor, "d_out d_in"]:
 def check_delta(d: Mapping[Any, Any]) -> Mapping[str, Tensor]:
     """d itself, once known to be a delta: not empty, 1-D or 2-D, float32 or float64, finite."""
     for name, w in entries(d):
-        if bad := int((~torch.isfinite(w)).sum()):
-            raise ValueError(f"delta: {name!r} has {bad} non-finite entries; check the training")
+        check_finite(name, w)
     return d
 
 
-def scale(alpha: float | int, d: Mapping[str, Tensor]) -> Delta:
-    """alpha * d, entry by entry."""
+def check_finite(name: str, w: Tensor) -> None:
+    """Raises ValueError for NaN and infinities."""
+    if bad := int((~torch.isfinite(w)).sum()):
+        raise ValueError(f"delta: {name!r} has {bad} non-finite entries; check the training")
+
+
+@overload
+def scale(alpha: float, d: Factored) -> Factored: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def scale(alpha: float, d: Mapping[str, Tensor]) -> Delta: ...
+def scale(alpha: float | int, d: Mapping[str, Tensor]) -> Delta | Factored:
+    """alpha * d, entry by entry; (alpha L) R where d is factored."""
+    if isinstance(d, Factored):
+        return Factored({n: (alpha * d.factors(n).L, d.factors(n).R) for n in _nonempty(d)})
     return {name: alpha * w for name, w in entries(d)}
 
 
-def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Delta:
-    """a + b over the union of keys; a missing side is zero. add(a, scale(-1, a)) = 0."""
+@overload
+def add(a: Factored, b: Factored) -> Factored: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Delta: ...
+def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Delta | Factored:
+    """a + b over the union of keys; a missing side is zero. add(a, scale(-1, a)) = 0.
+
+    Two factored deltas give [L_a, L_b] [R_a; R_b].
+    """
+    if isinstance(a, Factored) and isinstance(b, Factored):
+        return Factored({name: stack(x, y) for name, x, y in _factor_pairs(a, b)})
     return {name: x + y for name, x, y in pairs(a, b)}
 
 
+Missing = Literal["raise", "zero"]
+
+
+@overload
+def difference(  # pyright: ignore[reportOverlappingOverload]
+    pos: Factored, neg: Factored, *, missing: Missing = "raise"
+) -> Factored: ...
+@overload
 def difference(
-    pos: Mapping[str, Tensor],
-    neg: Mapping[str, Tensor],
-    *,
-    missing: Literal["raise", "zero"] = "raise",
-) -> Delta:
+    pos: Mapping[str, Tensor], neg: Mapping[str, Tensor], *, missing: Missing = "raise"
+) -> Delta: ...
+def difference(
+    pos: Mapping[str, Tensor], neg: Mapping[str, Tensor], *, missing: Missing = "raise"
+) -> Delta | Factored:
     """dW = tau_pos - tau_neg over the union of keys; a missing side is zero only when told.
 
-    add(difference(pos, neg), neg) = pos (Fierro & Roger 2025, arXiv 2511.05408).
+    add(difference(pos, neg), neg) = pos (Fierro & Roger 2025, arXiv 2511.05408). Two factored
+    deltas give [L_pos, -L_neg] [R_pos; R_neg], of rank r_pos + r_neg.
     """
     _same_targets(pos, neg, missing, "difference")
+    if isinstance(pos, Factored) and isinstance(neg, Factored):
+        return Factored({name: stack(x, y, -1) for name, x, y in _factor_pairs(pos, neg)})
     return {name: x - y for name, x, y in pairs(pos, neg)}
 
 
@@ -130,12 +187,19 @@ def length(w: Float[Tensor, "..."]) -> float:
 
 def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """<a, b> = sum over names and entries of a * b; a missing key contributes 0."""
+    if isinstance(a, Factored) and isinstance(b, Factored):
+        return sum(trace(x, y) for _, x, y in _factor_pairs(a, b))
     return sum(dot(x, y) for _, x, y in pairs(a, b))
 
 
 def norm(d: Mapping[str, Tensor]) -> float:
     """|d| = sqrt(<d, d>), the Frobenius norm over all entries."""
-    return hypot(*(length(w) for _, w in entries(d)))
+    return hypot(*(entry_norm(d, name) for name in _nonempty(d)))
+
+
+def entry_norm(d: Mapping[str, Tensor], name: str) -> float:
+    """|d[name]|_F, of a factored delta without expanding it."""
+    return size(d.factors(name)) if isinstance(d, Factored) else length(entry(d, name))
 
 
 def cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

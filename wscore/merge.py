@@ -6,12 +6,13 @@ float64 with the formulas of families.py, and returns fp32.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from wscore.factored import Factored, Factors, delora_factors, lora_factors, pissa_change
 from wscore.families import (
     Weight,
     block_size,
@@ -110,27 +111,45 @@ class Target(NamedTuple):
         return setting(self.config, name, patterns, self.module)
 
 
+FORMULAS = {
+    "lora": lora_delta,
+    "dora": dora_delta,
+    "pissa": pissa_delta,
+    "delora": delora_delta,
+}
+FACTORS: dict[str, Callable[..., Factors]] = {
+    "lora": lora_factors,
+    "pissa": pissa_change,
+    "delora": delora_factors,
+}
+
+
 def low_rank_delta(kind: str, t: Target, W: Weight) -> Weight:
     """The delta of a lora, dora, pissa or delora module."""
+    return FORMULAS[kind](*low_rank_inputs(kind, t, W))
+
+
+def low_rank_inputs(kind: str, t: Target, W: Weight) -> tuple[Any, ...]:
+    """What that family's formula takes, in its order."""
     d_out, d_in = W.shape
     r = t.setting("r", "rank_pattern")
     if kind == "delora":
         lam, w_norm = t.take("delora_lambda", 1), t.take("delora_w_norm", d_in)
-        return delora_delta(t.take("delora_A", r, d_in), t.take("delora_B", d_out, r), lam, w_norm)
+        return t.take("delora_A", r, d_in), t.take("delora_B", d_out, r), lam, w_norm
     alpha = t.setting("lora_alpha", "alpha_pattern")
     scale = alpha / (math.sqrt(r) if t.config.get("use_rslora") else r)
     if kind == "pissa":  # the SVD gives no more factors than this, but s keeps the configured rank
         r = min(r, d_out, d_in)
     A, B = t.take("lora_A.weight", r, d_in), t.take("lora_B.weight", d_out, r)
     if kind == "lora":
-        return lora_delta(A, B, scale)
+        return A, B, scale
     if kind == "dora":
-        return dora_delta(A, B, scale, t.take("lora_magnitude_vector", d_out), W)
+        return A, B, scale, t.take("lora_magnitude_vector", d_out), W
     if t.tensors.keys() & {"lora_A_init.weight", "lora_B_init.weight"}:
         A0, B0 = t.take("lora_A_init.weight", r, d_in), t.take("lora_B_init.weight", d_out, r)
     else:  # fp32 as in PEFT: where S_r and S_(r+1) are close the factors depend on the precision
         A0, B0 = (factor.to(W) for factor in pissa_factors(W.float(), r, scale))
-    return pissa_delta(A, B, scale, A0, B0)
+    return A, B, scale, A0, B0
 
 
 def multiplicative_delta(kind: str, t: Target, W: Weight) -> Weight:
@@ -203,12 +222,50 @@ def merge_adapter(
     dtype; it is indexed by target, one tensor at a time, and the delta lies on its device.
     Whatever is not exactly a change of target weights by one known rule raises ValueError.
     """
+    kind, names, delta = family(config), set(base), {}
+    rule = multiplicative_delta if kind in ("oft", "boft", "ia3") else low_rank_delta
+    for key, target in targets(adapter, config, base):
+        delta[key] = rule(kind, target, target.weight.to(torch.float64)).float()
+        check(bool(delta[key].isfinite().all()), f"{key} changes by NaN or inf; check the base")
+        bias = f"{target.module}.bias"
+        if kind == "ia3" and len(target.tensors["ia3_l"]) > 1 and bias in names:
+            b = base[bias].to(torch.float64)
+            delta[bias] = ia3_delta(target.tensors["ia3_l"], b[:, None])[:, 0].float()
+    return delta
+
+
+@torch.no_grad()
+def merge_adapter_factored(
+    adapter: Mapping[str, Tensor], config: Mapping[str, Any], base: Mapping[str, Tensor]
+) -> Factored:
+    """`merge_adapter` of a lora, pissa or delora adapter as fp32 factors, of rank r (pissa 2 r).
+
+    Its entries are those of `merge_adapter` within 1e-6 of their norm, which is what rounding the
+    factors instead of the product costs. Raises ValueError for families whose change has full rank.
+    """
+    kind, factors = family(config), {}
+    known = ", ".join(FACTORS)
+    check(kind in FACTORS, f"a {kind} change has no factors; use one of {known}, or merge_adapter")
+    for key, target in targets(adapter, config, base):
+        inputs = low_rank_inputs(kind, target, target.weight.to(torch.float64))
+        factors[key] = Factors(*(x.float() for x in FACTORS[kind](*inputs)))
+        finite = all(bool(x.isfinite().all()) for x in factors[key])
+        check(finite, f"{key} changes by NaN or inf; check the base")
+    return Factored(factors)
+
+
+def targets(
+    adapter: Mapping[str, Tensor], config: Mapping[str, Any], base: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Target]]:
+    """(parameter name, target) of each adapted module, once adapter, config and base are in order.
+
+    Whatever is not exactly a change of target weights by one known rule raises ValueError.
+    """
     kind = family(config)
     for name in UNSUPPORTED:
         found = f"the config sets {name} to {config.get(name)!r}, not a change of linear weights"
         check(config.get(name) in (None, False, "none", [], {}), f"{found}; train without it")
-    names, delta = set(base), {}
-    for module, stored in by_module(adapter, kind, names).items():
+    for module, stored in by_module(adapter, kind, set(base)).items():
         key, weight = f"{module}.weight", base[f"{module}.weight"]
         check(
             weight.ndim == 2 and weight.is_floating_point() and weight.element_size() > 1,
@@ -216,11 +273,4 @@ def merge_adapter(
             "[d_out, d_in] weight of a linear layer",
         )
         tensors = {suffix: t.to(weight.device, torch.float64) for suffix, t in stored.items()}
-        rule = multiplicative_delta if kind in ("oft", "boft", "ia3") else low_rank_delta
-        target = Target(module, tensors, weight, config)
-        delta[key] = rule(kind, target, weight.to(torch.float64)).float()
-        check(bool(delta[key].isfinite().all()), f"{key} changes by NaN or inf; check the base")
-        if kind == "ia3" and len(tensors["ia3_l"]) > 1 and f"{module}.bias" in names:
-            bias = base[f"{module}.bias"].to(torch.float64)
-            delta[f"{module}.bias"] = ia3_delta(tensors["ia3_l"], bias[:, None])[:, 0].float()
-    return delta
+        yield key, Target(module, tensors, weight, config)

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Delta, columns, entries, norm, some
-from wscore.spectrum import svd
+from wscore.delta import Delta, entries, entry_norm, length, norm, outlines, some
+from wscore.spectrum import svd_of
 
 
 def stream(seed: int, name: str) -> torch.Generator:
@@ -53,8 +53,7 @@ def match_norm(
         factor = _factor(norm(d), norm(like), "the delta")
         return {name: factor * w for name, w in entries(d)}
     return {
-        name: _factor(norm({name: w}), norm({name: like[name]}), repr(name)) * w
-        for name, w in entries(d)
+        name: _factor(length(w), entry_norm(like, name), repr(name)) * w for name, w in entries(d)
     }
 
 
@@ -76,11 +75,15 @@ def gaussian_null(like: Mapping[str, Tensor], seed: int) -> Delta:
 
 def spectrum_null(like: Mapping[str, Tensor], seed: int) -> Delta:
     """U' diag(S) V'^T: each tensor's own singular values, in Haar-random directions."""
-    return {name: _turned(w, stream(seed, f"spectrum/{name}")) for name, w in entries(like)}
+    return {
+        name: _turned(svd_of(like, name).S, w.shape, stream(seed, f"spectrum/{name}"))
+        for name, w in outlines(like)
+    }
 
 
-def _turned(w: Float[Tensor, "..."], random: torch.Generator) -> Float[Tensor, "..."]:
-    W = columns(w)
-    S = svd(W).S
-    U, V = (haar(side, len(S), W, random) for side in W.shape)
-    return (U * S @ V.T).reshape(w.shape)
+def _turned(
+    S: Float[Tensor, " r"], shape: torch.Size, random: torch.Generator
+) -> Float[Tensor, "..."]:
+    d_out, d_in = *shape, *([1] if len(shape) == 1 else [])
+    U, V = (haar(side, len(S), S, random) for side in (d_out, d_in))
+    return (U * S @ V.T).reshape(shape)

@@ -1,27 +1,54 @@
 """Projection of a delta onto the output directions of a basis: keep + drop = d."""
 
 from collections.abc import Iterator, Mapping
+from typing import overload
 
 from torch import Tensor
 
-from wscore.delta import Delta, entries, length, some
+from wscore.delta import Delta, entries, length, norm, some
+from wscore.factored import Factored
 
 
-def keep(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> Delta:
-    """U U^T dW: the part of dW that writes inside span(U); keep + drop = d, keep(keep) = keep."""
+@overload
+def keep(  # pyright: ignore[reportOverlappingOverload]
+    d: Factored, basis: Mapping[str, Tensor]
+) -> Factored: ...
+@overload
+def keep(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> Delta: ...
+def keep(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> Delta | Factored:
+    """U U^T dW: the part of dW that writes inside span(U); keep + drop = d, keep(keep) = keep.
+
+    A factored dW = L R stays factored: U (U^T L) R.
+    """
+    if isinstance(d, Factored):
+        return Factored({n: (part, d.factors(n).R) for n, _, part in _parts(d, basis)})
     return {name: part for name, _, part in _parts(d, basis)}
 
 
-def drop(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> Delta:
-    """dW - U U^T dW: the part of dW that writes outside span(U), the partner of `keep`."""
+@overload
+def drop(  # pyright: ignore[reportOverlappingOverload]
+    d: Factored, basis: Mapping[str, Tensor]
+) -> Factored: ...
+@overload
+def drop(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> Delta: ...
+def drop(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> Delta | Factored:
+    """dW - U U^T dW: the part of dW that writes outside span(U), the partner of `keep`.
+
+    A factored dW = L R stays factored: (L - U U^T L) R.
+    """
+    if isinstance(d, Factored):
+        return Factored({n: (L - part, d.factors(n).R) for n, L, part in _parts(d, basis)})
     return {name: w - part for name, w, part in _parts(d, basis)}
 
 
 def energy(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> float:
     """|keep(d)|_F^2 / |d|_F^2 over all entries together: about k/d_out for a random basis."""
     inside = total = 0.0
-    for _, w, part in _parts(d, basis):
-        inside, total = inside + length(part) ** 2, total + length(w) ** 2
+    if isinstance(d, Factored):
+        inside, total = norm(keep(d, basis)) ** 2, norm(d) ** 2
+    else:
+        for _, w, part in _parts(d, basis):
+            inside, total = inside + length(part) ** 2, total + length(w) ** 2
     if not total:
         raise ValueError("energy: the delta is zero, so it has no shares; check how it was made")
     return inside / total
@@ -30,13 +57,14 @@ def energy(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> float:
 def _parts(
     d: Mapping[str, Tensor], basis: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(name, dW, U U^T dW), for matrices and for biases."""
+    """(name, dW, U U^T dW), for matrices and biases; of a factored dW = L R, with L for dW."""
     if lacking := [name for name in d if name not in basis]:
         raise ValueError(
             f"project: {some(lacking)} not in the basis; select the entries the basis was made for,"
             " or make one for them too"
         )
-    for name, w in entries(d):
+    factored = isinstance(d, Factored)
+    for name, w in ((n, d.factors(n).L) for n in d) if factored else entries(d):
         U = basis[name].to(w.dtype)
         if U.ndim != 2 or U.shape[0] != w.shape[0]:
             raise ValueError(

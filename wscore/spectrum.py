@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wscore.delta import Delta, columns, entries, length, some
+from wscore.factored import Factored, Factors, core
 
 TOL = 1e-6
 """Relative to |W|_F; about ten times what float32 rounding leaves of an exact low rank."""
@@ -72,6 +73,19 @@ def svd(W: Float[Tensor, "d_out d_in"], tol: float = TOL) -> SVD:
     return SVD(U[:, :r], S[:r], Vt[:r])
 
 
+def svd_of_factors(x: Factors, tol: float = TOL) -> SVD:
+    """svd(L R) from two thin QRs and the SVD of the small matrix between them."""
+    Q, C, P, floor = core(x)
+    U, S, Vt = torch.linalg.svd(C, full_matrices=False)
+    r = int((S > max(tol * length(S), floor)).sum())
+    return SVD(*(t.to(x.L.dtype) for t in (Q @ U[:, :r], S[:r], Vt[:r] @ P.T)))
+
+
+def svd_of(d: Mapping[str, Tensor], name: str) -> SVD:
+    """svd of one entry of a delta or a base, of a factored delta without expanding it."""
+    return svd_of_factors(d.factors(name)) if isinstance(d, Factored) else svd(wide(d[name]))
+
+
 class Band(NamedTuple):
     """A share [lo, hi) of the spectrum, in singular directions or in energy.
 
@@ -110,7 +124,10 @@ def wide(w: Float[Tensor, "..."]) -> Float[Tensor, "d_out d_in"]:
 
 def spectra(base: Mapping[str, Tensor]) -> dict[str, SVD]:
     """name -> svd of a delta's or a base's entries, computed once for several crops."""
-    return {name: svd(wide(base[name])) for name in base}
+    return {name: svd_of(base, name) for name in base}
+
+
+Empty = Literal["raise", "zero"]
 
 
 def crop(
@@ -119,6 +136,8 @@ def crop(
     lens: Literal["own", "base"] = "own",
     base: Mapping[str, Tensor] | None = None,
     svds: Mapping[str, SVD] | None = None,
+    *,
+    empty: Empty = "raise",
 ) -> Delta:
     """The part of dW inside a band of singular directions. crop + crop_rest = d.
 
@@ -129,8 +148,10 @@ def crop(
                  bands, and what lies outside the spans of U0 and V0, are in every band's rest.
 
     `svds` takes what `spectra` returned for d (lens own) or base (lens base), to save a repetition.
+    An entry without a direction in the band has part 0; where none has any, that is refused, or
+    with empty="zero" the part is 0 throughout.
     """
-    return {name: part for name, _, part in _parts(d, band, lens, base, svds)}
+    return {name: part for name, _, part in _parts(d, band, lens, base, svds, empty)}
 
 
 def crop_rest(
@@ -139,9 +160,11 @@ def crop_rest(
     lens: Literal["own", "base"] = "own",
     base: Mapping[str, Tensor] | None = None,
     svds: Mapping[str, SVD] | None = None,
+    *,
+    empty: Empty = "raise",
 ) -> Delta:
     """d - crop(d, ...) for the same arguments: what the band leaves of each entry."""
-    return {name: w - part for name, w, part in _parts(d, band, lens, base, svds)}
+    return {name: w - part for name, w, part in _parts(d, band, lens, base, svds, empty)}
 
 
 def _parts(
@@ -150,6 +173,7 @@ def _parts(
     lens: str,
     base: Mapping[str, Tensor] | None,
     svds: Mapping[str, SVD] | None,
+    empty: Empty,
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(name, entry, its part inside the band)."""
     if lens not in ("own", "base") or (svds is None and (lens == "base") != (base is not None)):
@@ -162,11 +186,11 @@ def _parts(
         raise ValueError(f"crop: no base or svd for {some(lacking)}; pass the model's own weights")
     found = 0
     for name, w in entries(d):
-        at = source[name]
-        U, S, Vt = (t.to(w.dtype) for t in (at if isinstance(at, SVD) else svd(wide(at))))
+        at = source[name] if svds is not None else svd_of(base if base is not None else d, name)
+        U, S, Vt = (t.to(w.dtype) for t in at)
         i = inside(band, S)
         found += int(i.sum())
         core = torch.diag(S[i]) if lens == "own" else U[:, i].T @ columns(w) @ Vt[i].T
         yield name, w, (U[:, i] @ core @ Vt[i]).reshape(w.shape)
-    if not found:
+    if not found and empty == "raise":
         raise ValueError(f"crop: no direction of any of {some(d)} lies in {band}; widen the band")

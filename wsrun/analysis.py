@@ -4,11 +4,13 @@ Each of them cuts every family's dW into parts (`Parts`), scores all of them in 
 and writes one line per part (`summarise`, `write`): they differ in how they cut, and in the rule.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 from rich.table import Table
@@ -30,6 +32,7 @@ from wscore import (
 from wscore.effect import SUMMARY_KEYS
 from wsrun.adapters import FAMILIES, check_family, pair_deltas
 from wsrun.console import console, grid, progress
+from wsrun.executor import HOW, asked, check_how, finished, read_shard, run_shards
 from wsrun.extract import PairDelta
 from wsrun.items import Item, load_items
 from wsrun.models import limit_threads, load_model
@@ -75,6 +78,12 @@ class Options:
     """folder that receives the tables and figures"""
     parts: Path = Path("artifacts/parts")
     """folder of finished results: a stopped run, started again, goes on where it was"""
+    shard: str | None = None
+    """i/n: score only every n-th variant from the i-th, into `parts`, and write no table"""
+    executor: Literal["local", "ray"] = "local"
+    """ray: run the command as shards on several processes, GPUs or machines first"""
+    workers: int | None = None
+    """how many shards ray runs; None for one per GPU of its cluster, without --device cuda two"""
     dtype: str = "float32"
     """dtype of the model"""
     device: str = "cpu"
@@ -102,6 +111,7 @@ def check(cfg: Options, what: str) -> None:
         raise ValueError(f"{what}: thresholds need 0 <= --drop-at-most <= --keep-at-least <= 1")
     if cfg.nulls < 0:
         raise ValueError(f"{what}: --nulls {cfg.nulls} asked; it must be 0 or more")
+    check_how(cfg.shard, cfg.executor, cfg.workers)
     check_writable(cfg.out)
     check_writable(cfg.parts)
 
@@ -112,6 +122,12 @@ class Loaded(NamedTuple):
     model: PreTrainedModel
     tok: PreTrainedTokenizerBase
     items: list[Item]
+
+
+def share(cfg: Options) -> None:
+    """With --executor ray, score every shard of this command; `run` then finds the results."""
+    if cfg.executor == "ray":
+        run_shards(cfg.parts, cfg.device, cfg.workers)
 
 
 def load(cfg: Options) -> Loaded:
@@ -178,16 +194,35 @@ class Parts:
 
 def run(
     cfg: Options, experiment: str, at: Loaded, variants: Iterable[Variant], runs: int
-) -> pl.DataFrame:
-    """Rows of all variants under a progress bar; `runs` is how many (variant, alpha) there are."""
+) -> pl.DataFrame | None:
+    """Rows of all variants under a progress bar, None of a shard, which writes no table.
+
+    `runs` is how many (variant, alpha) there are.
+    """
     seeds = "seed" if len(cfg.seeds) == 1 else "seeds"
     console.print(
         f"{cfg.model}: {len(at.items)} items, {len(cfg.families)} families, "
         f"{len(cfg.seeds)} {seeds}, {runs} runs"
     )
     context = {"experiment": experiment, "model": cfg.model, "behaviour": cfg.behaviour}
-    with progress("scoring", 1 + runs) as step:
-        return sweep(*at, variants, cfg.alphas, context=context, results=cfg.parts, progress=step)
+    index, count = read_shard(cfg.shard) if cfg.shard else (0, 1)
+    before = finished(cfg.parts)
+    with progress("scoring", 1 + -(-runs // count)) as step:
+        own = islice(variants, index, None, count)
+        rows = sweep(*at, own, cfg.alphas, context=context, results=cfg.parts, progress=step)
+    if cfg.shard:
+        _say_finished(cfg, len(rows) // len(at.items) - 1, runs)
+        return None
+    if cfg.executor == "ray" and (late := finished(cfg.parts) - before):
+        console.print(f"{late} results scored here: the workers differ in GPU, threads or versions")
+    return rows
+
+
+def _say_finished(cfg: Options, mine: int, runs: int) -> None:
+    console.print(
+        f"shard {cfg.shard}: {mine} of {runs} runs finished and kept in {cfg.parts}; when all "
+        "shards are, run the command without --shard to write the table"
+    )
 
 
 def summarise(
@@ -263,6 +298,13 @@ def spread_sentence(table: pl.DataFrame, variant: str, what: str) -> str:
     )
 
 
+def held_sentence(table: pl.DataFrame, name: str, what: str, column: str = "energy") -> str:
+    """How much of |dW|^2 a slice holds: one that is nearly all of dW locates little."""
+    held = table.filter(pl.col("variant") == f"keep_{name}")[column].drop_nulls().sort()
+    ends = dict.fromkeys(f"{100 * end:.0f} %" for end in (held[0], held[-1]))
+    return f"{what}, {name} holds {' to '.join(ends)} of dW's squared norm"
+
+
 def ratios(
     cfg: Options, table: pl.DataFrame, title: str, parts: Mapping[str, Sequence], heads: Sequence
 ) -> Table:
@@ -285,9 +327,14 @@ def ratios(
 
 
 def record(cfg: Options, at: Loaded, pairs: Pairs, **more: Any) -> dict[str, Any]:
-    """The provenance of an analysis: options, base, items, and every dW."""
+    """The provenance of an analysis: options, base, items, and every dW.
+
+    How it was run is left out, so that the tables of shards are those of one process, bit for bit.
+    """
+    options = {name: value for name, value in asdict(cfg).items() if name not in HOW}
     return provenance(
-        plain(asdict(cfg)),
+        plain(options),
+        argv=asked(sys.argv),
         base=tensors_sha256(dict(at.model.named_parameters())),
         items=items_sha256(at.items),
         deltas={f"{f}-s{s}": tensors_sha256(p.dW) for (f, s), p in pairs.items()},
