@@ -27,9 +27,9 @@ from zlib import crc32
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtr, stdtrit
 
-from wscore import Locus, Rule, SharedCore, effect_table, verdict
+from wscore import Locus, Rule, SharedCore, effect_table, verdict, wilson
 from wscore.effect import COLUMNS
 from wsrun.console import console, grid, guarded, progress
 from wsrun.tables import check_writable, plain, provenance, write_table
@@ -306,9 +306,7 @@ def rows(lines: pl.DataFrame, gain: np.ndarray) -> pl.DataFrame:
 
 def rate(r: float, n: int) -> dict[str, float]:
     """A rate over n data sets, its Monte Carlo error, and its Wilson interval at level 0.95."""
-    z2 = float(ndtri(0.975)) ** 2
-    middle, half = r + z2 / (2 * n), sqrt(z2 * (r * (1 - r) + z2 / (4 * n)) / n)
-    lo, hi = (min(max((middle + x) / (1 + z2 / n), 0.0), 1.0) for x in (-half, half))
+    lo, hi = wilson(r, n)
     return {"sets": n, "rate": r, "mc_error": sqrt(r * (1 - r) / n), "lo": lo, "hi": hi}
 
 

@@ -18,7 +18,6 @@ planted one is no detection.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import sqrt
 from pathlib import Path
 from statistics import fmean
 
@@ -33,6 +32,7 @@ from wscore.project import drop, keep
 from wscore.rules import BasinDivergence, SharedCore
 from wscore.sites import select, writes_residual
 from wscore.spectrum import crop, crop_rest, spectra
+from wscore.spread import wilson
 from wscore.store import tensors_sha256
 from wsrun import figures
 from wsrun.adapters import LINEAR, train_adapter
@@ -278,16 +278,9 @@ def confusion(verdicts: pl.DataFrame) -> pl.DataFrame:
         agree=pl.when(pl.col("agree").is_not_null().all()).then(pl.col("agree").sum()),
     )
     both = table.select("agree", "seeds").iter_rows()
-    spans = [(None, None) if agree is None else wilson(agree, n) for agree, n in both]
+    spans = [(None, None) if agree is None else wilson(agree / n, n) for agree, n in both]
     ends = pl.DataFrame(spans, schema={"lo": pl.Float64, "hi": pl.Float64}, orient="row")
     return table.with_columns(rate=pl.col("agree") / pl.col("seeds")).hstack(ends)
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """(p + z^2/2n +- z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = hits/n (Wilson 1927)."""
-    p, scale = hits / n, 1 + z**2 / n
-    middle, half = p + z**2 / (2 * n), z * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def report(
@@ -311,7 +304,7 @@ def report(
     kinds = {"detection": ("supported", True), "false positives": ("not supported", False)}
     for title, (expected, agree) in kinds.items():
         if n := len(of := verdicts.filter(expected=expected)):
-            lo, hi = wilson(hits := len(of.filter(agree=agree)), n)
+            lo, hi = wilson((hits := len(of.filter(agree=agree))) / n, n)
             console.print(f"{title}: {hits} of {n}, {hits / n:.2f} [{lo:.2f}, {hi:.2f}]")
     for r in verdicts.filter(agree=False).iter_rows(named=True):
         console.print(

@@ -55,7 +55,7 @@ from wscore.sites import (
     writes_residual,
 )
 from wscore.spectrum import BOTTOM, MIDDLE, SVD, TOP, Band, crop, crop_rest, spectra, svd
-from wscore.spread import benjamini_hochberg, seed_spread
+from wscore.spread import benjamini_hochberg, seed_spread, wilson
 from wscore.store import load_delta, save_delta, tensors_sha256
 
 __all__ = [
@@ -135,5 +135,6 @@ __all__ = [
     "tensors_sha256",
     "verdict",
     "weight_basis",
+    "wilson",
     "writes_residual",
 ]

@@ -1,7 +1,10 @@
-"""What an effect table leaves out: the spread over seeds and families, and how many were tested."""
+"""What an effect table leaves out: spread over seeds and families, many tests, rates."""
+
+from math import sqrt
 
 import numpy as np
 import polars as pl
+from scipy.special import ndtri
 
 from wscore.effect import KEYS, SUMMARY_KEYS, effect_table, paired
 
@@ -79,3 +82,14 @@ def benjamini_hochberg(table: pl.DataFrame) -> pl.DataFrame:
     worst_first = tests["p"].to_numpy() * len(tests) / np.arange(len(tests), 0, -1)
     q = tests.select("line", q=pl.Series(np.minimum.accumulate(worst_first), dtype=pl.Float64))
     return lines.join(q, on="line", how="left", maintain_order="left").drop("line")
+
+
+def wilson(rate: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """(p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n): an interval for a rate p of n.
+
+    z is the normal quantile of (1 + level)/2. Wilson 1927, J. Am. Stat. Assoc. 22:209.
+    """
+    z = float(ndtri((1 + level) / 2))
+    middle, half = rate + z**2 / (2 * n), z * sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    lo, hi = (min(max((middle + x) / (1 + z**2 / n), 0.0), 1.0) for x in (-half, half))
+    return lo, hi

@@ -51,11 +51,8 @@ def run_key(model: PreTrainedModel, p: Plan, style: str, levers: Mapping[str, ob
 
 
 def _device_name(device: torch.device) -> str:
-    return (
-        f" {torch.cuda.get_device_name(device)}"
-        if device.type == "cuda"
-        else (f" {platform.machine()}")
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f" {name}"
 
 
 def code_sha256() -> str:
