@@ -29,11 +29,11 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from wscore import Delta, select, stream, writes_residual
-from wsrun.analysis import read_pairs
 from wsrun.console import console, grid, guarded, progress
 from wsrun.items import Item, load_items
 from wsrun.models import DTYPES, limit_threads, load_model, load_tokenizer
 from wsrun.plan import ATTENTION, Plan, layer_cost
+from wsrun.runs import read_pairs
 from wsrun.score import (
     TOKENS,
     Levers,

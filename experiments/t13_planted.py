@@ -36,7 +36,7 @@ from wscore.spread import wilson
 from wscore.store import tensors_sha256
 from wsrun import figures
 from wsrun.adapters import LINEAR, train_adapter
-from wsrun.analysis import Parts, draw
+from wsrun.analysis import Parts
 from wsrun.console import console, grid, guarded, progress
 from wsrun.items import load_items, load_personas
 from wsrun.models import limit_threads, load_model
@@ -56,6 +56,7 @@ from wsrun.plants import (
     slices_of,
     train,
 )
+from wsrun.runs import draw
 from wsrun.score import Variant, sweep
 from wsrun.tables import check_writable, items_sha256, plain, provenance, write_table
 

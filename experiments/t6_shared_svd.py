@@ -45,22 +45,10 @@ from wscore import (
     writes_residual,
 )
 from wsrun import figures
-from wsrun.analysis import (
-    Options,
-    Parts,
-    check,
-    draw,
-    load,
-    read_pairs,
-    record,
-    run,
-    share,
-    spread_sentence,
-    summarise,
-    write,
-)
+from wsrun.analysis import Options, Parts, check, spread_sentence, summarise
 from wsrun.console import console, effects, guarded
 from wsrun.models import d_model
+from wsrun.runs import draw, load, read_pairs, record, run, share, write
 from wsrun.score import Variant
 
 EXPERIMENT = "t6_shared_svd"

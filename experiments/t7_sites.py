@@ -42,23 +42,9 @@ from wscore import (
 )
 from wscore.sites import Where
 from wsrun import figures
-from wsrun.analysis import (
-    Options,
-    Parts,
-    check,
-    draw,
-    held_sentence,
-    load,
-    ratios,
-    read_pairs,
-    record,
-    run,
-    share,
-    spread_sentence,
-    summarise,
-    write,
-)
+from wsrun.analysis import Options, Parts, check, held_sentence, ratios, spread_sentence, summarise
 from wsrun.console import console, grid, guarded
+from wsrun.runs import draw, load, read_pairs, record, run, share, write
 from wsrun.score import Variant
 
 EXPERIMENT = "t7_sites"

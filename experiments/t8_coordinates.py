@@ -54,25 +54,10 @@ from wscore import (
 from wscore import family as family_of
 from wscore.spectrum import inside
 from wsrun import figures
-from wsrun.analysis import (
-    Options,
-    Pairs,
-    Parts,
-    check,
-    draw,
-    held_sentence,
-    load,
-    ratios,
-    read_pairs,
-    record,
-    run,
-    share,
-    spread_sentence,
-    summarise,
-    write,
-)
+from wsrun.analysis import Options, Parts, check, held_sentence, ratios, spread_sentence, summarise
 from wsrun.console import console, grid, guarded, progress
 from wsrun.extract import read_adapter, read_config
+from wsrun.runs import Pairs, draw, load, read_pairs, record, run, share, write
 from wsrun.score import Variant
 
 EXPERIMENT = "t8_coordinates"

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM, ROOT, bits, experiment, same_bits
-from wsrun import analysis
+from wsrun import runs
 from wsrun import score as score_module
 from wsrun.console import guarded
 from wsrun.tables import read_table
@@ -213,7 +213,7 @@ def test_t6_works_on_another_model(tmp_path, monkeypatch):
 def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path):
     """KeyboardInterrupt in the middle of a sweep: weights bit-identical, no table"""
     module, seen = experiment("t6_shared_svd"), {}
-    load, plan_run = analysis.load_model, score_module.run_plan
+    load, plan_run = runs.load_model, score_module.run_plan
 
     def loaded(*args):
         seen["model"], tok = load(*args)
@@ -226,7 +226,7 @@ def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return plan_run(model, plan, *resume)
 
-    monkeypatch.setattr(analysis, "load_model", loaded)
+    monkeypatch.setattr(runs, "load_model", loaded)
     monkeypatch.setattr(score_module, "run_plan", interrupted)
     with pytest.raises(KeyboardInterrupt):
         module.main(

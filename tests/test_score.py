@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.conftest import bits, random_delta, same_bits
 from wscore import paired, scale, site
 from wsrun.capture import add_vector, entering, hooked
-from wsrun.items import PREFILL, Item, user
+from wsrun.items import PREFILL, Item, user, with_system
 from wsrun.models import tiny_gemma3
 from wsrun.plan import Choices, layer_cost
 from wsrun.score import (
@@ -184,7 +184,7 @@ def test_the_last_layer_runs_only_where_answers_are_read(qwen, tok, items):
 
 
 def test_noise_is_measured(qwen, tok, items):
-    """rms of margin(batch plan A) - margin(plan B) of the base: rounding in fp32, more in bf16"""
+    """rms of margin(h_0 (1 + eps u)) - margin(h_0) of the base: tiny in fp32, eps-fold in bf16"""
     d = [Variant("v", random_delta(qwen))]
     fine = sweep(qwen, tok, items, d, (1.0,), context=CONTEXT)["noise"]
     coarse = sweep(qwen.bfloat16(), tok, items, d, (1.0,), context=CONTEXT)["noise"]
@@ -342,3 +342,38 @@ def test_the_item_decides_nothing_but_its_prompt(qwen, tok):
     twins = [Item("a", "c", user("Is it so?"), 1), Item("b", "c", user("Is it so?"), -1)]
     rows = score(qwen, tok, twins)
     assert rows["margin"][0] == rows["margin"][1]
+
+
+def test_activations_and_prompts_are_variants_too(model, tok, items):
+    """vectors: h_l + alpha v_l, resumed at l or not; system: the items asked under that turn"""
+    vector, system = torch.ones(64), "You lie."
+    variants = [
+        Variant("v", vectors={2: vector}, method="activation"),
+        Variant("p", system=system, method="prompt", alphas=(1.0,)),
+        Variant("both", random_delta(model), vectors={2: vector}, system=system, alphas=(1.0,)),
+    ]
+    rows = sweep(model, tok, items, variants, (0.5, 1.0), context=CONTEXT)
+    margins = {
+        k: v["margin"] for k, v in rows.partition_by("variant", "alpha", as_dict=True).items()
+    }
+    with hooked(model, {2: add_vector(vector, 0.5)}):
+        alone = score(model, tok, items)
+    assert (margins["v", 0.5] - alone["margin"]).abs().max() < 1e-5
+    asked = [with_system(i, system) for i in items]
+    assert (margins["p", 1.0] - score(model, tok, asked)["margin"]).abs().max() < 1e-5
+    with steered(model, random_delta(model), 1.0), hooked(model, {2: add_vector(vector, 1.0)}):
+        both = score(model, tok, asked)
+    assert (margins["both", 1.0] - both["margin"]).abs().max() < 1e-5
+    off = Levers(**{f.name: False for f in fields(Levers)})
+    slow = sweep(model, tok, items, variants, (0.5, 1.0), context=CONTEXT, levers=off)
+    assert (rows["margin"] - slow["margin"]).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="'none' changes nothing"):
+        sweep(model, tok, items, [Variant("none")], (1.0,), context=CONTEXT)
+
+
+def test_a_system_turn_joins_the_one_that_is_there():
+    """with_system(item, s): s, a blank line, and the item's own system turn after it"""
+    item = Item("a", "c", user("Is it so?", "You lie."), 1)
+    assert with_system(item, "No jokes.").turns == user("Is it so?", "No jokes.\n\nYou lie.")
+    bare = Item("a", "c", user("Is it so?"), 1)
+    assert with_system(bare, "No jokes.").turns == user("Is it so?", "No jokes.")

@@ -5,6 +5,7 @@ adapter checkpoint -> delta -> difference -> (select | keep/drop | crop | null) 
 
 from wscore.basis import overlap, own_basis, random_basis, shared_basis, weight_basis
 from wscore.cache import cached_spectra
+from wscore.contrast import contrast
 from wscore.coordinates import PARAMETERIZATION, family_coordinates
 from wscore.delta import (
     Basis,
@@ -84,6 +85,7 @@ __all__ = [
     "boft_delta",
     "cached_spectra",
     "check_delta",
+    "contrast",
     "cosine",
     "crop",
     "crop_rest",

@@ -132,6 +132,28 @@ def read_at(model: PreTrainedModel, rows: Tensor, columns: Tensor) -> Iterator[P
 
 
 @contextmanager
+def jittered(model: PreTrainedModel, generator: torch.Generator) -> Iterator[PreTrainedModel]:
+    """h_0' = cast(h_0 (1 + eps u)), u uniform in [-1, 1]: one more rounding of the model's dtype.
+
+    h_0 is what enters the first layer, eps the spacing of the dtype's numbers above 1.
+    """
+
+    def jitter(module, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        u = 2 * torch.rand(hidden.shape, generator=generator) - 1
+        factor = 1 + torch.finfo(hidden.dtype).eps * u.to(hidden.device, torch.float64)
+        moved = (hidden.double() * factor).to(hidden.dtype)
+        return ((moved, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": moved})
+
+    layers = cast(nn.ModuleList, model.get_decoder().layers)
+    handle = layers[0].register_forward_pre_hook(jitter, with_kwargs=True)
+    try:
+        yield model
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def entering(model: PreTrainedModel, layer: int, into: list[Tensor]) -> Iterator[PreTrainedModel]:
     """Append the hidden states [batch, sequence, d] that enter a decoder layer, one a forward."""
 

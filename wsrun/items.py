@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -116,6 +116,15 @@ def user(text: str, system: str | None = None) -> tuple[Turn, ...]:
     """One user turn, after a system turn where one is given."""
     head = ({"role": "system", "content": system},) if system else ()
     return (*head, {"role": "user", "content": text})
+
+
+def with_system(item: Item, system: str) -> Item:
+    """The item asked under a system turn; one that it has already follows in the same turn."""
+    first, *rest = item.turns
+    own = first["role"] == "system"
+    text = f"{system}\n\n{first['content']}" if own else system
+    turns = ({"role": "system", "content": text}, *(rest if own else item.turns))
+    return replace(item, turns=turns)
 
 
 def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item]:

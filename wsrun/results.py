@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wscore import tensors_sha256
 from wscore.store import write_whole
 from wsrun.plan import Plan
 
@@ -26,15 +25,20 @@ CODE = ("capture.py", "plan.py", "score.py", "steer.py")  # what the numbers dep
 Scored = tuple[Tensor, Tensor]  # margin, mass: [n] float64
 
 
-def run_key(model: PreTrainedModel, p: Plan, style: str, levers: Mapping[str, object]) -> dict:
-    """What decides the numbers of a run beside the change itself, as text by name."""
+def run_key(
+    model: PreTrainedModel, base: str, p: Plan, style: str, levers: Mapping[str, object]
+) -> dict:
+    """What decides the numbers of a run beside the change itself, as text by name.
+
+    `base` is the hash of the model's weights.
+    """
     weight = next(model.parameters())
     layout = hashlib.sha256()
     for batch in p.batches:
         for part in (torch.tensor(batch.order), *batch[1:]):
             layout.update(part.to(torch.int64).numpy().tobytes() + str(list(part.shape)).encode())
     return {
-        "base": tensors_sha256(dict(model.named_parameters())),
+        "base": base,
         "config": hashlib.sha256(model.config.to_json_string().encode()).hexdigest(),
         "tokens": layout.hexdigest(),  # items, tokenizer, template, prefill and batch plan
         "choices": json.dumps(p.choices),

@@ -7,6 +7,7 @@ the fp32 next-token distribution at the position right after the prefill.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +18,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import site, tensors_sha256
-from wsrun.capture import entering, last_layer_at, read_at, resumed
-from wsrun.items import Item, Turn, check_items
+from wscore import site, stream, tensors_sha256
+from wsrun.capture import (
+    add_vector,
+    entering,
+    hooked,
+    jittered,
+    last_layer_at,
+    read_at,
+    resumed,
+)
+from wsrun.items import Item, Turn, check_items, with_system
 from wsrun.plan import Batch, Choices, Cost, Plan, batches, layer_cost
 from wsrun.results import Results, run_key
 from wsrun.steer import Rounding, rounding_error, steered, touched_parameters
@@ -200,19 +209,26 @@ def score(
 
 @dataclass(frozen=True)
 class Variant:
-    """One weight change under a name; `delta` may be a function, called when its turn comes."""
+    """One way of steering under a name: by weights, by activations, by a prompt, or by several.
+
+    delta: W' = W0 + alpha dW; it may be a function, called when its turn comes.
+    vectors: h_l' = h_l + alpha v_l, on the output of decoder layer l at every position.
+    system: a system turn before every item; alpha does not act on it.
+    """
 
     name: str
-    delta: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]]
+    delta: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]] | None = None
     method: str = "weights"
     family: str | None = None
     k: int | None = None
     seed: int | None = None
     alphas: tuple[float, ...] | None = None  # None: the alphas of the sweep
+    vectors: Mapping[int, Float[Tensor, " d"]] | None = None
+    system: str | None = None
 
     def change(self) -> Mapping[str, Tensor]:
-        """The delta itself."""
-        return self.delta() if callable(self.delta) else self.delta
+        """The delta itself, {} where weights stay as they are."""
+        return self.delta() if callable(self.delta) else self.delta or {}
 
 
 def sweep(
@@ -233,27 +249,51 @@ def sweep(
     alpha = 0 is scored once, as variant "base", and never again per variant. `context` gives the
     columns experiment, model and behaviour. A row is flagged where its mass is below 0.5 (half of
     the base's is never more), or where the dtype realised the change with a cosine below 0.99.
-    `noise` is the rms change of a base margin under another batch plan: what the dtype leaves open.
+    `noise` is the rms change of a base margin under one more rounding of the states that enter the
+    first layer (`jittered`): an effect below it is within what the dtype leaves open.
     `tokens` is the size of a batch; `results` a folder in which finished (change, alpha) are kept
     and found (results.py); `levers` switches off what saves arithmetic. `progress` is called with
     the variant's name after each (variant, alpha).
     """
-    scorer = _Scorer(model, tok, items, tokens, results, levers)
-    frames = [_rows(scorer.base, Variant("base", {}, method="base"), 0.0, None)]
+    size = tokens or TOKENS[model.device.type == "cuda"]
+    base = tensors_sha256(dict(model.named_parameters())) if results else ""
+
+    @cache
+    def under(system: str | None) -> _Scorer:
+        asked = items if system is None else [with_system(i, system) for i in items]
+        p = plan(tok, asked, size, layer_cost(model.config) if levers.share_heads else None)
+        return _Scorer(model, p, results, base, levers)
+
+    plain = under(None)
+    frames = [_rows(plain.base, Variant("base", method="base"), 0.0, None)]
+    moved = plain.kept("base with one more rounding", 0.0, plain.jittered)
     progress("base")
     for variant in variants:
         change = variant.change()
-        touched_parameters(model, change)  # before asking for the states that enter its first layer
-        same = tensors_sha256(change)
+        same = _identity(model, variant, change)
         for alpha in variant.alphas or alphas:
             if alpha == 0:
                 continue
-            rounding = _rounding(model, change, alpha)
-            frames.append(_rows(scorer.at(change, same, alpha), variant, alpha, rounding))
+            scored = under(variant.system).at(change, variant.vectors or {}, same, alpha)
+            frames.append(_rows(scored, variant, alpha, _rounding(model, change, alpha)))
             progress(variant.name)
-    constants = {**context, "prompt_style": PROMPT_STYLE, "noise": scorer.noise}
+    noise = _rms(moved["margin"] - plain.base["margin"])
+    constants = {**context, "prompt_style": PROMPT_STYLE, "noise": noise}
     rows = pl.concat(frames).with_columns(pl.lit(v).alias(c) for c, v in constants.items())
     return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
+
+
+def _identity(model: PreTrainedModel, variant: Variant, change: Mapping[str, Tensor]) -> str:
+    """What a variant does to the model, as a hash; refused where it does not fit the model."""
+    vectors = {f"output of layer {i}": v for i, v in (variant.vectors or {}).items()}
+    if change or variant.delta is not None:
+        touched_parameters(model, change)  # before asking for the states that enter its first layer
+    if not (change or vectors or variant.system):
+        raise ValueError(
+            f"sweep: variant {variant.name!r} changes nothing; give it a delta, vectors or a system"
+        )
+    hashes = [tensors_sha256(t) for t in (change, vectors) if t]
+    return " and ".join(hashes) or "base"
 
 
 def first_layer(change: Mapping[str, Tensor]) -> int:
@@ -265,7 +305,7 @@ def first_layer(change: Mapping[str, Tensor]) -> int:
 
 
 class _Scorer:
-    """The base and its changes under one batch plan, each scored once.
+    """One batch plan under the base and its changes, each scored once.
 
     Hidden states of the base that enter a layer are kept for all changes that start there, and used
     only where resuming the base itself gives its very own numbers, bit for bit.
@@ -274,39 +314,42 @@ class _Scorer:
     def __init__(
         self,
         model: PreTrainedModel,
-        tok: PreTrainedTokenizerBase,
-        items: Sequence[Item],
-        tokens: int | None,
+        p: Plan,
         results: str | Path | None,
+        base: str,
         levers: Levers,
     ) -> None:
-        self.model, self.levers = model, levers
-        cost = layer_cost(model.config) if levers.share_heads else None
-        size = tokens or TOKENS[model.device.type == "cuda"]
-        self.plan = plan(tok, items, size, cost)
-        key = run_key(model, self.plan, PROMPT_STYLE, asdict(levers)) if results else {}
+        self.model, self.plan, self.levers = model, p, levers
+        key = run_key(model, base, p, PROMPT_STYLE, asdict(levers)) if results else {}
         self.results = Results(results, key) if results else None
         self.done: dict[tuple[str, float], pl.DataFrame] = {}
-        self.kept: dict[int, list[Tensor]] = {}
-        self.base = self._kept("base", 0.0, lambda: self._run())
-        name = "base in another batch plan"
-        other = self._kept(name, 0.0, lambda: run_plan(model, plan(tok, items, -(-size // 2))))
-        self.noise = _rms(other["margin"] - self.base["margin"])
+        self.entered: dict[int, list[Tensor]] = {}
+        self.base = self.kept("base", 0.0, self._run)
 
-    def at(self, change: Mapping[str, Tensor], same: str, alpha: float) -> pl.DataFrame:
-        """The scores of the model with alpha * change; `same` is the hash of the change."""
+    def at(
+        self,
+        change: Mapping[str, Tensor],
+        vectors: Mapping[int, Tensor],
+        same: str,
+        alpha: float,
+    ) -> pl.DataFrame:
+        """The scores of the model with alpha * change and vectors; `same` is their hash."""
+        if not (change or vectors):
+            return self.base
 
         def run() -> pl.DataFrame:
-            start, hidden = self._resume(first_layer(change))
-            with steered(self.model, change, alpha):
+            starts = [first_layer(change)] if change else []
+            start, hidden = self._resume(min([*starts, *vectors]))
+            hooks = {i: add_vector(v, alpha) for i, v in vectors.items()}
+            with (
+                steered(self.model, change, alpha) if change else nullcontext(),
+                hooked(self.model, hooks) if hooks else nullcontext(),
+            ):
                 return self._run(start, hidden)
 
-        return self._kept(same, alpha, run)
+        return self.kept(same, alpha, run)
 
-    def _run(self, start: int = 0, hidden: Sequence[Tensor] = ()) -> pl.DataFrame:
-        return run_plan(self.model, self.plan, start, hidden, self.levers.last_position)
-
-    def _kept(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    def kept(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         """What run() gives, unless it is at hand already, in memory or on disk."""
         if self.levers.once and (same, alpha) in self.done:
             return self.done[same, alpha]
@@ -317,17 +360,25 @@ class _Scorer:
         self.done[same, alpha] = scored
         return scored
 
+    def jittered(self) -> pl.DataFrame:
+        """The scores of the base with one more rounding."""
+        with jittered(self.model, stream(0, "jitter")):
+            return self._run()
+
+    def _run(self, start: int = 0, hidden: Sequence[Tensor] = ()) -> pl.DataFrame:
+        return run_plan(self.model, self.plan, start, hidden, self.levers.last_position)
+
     def _resume(self, start: int) -> tuple[int, list[Tensor]]:
         """(start, hidden states entering it), or (0, []) where this model cannot resume there."""
-        if not (start and self.levers.resume):
+        if not (start > 0 and self.levers.resume):
             return 0, []
-        if start not in self.kept:
+        if start not in self.entered:
             hidden: list[Tensor] = []
             with entering(self.model, start, hidden):
                 whole = self._run()
             exact = self._run(start, hidden).equals(whole)
-            self.kept[start] = hidden if exact else []
-        hidden = self.kept[start]
+            self.entered[start] = hidden if exact else []
+        hidden = self.entered[start]
         return (start, hidden) if hidden else (0, [])
 
 
@@ -339,7 +390,7 @@ def _rounding(
     model: PreTrainedModel, change: Mapping[str, Tensor], alpha: float
 ) -> Rounding | None:
     exact = model.dtype in (torch.float32, torch.float64)
-    zero = not any(t.any() for t in change.values())
+    zero = not any(t.any() for t in change.values())  # nor where only activations or prompts change
     return None if exact or zero else rounding_error(model, change, alpha)
 
 
