@@ -11,13 +11,14 @@ the first of its held-out claims and dilemmas, mixed. CPU seconds of one thread,
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from wscore import Delta, spectrum_null
+from wscore import DeltaLike, spectrum_null
 from wsrun.console import console, grid, guarded, progress
 from wsrun.extract import pair_deltas
 from wsrun.items import Item, load_items
@@ -76,7 +77,7 @@ def main(cfg: Config) -> None:
     console.print(f"table {path}")
 
 
-def seconds(model, tok, items: list[Item], nulls: list[Delta]) -> float:
+def seconds(model, tok, items: list[Item], nulls: Sequence[DeltaLike]) -> float:
     """CPU seconds of one sweep."""
     context = {"experiment": NAME, "model": "organism", "behaviour": "honest"}
     variants = [Variant(f"null#{i:02d}", d) for i, d in enumerate(nulls)]

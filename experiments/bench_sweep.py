@@ -26,25 +26,15 @@ from typing import Any
 
 import polars as pl
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from wscore import Delta, select, stream, writes_residual
 from wsrun.console import console, grid, guarded, progress
 from wsrun.items import Item, load_items
 from wsrun.models import DTYPES, limit_threads, load_model, load_tokenizer
-from wsrun.plan import ATTENTION, Plan, layer_cost
 from wsrun.runs import read_pairs
-from wsrun.score import (
-    TOKENS,
-    Levers,
-    Variant,
-    choice_ids,
-    choice_scores,
-    first_layer,
-    plan,
-    render,
-    sweep,
-)
+from wsrun.score import Levers, Variant, choice_ids, choice_scores, render, sweep
 from wsrun.steer import steered
 from wsrun.tables import check_writable, plain, provenance, write_table
 
@@ -184,11 +174,10 @@ def compare(
             found = run()["margin"]
             seconds = clock() - start
             first, base = (found, seconds) if first is None else (first, base)
-            done = remaining(model, tok, items, variants) if way == "sweep" else None
             yield {
                 "list": name, "way": way, "seconds": seconds, "ratio": base / seconds,
                 "difference": float((found - first).abs().max()),  # type: ignore[arg-type]
-                "of_peak": done and done / seconds / peak,
+                "of_peak": operations(run) / seconds / peak if way == "sweep" else None,
             }  # fmt: skip
             step(way)
 
@@ -221,35 +210,12 @@ def plain_batch(model: Any, tok: Any, items: Sequence[Item]) -> tuple[torch.Tens
     return choice_scores(logits[torch.arange(len(items)), last].float().cpu(), choice_ids(tok))
 
 
-def remaining(model: Any, tok: Any, items: Sequence[Item], variants: list[Variant]) -> float:
-    """Floating point operations that the sweep still does: two per multiply-add.
-
-    Counted: every distinct change from its first layer on, the last layer's queries, output and MLP
-    at the read positions only, and the head there; not counted: the base, its hidden states, and
-    the steering itself.
-    """
-    p = plan(tok, items, TOKENS[model.device.type == "cuda"], layer_cost(model.config))
-    seen: dict[str, int] = {}
-    for v in variants:
-        change = v.change()
-        seen[repr([(n, float(t.double().sum())) for n, t in change.items()])] = first_layer(change)
-    return sum(forward_flops(model.config, p, start) for start in seen.values())
-
-
-def forward_flops(config: Any, p: Plan, start: int) -> float:
-    """Operations of one pass over the plan from layer `start` on."""
-    linear, quadratic = layer_cost(config)
-    quadratic /= ATTENTION  # operations, not time
-    d, head = config.hidden_size, config.head_dim
-    narrow = 2 * d * head * config.num_attention_heads + 3 * d * config.intermediate_size
-    total = 0.0
-    for batch in p.batches:
-        rows, width = batch.ids.shape
-        layer = linear * rows * width + quadratic * rows * width**2
-        total += layer * (config.num_hidden_layers - start)
-        total -= narrow * (rows * width - len(batch.order))
-        total += d * config.vocab_size * len(batch.order)
-    return 2 * total
+def operations(run: Callable[[], Any]) -> float:
+    """Floating point operations of a run, as torch counts them: two per multiply-add of a matrix
+    product, attention's where torch knows them, nothing else."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
 
 
 def matmul_peak(model: Any, n: int = 1024) -> float:

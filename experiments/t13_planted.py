@@ -24,7 +24,7 @@ from statistics import fmean
 import polars as pl
 
 from wscore.basis import overlap, own_basis, random_basis, shared_basis
-from wscore.delta import Delta
+from wscore.delta import DeltaLike
 from wscore.effect import Rule, Verdict, effect_table, null_percentile, verdict
 from wscore.locus import Locus
 from wscore.null import spectrum_null
@@ -160,7 +160,7 @@ def nulls(cfg: Config, of: Parts, member: int) -> Iterator[Variant]:
         yield of.one(f"spectrum_null#{i:02d}", null)
 
 
-def outputs(cfg: Config, of: Parts, i: int, deltas: Sequence[Delta]) -> Iterator[Variant]:
+def outputs(cfg: Config, of: Parts, i: int, deltas: Sequence[DeltaLike]) -> Iterator[Variant]:
     """T6 on a member's residual-writing tensors: shared, own and random output directions."""
     d, others = deltas[i], [d for j, d in enumerate(deltas) if j != i]
     yield of.one("residual_full", d)
@@ -196,7 +196,7 @@ def partitions(names: Mapping) -> dict[str, list[str]]:
     }
 
 
-def cuts(base: Base, whole: Delta) -> Iterator[tuple[str, Delta, Delta]]:
+def cuts(base: Base, whole: DeltaLike) -> Iterator[tuple[str, DeltaLike, DeltaLike]]:
     """(slice, what is in it, the rest) for every slice of every partition."""
     slices, own, of = partitions(whole), spectra(whole), base.svds
     for name in slices["layers"] + slices["modules"]:

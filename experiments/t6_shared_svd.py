@@ -29,12 +29,13 @@ import polars as pl
 from wscore import (
     BasinDivergence,
     Basis,
-    Delta,
+    DeltaLike,
     SharedCore,
     Verdict,
     drop,
     keep,
     match_norm,
+    only,
     overlap,
     own_basis,
     random_basis,
@@ -62,7 +63,7 @@ NAMES = {
 BASES = ("shared", "shared_incl", "own", "seeds", "across")
 SHOWN = ["full", "residual_full", "zero", *(f"{p}_{b}" for b in BASES for p in ("keep", "drop"))]
 SHOWN += ["keep_random", "keep_random_matched"]
-Deltas = Mapping[tuple[str, int], Delta]  # (family, seed) -> dW
+Deltas = Mapping[tuple[str, int], DeltaLike]  # (family, seed) -> dW
 
 
 @dataclass(frozen=True)
@@ -119,16 +120,16 @@ def main(cfg: Config) -> None:
     console.print("next: python experiments/t7_sites.py, the same question of layers and modules")
 
 
-def stacks(residual: Deltas, family: str, seed: int) -> dict[str, list[Delta]]:
+def stacks(residual: Deltas, family: str, seed: int) -> dict[str, list[DeltaLike]]:
     """Whose deltas each held-out basis comes from, on this family's tensors: *_shared the other
     families of the same seed, *_seeds its own other seeds, *_across the others of other seeds.
     A delta that lacks some of the tensors is left out."""
     names = list(residual[family, seed])
-    found: dict[str, list[Delta]] = {"shared": [], "seeds": [], "across": []}
+    found: dict[str, list[DeltaLike]] = {"shared": [], "seeds": [], "across": []}
     for (f, s), d in residual.items():
         if all(n in d for n in names) and (f, s) != (family, seed):
             kind = "shared" if s == seed else "seeds" if f == family else "across"
-            found[kind].append({n: d[n] for n in names})
+            found[kind].append(only(d, names))
     if not found["shared"]:
         raise ValueError(f"t6: no other family changes all tensors of {family}; add --families")
     return {kind: deltas for kind, deltas in found.items() if deltas}
@@ -138,7 +139,7 @@ def variants(
     cfg: Config,
     whole: Deltas,
     residual: Deltas,
-    bases: Mapping[tuple[str, int], Mapping[str, Sequence[Delta]]],
+    bases: Mapping[tuple[str, int], Mapping[str, Sequence[DeltaLike]]],
     notes: dict,
     width: int,
 ) -> Iterator[Variant]:

@@ -27,7 +27,7 @@ import polars as pl
 from torch import Tensor
 
 from wscore import (
-    Delta,
+    DeltaLike,
     Locus,
     Verdict,
     layers,
@@ -50,7 +50,7 @@ from wsrun.score import Variant
 EXPERIMENT = "t7_sites"
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PARTITIONS = ("layers", "thirds of the band", "blocks", "sides of the residual stream", "modules")
-Deltas = Mapping[tuple[str, int], Delta]  # (family, seed) -> dW
+Deltas = Mapping[tuple[str, int], DeltaLike]  # (family, seed) -> dW
 WORDS = {
     "early": "early third of the layers",
     "middle": "middle third",

@@ -39,7 +39,7 @@ from wscore import (
     SVD,
     TOP,
     Band,
-    Delta,
+    DeltaLike,
     Locus,
     Verdict,
     add,
@@ -94,8 +94,8 @@ class Cut(NamedTuple):
 
     system: str
     component: str
-    kept: Delta
-    rest: Delta
+    kept: DeltaLike
+    rest: DeltaLike
     size: str
 
     @property
@@ -158,7 +158,7 @@ def cuts(
     cfg: Config,
     family: str,
     seed: int,
-    dW: Delta,
+    dW: DeltaLike,
     base: Mapping[str, Tensor],
     svds: Mapping[str, SVD],
 ) -> Iterator[Cut]:

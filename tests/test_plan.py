@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from tests.conftest import random_delta
 from wscore import tensors_sha256
 from wsrun import results as results_module
-from wsrun import score as score_module
+from wsrun.forward import Opened
 from wsrun.models import tiny_qwen3
-from wsrun.plan import Cost, batches, packs
+from wsrun.plan import Batch, Layout, batches
 from wsrun.results import Results, run_key
 from wsrun.score import Levers, Variant, plan, sweep
 
 CONTEXT = {"experiment": "test", "model": "tiny", "behaviour": "honest"}
 SEQUENCES = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=9), min_size=1, max_size=12)
-FREE = Cost(1.0, 0.0)  # attention costs nothing: share whenever a token is saved
 
 
 def keyed(model, *rest):
@@ -28,49 +27,58 @@ def keyed(model, *rest):
     return run_key(model, tensors_sha256(dict(model.named_parameters())), *rest)
 
 
-@given(SEQUENCES, st.sampled_from([None, FREE, Cost(1.0, 0.1)]), st.integers(1, 60), st.booleans())
-def test_every_sequence_can_be_read_back(sequences, cost, tokens, left):
-    """what the last token of i sees is sequence i, in its positions; nothing else is seen"""
+def read_back(batch: Batch, layout: Layout, asked: list[int]) -> dict[int, list[tuple[int, int]]]:
+    """token -> the (position, id) of the tokens that it sees, for the asking tokens of a layout."""
+    queries = torch.cat([r.queries.flatten() for r in layout.rows])
+    assert queries[layout.place].tolist() == asked
+    seen, start = {}, 0
+    for rows in layout.rows:
+        for n, (own, keys, back) in enumerate(zip(*rows, strict=True)):
+            for at, query in enumerate(own):
+                if start + n * rows.queries.shape[1] + at in layout.place:
+                    shown, far = keys[back[at] >= 0], back[at][back[at] >= 0]
+                    assert (far == batch.positions[query] - batch.positions[shown]).all()
+                    ids, positions = batch.ids[shown].tolist(), batch.positions[shown].tolist()
+                    seen[int(query)] = sorted(zip(positions, ids, strict=True))
+        start += rows.queries.numel()
+    return seen
+
+
+@given(SEQUENCES, st.booleans(), st.integers(1, 60))
+def test_every_sequence_can_be_read_back(sequences, share, tokens):
+    """what the last token of i sees is sequence i, in its positions; a token at p sees p + 1"""
     found = {}
-    for batch in batches(sequences, tokens, cost, "left" if left else "right"):
-        assert len(batch.order) == len(batch.rows) == len(batch.columns)
-        for i, row, column in zip(batch.order, batch.rows, batch.columns, strict=True):
-            seen = batch.sees[row, 0, column]
-            assert batch.positions[row][seen].tolist() == list(range(len(sequences[i])))
-            found[i] = batch.ids[row][seen].tolist()
-            for j in seen.nonzero().flatten():  # and each of them sees those before it
-                before = seen & (batch.positions[row] <= batch.positions[row][j])
-                assert torch.equal(batch.sees[row, 0, j], before)
-    assert found == dict(enumerate(map(list, sequences)))
+    for batch in batches(sequences, tokens, share):
+        every = read_back(batch, batch.every, list(range(len(batch.ids))))
+        last = read_back(batch, batch.last, batch.reads.tolist())
+        assert all(len(every[t]) == batch.positions[t] + 1 for t in every)
+        for i, t in zip(batch.order, batch.reads.tolist(), strict=True):
+            assert every[t] == last[t] == list(enumerate(sequences[i]))
+            found[i] = 1
+    assert sorted(found) == list(range(len(sequences)))
 
 
 @given(SEQUENCES)
-def test_packs_partition_the_sequences_and_never_cost_more(sequences):
-    """members: each sequence once; length = head + sum of rests; cost <= one row each"""
-    cost = Cost(1.0, 0.05)
-    found = packs(sequences, cost)
-    assert sorted(i for p in found for i in p.members) == list(range(len(sequences)))
-    for p in found:
-        assert p.length == p.head + sum(len(sequences[i]) - p.head for i in p.members)
-        assert all(len(sequences[i]) > p.head for i in p.members)
-    assert sum(cost(p.length) for p in found) <= sum(cost(len(s)) for s in sequences) + 1e-9
+def test_a_batch_holds_each_head_once(sequences):
+    """tokens of one batch = distinct heads of its sequences; without sharing, all tokens"""
+    (batch,) = batches(sequences, 10**6)
+    assert len(batch.ids) == len({tuple(s[:n]) for s in sequences for n in range(1, len(s) + 1)})
+    (alone,) = batches(sequences, 10**6, share=False)
+    assert len(alone.ids) == sum(map(len, sequences))
 
 
-def test_packs_by_hand():
-    """the two actions of a situation share it; a far cheaper row of its own stays alone"""
-    # 5 shared + 1 + 2 = 8 tokens in place of 6 + 7 = 13
-    (pack,) = packs([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7, 8]], FREE)
-    assert (pack.members, pack.head, pack.length) == ([0, 1], 5, 8)
-    # with attention at 1 per pair: 8 + 64 = 72 against 13 + 36 + 49 = 98; at heads of 1 it loses
-    assert len(packs([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7, 8]], Cost(1.0, 1.0))) == 1
-    assert len(packs([[1, 2, 3], [1, 4, 5]], Cost(1.0, 1.0))) == 2  # 5 + 25 against 6 + 18
-    assert len(packs([[1, 2], [1, 2]], None)) == 2
+def test_a_trie_by_hand():
+    """1 2 3 | 4 and 1 2 3 | 5 6: six tokens at positions 0 1 2 3 and 3 4; reads are 2, 3 and 5"""
+    (batch,) = batches([[1, 2, 3, 5, 6], [1, 2, 3, 4], [1, 2, 3]], 10)
+    assert batch.order == [2, 1, 0] and batch.ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 3, 4]
+    assert batch.reads.tolist() == [2, 3, 5]
 
 
 def test_a_batch_holds_no_more_tokens_than_asked():
-    """rows * width <= tokens, but for a single row that is longer"""
-    found = batches([[1] * n for n in (3, 3, 4, 9, 30)], 12)
-    assert [b.ids.shape for b in found] == [(3, 4), (1, 9), (1, 30)]
+    """tokens <= asked, but for a single sequence that is longer"""
+    found = batches([[1] * 3, [2] * 3, [3] * 4, [4] * 9, [5] * 30], 12)
+    assert [len(b.ids) for b in found] == [10, 9, 30]
     with pytest.raises(ValueError, match="ask for 1 or more"):
         batches([[1]], 0)
 
@@ -78,13 +86,13 @@ def test_a_batch_holds_no_more_tokens_than_asked():
 @pytest.fixture
 def counted(monkeypatch):
     """How often the model is run."""
-    runs, real = [], score_module.run_plan
+    runs, real = [], Opened.run
 
     def run(*args, **more):
         runs.append(1)
         return real(*args, **more)
 
-    monkeypatch.setattr(score_module, "run_plan", run)
+    monkeypatch.setattr(Opened, "run", run)
     return runs
 
 
@@ -97,7 +105,7 @@ def test_finished_results_are_found_again(qwen, tok, items, tmp_path, counted):
 
     first, ran = rows(results=tmp_path), len(counted)
     assert rows(results=tmp_path).equals(first) and len(counted) == ran
-    assert rows().equals(first) and len(counted) > ran
+    assert rows().equals(first) and len(counted) == 2 * ran
 
 
 def test_a_killed_sweep_goes_on_where_it_was(qwen, tok, items, tmp_path, counted):
@@ -114,7 +122,7 @@ def test_a_killed_sweep_goes_on_where_it_was(qwen, tok, items, tmp_path, counted
         sweep(qwen, tok, items, variants, (1.0,), context=CONTEXT, results=tmp_path, progress=stop)
     counted.clear()
     again = sweep(qwen, tok, items, variants, (1.0,), context=CONTEXT, results=tmp_path)
-    assert again.equals(whole) and len(counted) == 2
+    assert again.equals(whole) and len(counted) == 1 + 2  # one proves the forward
 
 
 def test_a_broken_result_is_scored_again(qwen, tok, items, tmp_path):
@@ -196,4 +204,5 @@ def test_results_hold_numbers_and_their_key_only(qwen, tok, items, tmp_path):
             keys.append(json.loads(file.metadata()["key"]))
             assert set(file.keys()) == {"margin", "mass"}
     changes = pl.DataFrame(keys)["change"].unique().sort().to_list()
-    assert changes == sorted(["base", "base with one more rounding", tensors_sha256(d)])
+    hashed, *others = changes
+    assert others == ["base", "base with one more rounding"] and len(hashed) == 64

@@ -289,7 +289,7 @@ def test_every_rule_and_part_is_there(run):
 def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
     """what is in `parts` is not scored again, and gives the same rows"""
     folder, cfg = run
-    monkeypatch.setattr("wsrun.score.run_plan", None)
+    monkeypatch.setattr("wsrun.score.Opened.run", None)
     t13.main(t13.replace(cfg, out=tmp_path))
     a, b = (read_table(d / "t13_planted.rows.parquet")[0] for d in (folder, tmp_path))
     assert a.equals(b)

@@ -10,11 +10,12 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import bits, random_delta, same_bits
-from wscore import paired, scale, site
-from wsrun.capture import add_vector, entering, hooked
+from wscore import entries_sha256, paired, scale, site
+from wsrun.capture import add_vector, hooked
+from wsrun.forward import BASE, Change, Opened
 from wsrun.items import PREFILL, Item, user, with_system
 from wsrun.models import tiny_gemma3
-from wsrun.plan import Choices, layer_cost
+from wsrun.plan import Choices
 from wsrun.score import (
     Levers,
     Variant,
@@ -22,12 +23,10 @@ from wsrun.score import (
     choice_ids,
     choice_scores,
     end_of_turn,
-    first_layer,
-    last_logits,
     plan,
     render,
-    run_plan,
     score,
+    scored,
     sweep,
 )
 from wsrun.steer import Rounding, steered
@@ -119,18 +118,22 @@ def test_margin_and_mass_known_answer():
         choice_scores(torch.tensor([[0.0, float("nan")]]), Choices([0], [1]))
 
 
-def test_batch_padding_and_order_do_not_matter(model, tok, items):
-    """margin(batch 1) = margin(batch N) = margin(shuffled) = margin(left-padded), within 1e-5"""
-    one = run_plan(model, plan(tok, items, tokens=1), last_position=False)
-    cost = layer_cost(model.config)
+def scores(model, tok, items, tokens=4096, share=True, narrow=True):
+    """Margins and masses under one batch plan."""
+    p = plan(tok, items, tokens, share)
+    return scored(p, Opened(model, p.batches, narrow, limit=0).run())
+
+
+def test_batch_and_order_do_not_matter(model, tok, items):
+    """margin(batch 1) = margin(batch N) = margin(shuffled) = margin(common heads), within 1e-5"""
+    one = scores(model, tok, items, tokens=1, share=False, narrow=False)
     for other in (
-        run_plan(model, plan(tok, items, tokens=200)),
-        run_plan(model, plan(tok, items, tokens=4096)),
-        run_plan(model, plan(tok, items, tokens=4096, padding="left")),
-        run_plan(model, plan(tok, items[::-1], tokens=200, padding="left"))[::-1],
-        run_plan(model, plan(tok, items, tokens=200, cost=cost)),
-        run_plan(model, plan(tok, items, tokens=4096, cost=cost, padding="left")),
-        run_plan(model, plan(tok, items[::-1], tokens=4096, cost=cost), last_position=False)[::-1],
+        scores(model, tok, items, tokens=200, share=False),
+        scores(model, tok, items, share=False),
+        scores(model, tok, items[::-1], tokens=200, share=False)[::-1],
+        scores(model, tok, items, tokens=200),
+        scores(model, tok, items),
+        scores(model, tok, items[::-1], narrow=False)[::-1],
     ):
         assert other["item"].to_list() == one["item"].to_list()
         assert (other["margin"] - one["margin"]).abs().max() < 1e-5
@@ -141,7 +144,7 @@ def test_a_window_of_attention_is_that_of_the_plain_forward(tok, items):
     """a model whose layers look 8 tokens back: packed margins = those of the model's own masks"""
     model = tiny_gemma3(vocab_size=len(tok), sliding_window=8)
     yes, no = choice_ids(tok)
-    packed = run_plan(model, plan(tok, items, cost=layer_cost(model.config)))
+    packed = scores(model, tok, items)
     for i, item in enumerate(items):
         with torch.no_grad():
             ids = torch.tensor([render(tok, item.turns, item.prefill)])
@@ -173,12 +176,12 @@ def test_every_lever_off_gives_the_same_numbers(model, tok, items):
 
 def test_the_last_layer_runs_only_where_answers_are_read(qwen, tok, items):
     """MLP rows of the last layer = items; of the others, all tokens of the plan"""
-    p, rows = plan(tok, items, tokens=10**6, cost=layer_cost(qwen.config)), {}
+    p, rows = plan(tok, items, tokens=10**6), {}
     for i, layer in enumerate(qwen.get_decoder().layers):
         layer.mlp.up_proj.register_forward_hook(
             lambda m, args, out, i=i: rows.update({i: args[0].shape[:-1].numel()})
         )
-    run_plan(qwen, p)
+    Opened(qwen, p.batches).run()
     (batch,) = p.batches
     assert rows[3] == len(items) and rows[0] == rows[1] == rows[2] == batch.ids.numel()
 
@@ -273,29 +276,64 @@ def test_a_low_mass_or_a_crude_dose_flags_the_row(qwen, tok, items):
     assert rows["dose"].null_count() == 0
 
 
-@pytest.mark.parametrize("first", [0, 1, 3])
-def test_resuming_changes_no_bit(model, tok, items, first):
-    """a variant that starts at layer l, run from cached states entering l = the whole forward"""
-    d = {n: t for n, t in random_delta(model).items() if site(n).layer >= first}
-    rows = sweep(model, tok, items, [Variant("v", d)], (1.0, -0.5), context=CONTEXT)
-    assert first_layer(d) == first
-    for alpha in (1.0, -0.5):
-        with steered(model, d, alpha):
-            whole = run_plan(model, plan(tok, items, cost=layer_cost(model.config)))
-        assert rows.filter(alpha=alpha)["margin"].equals(whole["margin"])
-    assert not any("forward" in vars(layer) for layer in model.get_decoder().layers)
+MODULES = "self_attn.q_proj self_attn.o_proj mlp.gate_proj mlp.down_proj input_layernorm".split()
 
 
-def test_resuming_skips_the_unchanged_layers(qwen, tok, items):
-    """resumed at layer 2: layers 0 and 1 do not run, and the states that enter 2 are the given"""
-    p, ran, hidden = plan(tok, items), [], []
-    with entering(qwen, 2, hidden):
-        whole = run_plan(qwen, p)
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_resuming_changes_no_bit(model, tok, items, layer):
+    """a change that begins at any step, from kept states = the whole forward, bit for bit"""
+    later = {n: t for n, t in random_delta(model).items() if site(n).layer > layer}
+    for module in MODULES:
+        name = f"model.layers.{layer}.{module}.weight"
+        weight, random = model.get_parameter(name), torch.Generator().manual_seed(1)
+        d = later | {name: 0.05 * torch.randn(weight.shape, generator=random)}
+        rows = sweep(model, tok, items, [Variant("v", d)], (1.0, -0.5), context=CONTEXT)
+        for alpha in (1.0, -0.5):
+            with steered(model, d, alpha):
+                whole = scores(model, tok, items)
+            assert rows.filter(alpha=alpha)["margin"].equals(whole["margin"]), module
+    assert not any("forward" in vars(m) for m in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_resuming_skips_what_is_known(qwen, tok, items):
+    """keep layers 2 and 3: 0, 1 do not run; drop layer 3 from that: only 3 does, as the base's"""
+    d, ran = random_delta(qwen), []
+    parts = {
+        "base": {},
+        "full": {n: t for n, t in d.items() if site(n).layer in (2, 3)},
+        "without 3": {n: t for n, t in d.items() if site(n).layer == 2},
+        "down": {n: t for n, t in d.items() if site(n).layer == 2 and site(n).proj == "down_proj"},
+    }
+    opened = Opened(qwen, plan(tok, items).batches)
     for i, layer in enumerate(qwen.get_decoder().layers):
-        layer.mlp.register_forward_hook(lambda *args, i=i: ran.append(i))
-    assert run_plan(qwen, p, 2, hidden).equals(whole) and ran == [2, 3]
-    moved = run_plan(qwen, p, 2, [2 * h for h in hidden])
-    assert (moved["margin"] != whole["margin"]).all()
+        layer.mlp.up_proj.register_forward_hook(lambda *args, i=i: ran.append(f"up {i}"))
+        layer.self_attn.q_proj.register_forward_hook(lambda *args, i=i: ran.append(f"q {i}"))
+    did = {}
+    for name, delta in parts.items():
+        opened.run(Change(delta, {}, 1.0, entries_sha256(delta)) if delta else BASE)
+        did[name] = list(ran)
+        ran.clear()
+    two, three = ["q 2", "up 2"], ["q 3", "up 3"]
+    assert did["base"] == ["q 0", "up 0", "q 1", "up 1", *two, *three]
+    assert did["full"] == [*two, *three] and did["without 3"] == three and did["down"] == three
+
+
+def test_states_stay_within_their_room(qwen, tok, items):
+    """kept bytes <= limit; the state that a change sets in at outlives those nobody asked for"""
+    d = {n: t for n, t in random_delta(qwen).items() if site(n).layer >= 2}
+    p, ran = plan(tok, items).batches, []
+    one = sum(4 * len(b.ids) * 64 for b in p)
+    opened = Opened(qwen, p, limit=3 * one)
+    qwen.get_decoder().layers[1].mlp.register_forward_hook(lambda *args: ran.append(1))
+    for i in range(4):
+        change = {n: (i + 1.0) * t for n, t in d.items()}
+        opened.run(Change(change, {}, 1.0, entries_sha256(change)))
+        assert 0 < opened.states.size <= 3 * one
+    assert len(ran) == len(p), "layer 1 runs for the first change only"
+    nothing = Opened(qwen, p, limit=0)
+    nothing.run()
+    assert nothing.states.size == 0
 
 
 def test_a_delta_of_a_deeper_model_is_refused(qwen, tok, items):
@@ -305,12 +343,30 @@ def test_a_delta_of_a_deeper_model_is_refused(qwen, tok, items):
         sweep(qwen, tok, items, [deeper], (1.0,), context=CONTEXT)
 
 
-def test_a_change_outside_the_layers_starts_at_the_embedding(qwen):
-    """first layer of {embedding} and of {layer 2, embedding} is 0; of {layer 2, layer 3} it is 2"""
-    two, three = (f"model.layers.{i}.mlp.up_proj.weight" for i in (2, 3))
-    zero = torch.zeros(1, 1)
-    assert first_layer({three: zero, two: zero}) == 2
-    assert first_layer({two: zero, "model.embed_tokens.weight": zero}) == 0
+def test_a_change_outside_the_layers(model, tok, items):
+    """a change of the embedding, or of the last norm, = the model steered by it"""
+    for name in ("model.embed_tokens.weight", "model.norm.weight"):
+        weight = model.get_parameter(name)
+        d = {name: 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))}
+        rows = sweep(model, tok, items, [Variant("v", d)], (1.0,), context=CONTEXT)
+        with steered(model, d, 1.0):
+            whole = scores(model, tok, items)
+        assert (rows.filter(alpha=1.0)["margin"] - whole["margin"]).abs().max() < 1e-5
+
+
+def test_another_forward_is_refused(qwen, tok, items):
+    """a model that scales its states between the layers: compared with its own forward, refused"""
+    decoder, own = qwen.get_decoder(), type(qwen.get_decoder()).forward
+
+    def forward(*args, **more):
+        out = own(decoder, *args, **more)
+        if more.get("inputs_embeds") is None:
+            out.last_hidden_state = -out.last_hidden_state
+        return out
+
+    decoder.forward = forward
+    with pytest.raises(ValueError, match="this architecture is not supported"):
+        sweep(qwen, tok, items, [Variant("v", random_delta(qwen))], (1.0,), context=CONTEXT)
 
 
 def test_the_end_of_a_turn_is_the_template_s(tok):
@@ -323,16 +379,16 @@ def test_the_end_of_a_turn_is_the_template_s(tok):
 def test_hooks_see_and_add_and_go(model, tok, items):
     """h' = h + c v inside the block; no hook stays after it, also after an exception"""
     seen = {}
-    batch = plan(tok, items).batches[0]
-    base = last_logits(model, batch)
+    ids = torch.tensor([render(tok, items[0].turns)])
+    base = model(input_ids=ids).logits
     with hooked(model, {1: lambda h: seen.update(h=h.shape)}):
-        assert torch.equal(last_logits(model, batch), base)
-    assert seen["h"] == (*batch.ids.shape, 64)
+        assert torch.equal(model(input_ids=ids).logits, base)
+    assert seen["h"] == (*ids.shape, 64)
     vector = torch.ones(64)
     with pytest.raises(KeyError), hooked(model, {-1: add_vector(vector, 2.0)}):
-        assert not torch.equal(last_logits(model, batch), base)
+        assert not torch.equal(model(input_ids=ids).logits, base)
         raise KeyError
-    assert torch.equal(last_logits(model, batch), base)
+    assert torch.equal(model(input_ids=ids).logits, base)
     with pytest.raises(ValueError, match="layers"), hooked(model, {9: lambda h: None}):
         pass
 

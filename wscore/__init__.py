@@ -10,6 +10,7 @@ from wscore.coordinates import PARAMETERIZATION, family_coordinates
 from wscore.delta import (
     Basis,
     Delta,
+    DeltaLike,
     Geometry,
     add,
     check_delta,
@@ -57,7 +58,7 @@ from wscore.sites import (
 )
 from wscore.spectrum import BOTTOM, MIDDLE, SVD, TOP, Band, crop, crop_rest, spectra, svd
 from wscore.spread import benjamini_hochberg, seed_spread, wilson
-from wscore.store import load_delta, save_delta, tensors_sha256
+from wscore.store import entries_sha256, load_delta, save_delta, tensors_sha256
 
 __all__ = [
     "BOTTOM",
@@ -69,6 +70,7 @@ __all__ = [
     "BasinDivergence",
     "Basis",
     "Delta",
+    "DeltaLike",
     "Factored",
     "Factors",
     "Geometry",
@@ -95,6 +97,7 @@ __all__ = [
     "drop",
     "effect_table",
     "energy",
+    "entries_sha256",
     "family",
     "family_coordinates",
     "gaussian_null",

@@ -17,6 +17,8 @@ from wscore.factored import Factored, Factors, outline, size, stack, trace
 
 Delta = dict[str, Tensor]
 """parameter name -> change of that weight, [d_out, d_in] or [d_out]"""
+DeltaLike = Mapping[str, Tensor]
+"""a delta, whether its entries are held, kept as factors (`Factored`), or made at each access"""
 Basis = dict[str, Tensor]
 """parameter name -> orthonormal columns, [d_out, k]"""
 
@@ -47,7 +49,8 @@ def _allowed(name: Any, w: Any) -> Tensor:
     return w
 
 
-def _nonempty(d: Mapping[Any, Any]) -> Mapping[Any, Any]:
+def nonempty(d: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """d itself; raises ValueError for one without entries."""
     if not len(d):
         raise ValueError("delta: it is empty, and {} is never a delta; check the adapter's targets")
     return d
@@ -55,17 +58,17 @@ def _nonempty(d: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 def entries(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     """(name, d[name]) one by one, each checked; an empty mapping is refused."""
-    return ((name, entry(d, name)) for name in _nonempty(d))
+    return ((name, entry(d, name)) for name in nonempty(d))
 
 
 def outlines(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     """`entries` for their dtypes and shapes only: without the data where that would cost work."""
-    return ((name, _allowed(name, outline(d, name))) for name in _nonempty(d))
+    return ((name, _allowed(name, outline(d, name))) for name in nonempty(d))
 
 
 def pairs(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(name, a[name], b[name]) over the union of keys, a's first; a missing side is zero."""
-    for name in dict.fromkeys([*_nonempty(a), *_nonempty(b)]):
+    for name in dict.fromkeys([*nonempty(a), *nonempty(b)]):
         x, y = (entry(d, name) if name in d else None for d in (a, b))
         if x is None or y is None:
             zero = torch.zeros_like(entry(a if y is None else b, name))
@@ -84,7 +87,7 @@ def _fitting(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _factor_pairs(a: Factored, b: Factored) -> Iterator[tuple[str, Factors, Factors]]:
     """`pairs` of factors; a missing side is zero, of rank 0."""
-    for name in dict.fromkeys([*_nonempty(a), *_nonempty(b)]):
+    for name in dict.fromkeys([*nonempty(a), *nonempty(b)]):
         x, y = (d.factors(name) if name in d else None for d in (a, b))
         if x is not None and y is not None:
             _fitting(name, a.outline(name), b.outline(name))
@@ -119,7 +122,7 @@ def scale(alpha: float, d: Mapping[str, Tensor]) -> Delta: ...
 def scale(alpha: float | int, d: Mapping[str, Tensor]) -> Delta | Factored:
     """alpha * d, entry by entry; (alpha L) R where d is factored."""
     if isinstance(d, Factored):
-        return Factored({n: (alpha * d.factors(n).L, d.factors(n).R) for n in _nonempty(d)})
+        return Factored({n: (alpha * d.factors(n).L, d.factors(n).R) for n in nonempty(d)})
     return {name: alpha * w for name, w in entries(d)}
 
 
@@ -194,7 +197,7 @@ def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
 
 def norm(d: Mapping[str, Tensor]) -> float:
     """|d| = sqrt(<d, d>), the Frobenius norm over all entries."""
-    return hypot(*(entry_norm(d, name) for name in _nonempty(d)))
+    return hypot(*(entry_norm(d, name) for name in nonempty(d)))
 
 
 def entry_norm(d: Mapping[str, Tensor], name: str) -> float:

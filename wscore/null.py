@@ -12,7 +12,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Delta, entries, entry_norm, length, norm, outlines, some
+from wscore.delta import (
+    Delta,
+    columns,
+    entries,
+    entry_norm,
+    length,
+    nonempty,
+    norm,
+    outlines,
+    scale,
+    some,
+)
+from wscore.factored import Factored, Factors, outline
 from wscore.spectrum import svd_of
 
 
@@ -43,18 +55,21 @@ def match_norm(
     d: Mapping[str, Tensor],
     like: Mapping[str, Tensor],
     per: Literal["tensor", "all"] = "tensor",
-) -> Delta:
-    """d rescaled to like's norm: |out_t| = |like_t| per "tensor", or |out| = |like| per "all"."""
+) -> Delta | Factored:
+    """d rescaled to like's norm: |out_t| = |like_t| per "tensor", or |out| = |like| per "all".
+
+    A factored d stays factored.
+    """
     if per not in ("tensor", "all"):
         raise ValueError(f'match_norm: per={per!r} is unknown; use "tensor" or "all"')
     if odd := set(d) ^ set(like):
         raise ValueError(f"match_norm: {some(odd)} on one side only; give both the same targets")
     if per == "all":
-        factor = _factor(norm(d), norm(like), "the delta")
-        return {name: factor * w for name, w in entries(d)}
-    return {
-        name: _factor(length(w), entry_norm(like, name), repr(name)) * w for name, w in entries(d)
-    }
+        return scale(_factor(norm(d), norm(like), "the delta"), d)
+    factors = {n: _factor(entry_norm(d, n), entry_norm(like, n), repr(n)) for n in nonempty(d)}
+    if isinstance(d, Factored):
+        return Factored({n: (c * d.factors(n).L, d.factors(n).R) for n, c in factors.items()})
+    return {name: factors[name] * w for name, w in entries(d)}
 
 
 def _factor(has: float, wants: float, what: str) -> float:
@@ -67,23 +82,26 @@ def _factor(has: float, wants: float, what: str) -> float:
 
 def gaussian_null(like: Mapping[str, Tensor], seed: int) -> Delta:
     """Gaussian entries with the norm of `like`, tensor by tensor: |out_t|_F = |like_t|_F."""
-    return match_norm(
-        {name: gaussian(w.shape, w, stream(seed, f"gaussian/{name}")) for name, w in entries(like)},
-        like,
-    )
+    out = {}
+    for name, w in entries(like):
+        drawn = gaussian(w.shape, w, stream(seed, f"gaussian/{name}"))
+        out[name] = _factor(length(drawn), entry_norm(like, name), repr(name)) * drawn
+    return out
 
 
-def spectrum_null(like: Mapping[str, Tensor], seed: int) -> Delta:
-    """U' diag(S) V'^T: each tensor's own singular values, in Haar-random directions."""
-    return {
-        name: _turned(svd_of(like, name).S, w.shape, stream(seed, f"spectrum/{name}"))
-        for name, w in outlines(like)
-    }
+def spectrum_null(like: Mapping[str, Tensor], seed: int) -> Delta | Factored:
+    """U' diag(S) V'^T: each tensor's own singular values, in Haar-random directions.
+
+    Of a factored delta the null is factored too, (U' diag(S)) V'^T.
+    """
+    if isinstance(like, Factored):
+        return Factored({n: _turned(like, n, seed) for n in nonempty(like)})
+    turned = ((name, w, _turned(like, name, seed)) for name, w in outlines(like))
+    return {name: (x.L @ x.R).reshape(w.shape) for name, w, x in turned}
 
 
-def _turned(
-    S: Float[Tensor, " r"], shape: torch.Size, random: torch.Generator
-) -> Float[Tensor, "..."]:
-    d_out, d_in = *shape, *([1] if len(shape) == 1 else [])
+def _turned(like: Mapping[str, Tensor], name: str, seed: int) -> Factors:
+    S, random = svd_of(like, name).S, stream(seed, f"spectrum/{name}")
+    d_out, d_in = columns(outline(like, name)).shape
     U, V = (haar(side, len(S), S, random) for side in (d_out, d_in))
-    return (U * S @ V.T).reshape(shape)
+    return Factors(U * S, V.T)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from wscore.delta import Delta, some
+from wscore.delta import some
+from wscore.factored import OnDemand, only
 
 _NAME = re.compile(
     r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:(?P<block>.+)\.)?(?P<proj>\w+)\.(?:weight|bias)$"
@@ -39,23 +40,24 @@ def site(name: str) -> Site:
     return Site(int(found["layer"]), found["block"] or "", found["proj"])
 
 
-def select(d: Mapping[str, Tensor], where: Where) -> Delta:
+def select(d: Mapping[str, Tensor], where: Where) -> Mapping[str, Tensor]:
     """The entries of d whose site satisfies `where`. select(d, w) and omit(d, w) partition d.
 
-    Only the selected entries are read; they are shared with d, not copied.
+    Only the selected entries are read; they are shared with d, not copied, and a delta whose
+    entries are made on demand stays one.
     """
     return _pick(d, [name for name in d if where(site(name))], "select: nothing matches")
 
 
-def omit(d: Mapping[str, Tensor], where: Where) -> Delta:
+def omit(d: Mapping[str, Tensor], where: Where) -> Mapping[str, Tensor]:
     """The entries of d whose site does not satisfy `where`, the partner of `select`."""
     return _pick(d, [name for name in d if not where(site(name))], "omit: nothing is left")
 
 
-def _pick(d: Mapping[str, Tensor], names: list[str], complaint: str) -> Delta:
+def _pick(d: Mapping[str, Tensor], names: list[str], complaint: str) -> Mapping[str, Tensor]:
     if not names:
         raise ValueError(f"{complaint} of {some(d)}; change the predicate or the delta")
-    return {name: d[name] for name in names}
+    return only(d, names) if isinstance(d, OnDemand) else {name: d[name] for name in names}
 
 
 def layers(lo: int, hi: int) -> Where:

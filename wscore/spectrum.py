@@ -5,15 +5,15 @@ randomized range finder then replaces the full SVD at a few percent of its cost.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wscore.delta import Delta, columns, entries, length, some
-from wscore.factored import Factored, Factors, core
+from wscore.delta import Delta, columns, entry, length, nonempty, some
+from wscore.factored import Factored, Factors, core, stack
 
 TOL = 1e-6
 """Relative to |W|_F; about ten times what float32 rounding leaves of an exact low rank."""
@@ -138,7 +138,7 @@ def crop(
     svds: Mapping[str, SVD] | None = None,
     *,
     empty: Empty = "raise",
-) -> Delta:
+) -> Delta | Factored:
     """The part of dW inside a band of singular directions. crop + crop_rest = d.
 
     lens "own":  sum_{i in band} s_i u_i v_i^T of dW = U S V^T; shares are of dW's numerical rank.
@@ -149,8 +149,10 @@ def crop(
 
     `svds` takes what `spectra` returned for d (lens own) or base (lens base), to save a repetition.
     An entry without a direction in the band has part 0; where none has any, that is refused, or
-    with empty="zero" the part is 0 throughout.
+    with empty="zero" the part is 0 throughout. A factored dW stays factored.
     """
+    if isinstance(d, Factored):
+        return Factored({n: part for n, _, part in _factored(d, band, lens, base, svds, empty)})
     return {name: part for name, _, part in _parts(d, band, lens, base, svds, empty)}
 
 
@@ -162,20 +164,45 @@ def crop_rest(
     svds: Mapping[str, SVD] | None = None,
     *,
     empty: Empty = "raise",
-) -> Delta:
+) -> Delta | Factored:
     """d - crop(d, ...) for the same arguments: what the band leaves of each entry."""
+    if isinstance(d, Factored):
+        parts = _factored(d, band, lens, base, svds, empty)
+        return Factored({name: stack(w, part, -1) for name, w, part in parts})
     return {name: w - part for name, w, part in _parts(d, band, lens, base, svds, empty)}
 
 
-def _parts(
+def _factored(d: Factored, band: Band, *how: Any) -> Iterator[tuple[str, Factors, Factors]]:
+    """(name, dW = L R, its part inside the band), both as factors."""
+    lens = how[0]
+    for name, at, i in _inside(d, band, *how):
+        dtype = d.outline(name).dtype
+        w, (U, S, Vt) = d.factors(name), (t.to(dtype) for t in at)
+        if lens == "own":
+            yield name, w, Factors(U[:, i] * S[i], Vt[i])
+        else:
+            yield name, w, Factors(U[:, i] @ (U[:, i].T @ w.L), (w.R @ Vt[i].T) @ Vt[i])
+
+
+def _parts(d: Mapping[str, Tensor], band: Band, *how: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, dW, its part inside the band)."""
+    lens = how[0]
+    for name, at, i in _inside(d, band, *how):
+        w = entry(d, name)
+        U, S, Vt = (t.to(w.dtype) for t in at)
+        core = torch.diag(S[i]) if lens == "own" else U[:, i].T @ columns(w) @ Vt[i].T
+        yield name, w, (U[:, i] @ core @ Vt[i]).reshape(w.shape)
+
+
+def _inside(
     d: Mapping[str, Tensor],
     band: Band,
     lens: str,
     base: Mapping[str, Tensor] | None,
     svds: Mapping[str, SVD] | None,
     empty: Empty,
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(name, entry, its part inside the band)."""
+) -> Iterator[tuple[str, SVD, Bool[Tensor, " r"]]]:
+    """(name, the svd of the lens, which of its directions lie in the band)."""
     if lens not in ("own", "base") or (svds is None and (lens == "base") != (base is not None)):
         raise ValueError(
             f"crop: lens {lens!r} with base {'absent' if base is None else 'given'};"
@@ -185,12 +212,10 @@ def _parts(
     if lacking := [name for name in d if name not in source]:
         raise ValueError(f"crop: no base or svd for {some(lacking)}; pass the model's own weights")
     found = 0
-    for name, w in entries(d):
-        at = source[name] if svds is not None else svd_of(base if base is not None else d, name)
-        U, S, Vt = (t.to(w.dtype) for t in at)
-        i = inside(band, S)
+    for name in nonempty(d):
+        at = svds[name] if svds is not None else svd_of(base if base is not None else d, name)
+        i = inside(band, at.S)
         found += int(i.sum())
-        core = torch.diag(S[i]) if lens == "own" else U[:, i].T @ columns(w) @ Vt[i].T
-        yield name, w, (U[:, i] @ core @ Vt[i]).reshape(w.shape)
+        yield name, at, i
     if not found and empty == "raise":
         raise ValueError(f"crop: no direction of any of {some(d)} lies in {band}; widen the band")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from wscore.delta import check_finite, outlines, some
 from wscore.factored import Factored, OnDemand
@@ -199,4 +200,33 @@ def tensors_sha256(d: Mapping[str, Tensor]) -> str:
         w = d[name]
         digest.update(f"{name}\0{w.dtype}\0{list(w.shape)}\0".encode())
         digest.update(_bytes(w))
+    return digest.hexdigest()
+
+
+_hashes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def entries_sha256(d: Mapping[str, Tensor]) -> dict[str, str]:
+    """name -> sha256 of that entry's dtype, shape and bytes, of its factors where d is factored.
+
+    Tensors that are hashed already, and unchanged since, are not read again: parts of one delta
+    share them.
+    """
+    return {name: _entry_sha256(d, name) for name in sorted(d)}
+
+
+def _entry_sha256(d: Mapping[str, Tensor], name: str) -> str:
+    if isinstance(d, Factored):
+        return " ".join(_tensor_sha256(x) for x in d.factors(name))
+    return _tensor_sha256(d[name])
+
+
+def _tensor_sha256(w: Tensor) -> str:
+    at = (w.data_ptr(), w._version)
+    then, known = _hashes.get(w) or (None, "")
+    if then == at:
+        return known
+    digest = sha256(f"{w.dtype}\0{list(w.shape)}\0".encode())
+    digest.update(_bytes(w))
+    _hashes[w] = at, digest.hexdigest()
     return digest.hexdigest()

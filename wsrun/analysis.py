@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from wscore import (
-    Delta,
+    DeltaLike,
     add,
     benjamini_hochberg,
     difference,
@@ -70,14 +70,21 @@ class Parts:
         self.family, self.seed, self.whole, self.notes = family, seed, whole, notes
         self.size = norm(whole)
 
-    def one(self, name: str, part: Delta, k: int | None = None, alphas=None, **facts) -> Variant:
+    def one(
+        self, name: str, part: DeltaLike, k: int | None = None, alphas=None, **facts
+    ) -> Variant:
         """A single part under its name; `facts` become columns of the summary."""
         facts["energy"] = (norm(part) / self.size) ** 2
         self.notes[self.family, name, k, self.seed] = facts
         return Variant(name, part, family=self.family, k=k, seed=self.seed, alphas=alphas)
 
     def pair(
-        self, name: str, kept: Delta, rest: Delta, k: int | None = None, **facts
+        self,
+        name: str,
+        kept: DeltaLike,
+        rest: DeltaLike,
+        k: int | None = None,
+        **facts,
     ) -> Iterator[Variant]:
         """keep_<name> and drop_<name>, whose sum must be the whole."""
         error = norm(difference(add(kept, rest), self.whole, missing="zero")) / self.size
@@ -87,7 +94,7 @@ class Parts:
         yield self.one(f"keep_{name}", kept, k, **facts, keep_or_drop="keep")
         yield self.one(f"drop_{name}", rest, k, **facts, keep_or_drop="drop")
 
-    def control(self, name: str, kept: Delta, k: int | None = None, **facts) -> Variant:
+    def control(self, name: str, kept: DeltaLike, k: int | None = None, **facts) -> Variant:
         """control_<name>: random directions with the kept part's own rank and norm, per tensor."""
         null = spectrum_null(kept, 1000 * self.seed + 999)
         return self.one(f"control_{name}", null, k, **facts, keep_or_drop="control")

@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from wsrun.models import keep_freed_memory
+
 # Piped output has no width of its own; 120 columns hold every summary line.
 console = Console(width=None if sys.stdout.isatty() else 120)
 C = TypeVar("C")
@@ -87,6 +89,7 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
     # neither is for the user: BOFT's missing CUDA extension, and a rename inside transformers
     warnings.filterwarnings("ignore", module=r"peft\.tuners\.boft")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    keep_freed_memory()
     try:
         main(cfg)
     except ValueError as error:

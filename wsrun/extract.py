@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import peft
 import torch
@@ -20,7 +20,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wscore import Delta, difference, family, merge_adapter, norm, tensors_sha256
+from wscore import (
+    Delta,
+    difference,
+    family,
+    merge_adapter,
+    merge_adapter_factored,
+    norm,
+    tensors_sha256,
+)
+from wscore.merge import FACTORS
 from wsrun.steer import steered
 
 PEFT_VERSION = "0.21"  # the version that tests compare every family with
@@ -110,12 +119,22 @@ def adapter_delta(model_or_base: nn.Module | Mapping[str, Tensor], path: str | P
     of PEFT's own forward within 1e-5 of their largest value (in fp32), else ValueError. Given only
     a mapping of base weights there is nothing to run, and the proof is left out.
     """
+    return _delta(model_or_base, path, merge_adapter)
+
+
+D = TypeVar("D", bound=Mapping[str, Tensor])
+
+
+def _delta(
+    model_or_base: nn.Module | Mapping[str, Tensor], path: str | Path, merge: Callable[..., D]
+) -> D:
+    """The adapter's weight change as `merge` gives it, proved where there is a model."""
     check_peft()
     tensors, config = read_adapter(path)
     model = model_or_base if isinstance(model_or_base, nn.Module) else None
     base = dict(model.named_parameters(remove_duplicate=False)) if model else model_or_base
     try:
-        tau = merge_adapter(tensors, config, base)  # type: ignore[arg-type]
+        tau = merge(tensors, config, base)
     except ValueError as error:
         raise ValueError(f"{error} (adapter {str(path)!r})") from error
     except (TypeError, ZeroDivisionError, AttributeError, KeyError) as error:
@@ -130,16 +149,19 @@ def adapter_delta(model_or_base: nn.Module | Mapping[str, Tensor], path: str | P
 
 
 class PairDelta(NamedTuple):
-    """The deltas of two poles of one family, and dW = pos - neg."""
+    """The deltas of two poles of one family, and dW = pos - neg; factors where they have some."""
 
     family: str
-    pos: Delta
-    neg: Delta
-    dW: Delta
+    pos: Mapping[str, Tensor]
+    neg: Mapping[str, Tensor]
+    dW: Mapping[str, Tensor]
 
 
 def pair_deltas(model: PreTrainedModel, folder: str | Path) -> PairDelta:
     """The proved deltas of folder/pos and folder/neg, and their difference.
+
+    Those of lora, pissa and delora are kept as factors (`Factored`), which every function of deltas
+    takes: 1 % of the memory, and no product is formed before the weights are changed.
 
     Raises ValueError where the poles are of different families or touch different targets.
     """
@@ -154,7 +176,8 @@ def pair_deltas(model: PreTrainedModel, folder: str | Path) -> PairDelta:
             f"adapters: pos of {str(folder)!r} is {families['pos']} and neg is {families['neg']}; "
             "train both poles with one family"
         )
-    pos, neg = (adapter_delta(model, path) for path in sides.values())
+    merge = merge_adapter_factored if families["pos"] in FACTORS else merge_adapter
+    pos, neg = (_delta(model, path, merge) for path in sides.values())
     try:
         dW = difference(pos, neg)
     except ValueError as error:

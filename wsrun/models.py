@@ -1,7 +1,9 @@
 """Models: load one with its tokenizer and an explicit dtype, or build a tiny random one."""
 
+import ctypes
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -105,6 +107,19 @@ def limit_threads(model: PreTrainedModel, below: int = 512) -> None:
     """One thread for a narrow model on CPU: its matrices lose more to threads than they gain."""
     if model.device.type == "cpu" and d_model(model) < below:
         torch.set_num_threads(1)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what is freed, up to a gigabyte, in place of giving it back at once.
+
+    Activations of a batch are freed and asked for again at every operation; with the defaults each
+    time costs the page faults anew, about a third of a narrow model's time. No effect elsewhere.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 2**30)
+        libc.mallopt(mmap_threshold, 2**25)
 
 
 _TINY: Any = dict(

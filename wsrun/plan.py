@@ -1,24 +1,25 @@
-"""The batch plan: items tokenized once, common heads laid out once, one plan for all weights.
+"""The batch plan: items tokenized once, common heads computed once, one plan for all weights.
 
-A pack is one row of tokens that holds several sequences with a common head: the head once, then
-each sequence's own rest. A token sees the head and its own rest only, at the position it has in its
-own sequence, so every sequence gets the numbers it gets alone (the two actions of a dilemma share
-its situation, all claims the head of the template).
+The sequences of a batch form a trie: what several of them start with stands in the batch once, at
+the positions it has in each. Everything but attention runs over these tokens, without padding. In
+attention every sequence is a row: its own tokens ask, and see the tokens of its whole path. So each
+sequence gets the numbers it gets alone (the two actions of a dilemma share its situation, all items
+the head of the template).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from wsrun.items import Item
 
 Tokens = Sequence[Sequence[int]]
-ATTENTION = 3  # what an operation of attention costs, in operations of a linear map
+WASTE = 1.25  # of attention's work on padding and on tokens, until rows are split by length
+SMALL = 20_000  # (query, key) pairs that are not worth a call of their own
 
 
 class Choices(NamedTuple):
@@ -28,55 +29,82 @@ class Choices(NamedTuple):
     no: list[int]
 
 
-class Cost(NamedTuple):
-    """Arithmetic of one decoder layer: t tokens in a row cost linear t + quadratic t^2."""
+class Rows(NamedTuple):
+    """Attention of sequences of about one length: which tokens ask, and which they may see."""
 
-    linear: float
-    quadratic: float
-
-    def __call__(self, tokens: int) -> float:
-        return float(self.linear * tokens + self.quadratic * tokens**2)
+    queries: Int[Tensor, "r q"]  # tokens of the batch; a short row repeats its first one
+    keys: Int[Tensor, "r k"]
+    back: Int[Tensor, "r q k"]  # how many positions a key stands before the query; -1: not seen
 
 
-def layer_cost(config: PretrainedConfig) -> Cost:
-    """Multiply-adds of a decoder layer per token, and per pair of tokens in attention, those three
-    times: attention runs at about a third of the speed of linear maps (measured on CPU)."""
-    c = config.get_text_config()
-    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    heads, groups = c.num_attention_heads, getattr(c, "num_key_value_heads", c.num_attention_heads)
-    attention = 2 * c.hidden_size * head * (heads + groups)
-    return Cost(attention + 3 * c.hidden_size * c.intermediate_size, ATTENTION * 2 * heads * head)
+class Layout(NamedTuple):
+    """All rows, and where the result of each asking token lies among their queries, in order."""
+
+    rows: list[Rows]
+    place: Int[Tensor, " a"]
 
 
-class Pack(NamedTuple):
-    """Sequences laid out in one row: the first `head` tokens once, then each one's rest."""
+class Batch(NamedTuple):
+    """Tokens of a trie of sequences, where each one's last token is, and who sees whom."""
 
-    members: list[int]
-    head: int
-    length: int
+    order: list[int]  # the sequences
+    ids: Int[Tensor, " t"]
+    positions: Int[Tensor, " t"]
+    reads: Int[Tensor, " n"]  # the last token of each sequence
+    every: Layout  # all tokens ask
+    last: Layout  # only the tokens of `reads` do
 
 
-def packs(sequences: Tokens, cost: Cost | None) -> list[Pack]:
-    """Neighbours in lexicographic order join a row while that costs less than a row of their own.
+def batches(sequences: Tokens, tokens: int, share: bool = True) -> list[Batch]:
+    """Tries of at most `tokens` tokens, at least one sequence each, in lexicographic order.
 
-    With cost None every sequence keeps its own row. A sequence that is the head of another keeps
-    its last token for itself: there its answer is read.
+    With share False every sequence keeps all of its tokens for itself.
     """
-    done: list[Pack] = []
+    if tokens < 1:
+        raise ValueError(f"plan: batches of {tokens} tokens asked; ask for 1 or more")
+    done, trie = [], _Trie(share)
     for i in sorted(range(len(sequences)), key=lambda i: (list(sequences[i]), i)):
-        alone = Pack([i], len(sequences[i]) - 1, len(sequences[i]))
-        joined = _join(done[-1], i, sequences) if done and cost else None
-        if joined and cost and cost(joined.length) < cost(done[-1].length) + cost(alone.length):
-            done[-1] = joined
-        else:
-            done.append(alone)
-    return done
+        if trie.order and len(trie.ids) + trie.new(sequences[i]) > tokens:
+            done.append(trie.batch())
+            trie = _Trie(share)
+        trie.add(i, sequences[i])
+    return [*done, trie.batch()]
 
 
-def _join(pack: Pack, i: int, sequences: Tokens) -> Pack:
-    head = min(pack.head, _common(sequences[pack.members[0]], sequences[i]), len(sequences[i]) - 1)
-    members = [*pack.members, i]
-    return Pack(members, head, head + sum(len(sequences[j]) - head for j in members))
+class _Trie:
+    """Sequences laid down one after another, each on the part of its path that is there already."""
+
+    def __init__(self, share: bool) -> None:
+        self.share = share
+        self.order: list[int] = []
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.asks: list[tuple[list[int], list[int]]] = []  # (own tokens, whole path)
+        self.sequence: Sequence[int] = []
+
+    def new(self, sequence: Sequence[int]) -> int:
+        """How many tokens a sequence would add."""
+        return len(sequence) - (_common(self.sequence, sequence) if self.share else 0)
+
+    def add(self, i: int, sequence: Sequence[int]) -> None:
+        new, size = self.new(sequence), len(self.ids)
+        common = len(sequence) - new
+        own = list(range(size, size + new))
+        self.asks.append((own, [*(self.asks[-1][1][:common] if common else []), *own]))
+        self.order.append(i)
+        self.ids += sequence[common:]
+        self.positions += range(common, len(sequence))
+        self.sequence = sequence
+
+    def batch(self) -> Batch:
+        positions, reads = torch.tensor(self.positions), [path[-1] for _, path in self.asks]
+        every = _layout([a for a in self.asks if a[0]], positions)
+        last = _layout(
+            [([t], path) for t, (_, path) in zip(reads, self.asks, strict=True)], positions
+        )
+        return Batch(
+            self.order, torch.tensor(self.ids), positions, torch.tensor(reads), every, last
+        )
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -85,63 +113,41 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((n for n, equal in enumerate(same) if not equal), min(len(a), len(b)))
 
 
-class Batch(NamedTuple):
-    """Packs padded to one length: who sees whom, and where each sequence's last token stands."""
-
-    order: list[int]
-    ids: Int[Tensor, "b s"]
-    positions: Int[Tensor, "b s"]
-    sees: Bool[Tensor, "b 1 s s"]
-    rows: Int[Tensor, " n"]
-    columns: Int[Tensor, " n"]
-
-
-def batches(
-    sequences: Tokens,
-    tokens: int,
-    cost: Cost | None = None,
-    padding: Literal["right", "left"] = "right",
-) -> list[Batch]:
-    """Packs sorted by length, in batches of at most `tokens` tokens with padding, at least one."""
-    if tokens < 1:
-        raise ValueError(f"plan: batches of {tokens} tokens asked; ask for 1 or more")
-    groups: list[list[Pack]] = []
-    for pack in sorted(packs(sequences, cost), key=lambda p: (p.length, p.members)):
-        if not groups or (len(groups[-1]) + 1) * pack.length > tokens:
+def _layout(asks: list[tuple[list[int], list[int]]], positions: Int[Tensor, " t"]) -> Layout:
+    """Asks of like size in one group of rows; `place` follows the order of the asks."""
+    groups: list[list[int]] = []
+    work = 0
+    for i in sorted(range(len(asks)), key=lambda i: (len(asks[i][0]), len(asks[i][1]))):
+        q, k = map(len, asks[i])
+        widest = max(k, *(len(asks[j][1]) for j in groups[-1])) if groups else k
+        work += q * k
+        padded = (len(groups[-1]) + 1) * q * widest if groups else 0
+        if not groups or padded > max(WASTE * work, SMALL):
             groups.append([])
-        groups[-1].append(pack)
-    return [_batch(sequences, group, padding) for group in groups]
+            work = q * k
+        groups[-1].append(i)
+    start = 0
+    first = [0] * len(asks)  # where the queries of an ask start among all
+    rows = []
+    for group in groups:
+        rows.append(_rows([asks[i] for i in group], positions))
+        width = rows[-1].queries.shape[1]
+        for n, i in enumerate(group):
+            first[i] = start + n * width
+        start += len(group) * width
+    place = [first[i] + n for i, (own, _) in enumerate(asks) for n in range(len(own))]
+    return Layout(rows, torch.tensor(place))
 
 
-def _batch(sequences: Tokens, group: list[Pack], padding: str) -> Batch:
-    width = max(pack.length for pack in group)
-    ids = torch.zeros(len(group), width, dtype=torch.long)
-    positions, rows, columns = torch.zeros_like(ids), [], []
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(group), 1, 1)  # padding sees itself
-    for row, pack in enumerate(group):
-        start = 0 if padding == "right" else width - pack.length
-        at = slice(start, start + pack.head)
-        ids[row, at] = torch.tensor(sequences[pack.members[0]][: pack.head], dtype=torch.long)
-        positions[row, at] = torch.arange(pack.head)
-        sees[row, at, at] |= _before(pack.head)
-        own = at.stop
-        for i in pack.members:
-            rest = sequences[i][pack.head :]
-            span = slice(own, own + len(rest))
-            ids[row, span] = torch.tensor(rest)
-            positions[row, span] = torch.arange(pack.head, len(sequences[i]))
-            sees[row, span, at] = True
-            sees[row, span, span] |= _before(len(rest))
-            own = span.stop
-            rows.append(row)
-            columns.append(own - 1)
-    order = [i for pack in group for i in pack.members]
-    return Batch(order, ids, positions, sees[:, None], torch.tensor(rows), torch.tensor(columns))
-
-
-def _before(n: int) -> Bool[Tensor, "{n} {n}"]:
-    """Each token sees itself and those before it."""
-    return torch.ones(n, n, dtype=torch.bool).tril()
+def _rows(asks: list[tuple[list[int], list[int]]], positions: Int[Tensor, " t"]) -> Rows:
+    most = [max(len(side) for side in sides) for sides in zip(*asks, strict=True)]
+    queries, keys = (
+        torch.tensor([side + side[:1] * (n - len(side)) for side in sides])
+        for n, sides in zip(most, zip(*asks, strict=True), strict=True)
+    )
+    seen = torch.tensor([[len(path)] for _, path in asks]) > torch.arange(most[1])
+    back = positions[queries][:, :, None] - positions[keys][:, None, :]
+    return Rows(queries, keys, back.where(seen[:, None] & (back >= 0), -1))
 
 
 @dataclass(frozen=True)

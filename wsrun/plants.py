@@ -37,7 +37,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wscore.delta import Basis, Delta, add
+from wscore.delta import Basis, DeltaLike, add
 from wscore.null import gaussian, haar, match_norm, spectrum_null, stream
 from wscore.project import drop
 from wscore.sites import site, writes_residual
@@ -110,9 +110,9 @@ class Base(NamedTuple):
 class Planted(NamedTuple):
     """A member's dW: what was trained, the random deltas beside it, and their sum."""
 
-    core: Delta
-    decoys: Delta | None
-    whole: Delta
+    core: DeltaLike
+    decoys: DeltaLike | None
+    whole: DeltaLike
 
 
 def base_of(model: PreTrainedModel, members: int) -> Base:
@@ -268,7 +268,7 @@ def _seed(at: Instance, member: int) -> int:
     return 1_000_000 + 1000 * at.seed + member  # apart from the seeds of null draws
 
 
-def planted(at: Instance, member: int, core: Delta, base: Base) -> Planted:
+def planted(at: Instance, member: int, core: DeltaLike, base: Base) -> Planted:
     """The trained dW with its decoys, as the docstring of the module lists them."""
     seed = _seed(at, member)
     if at.plant in FRAMED:
@@ -283,7 +283,7 @@ def planted(at: Instance, member: int, core: Delta, base: Base) -> Planted:
         rest = {n: w.shape for n, w in base.weights.items() if n not in core}
         decoys = {n: like(twins[slices_of(n)[of]], s, n, seed) for n, s in rest.items()}
     if at.plant == "own-band":
-        decoys |= {n: above(w, n, seed) for n, w in core.items()}
+        decoys = {**decoys, **{n: above(w, n, seed) for n, w in core.items()}}
     return Planted(core, decoys, add(core, decoys))
 
 

@@ -7,9 +7,10 @@ that share the folder share the work.
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 from wscore.store import write_whole
 from wsrun.plan import Plan
 
-CODE = ("capture.py", "plan.py", "score.py", "steer.py")  # what the numbers depend on
+CODE = ("forward.py", "plan.py", "score.py", "steer.py")  # what the numbers depend on
 Scored = tuple[Tensor, Tensor]  # margin, mass: [n] float64
 
 
@@ -34,9 +35,8 @@ def run_key(
     """
     weight = next(model.parameters())
     layout = hashlib.sha256()
-    for batch in p.batches:
-        for part in (torch.tensor(batch.order), *batch[1:]):
-            layout.update(part.to(torch.int64).numpy().tobytes() + str(list(part.shape)).encode())
+    for part in flattened(p.batches):
+        layout.update(part.numpy().tobytes() + str(list(part.shape)).encode())
     return {
         "base": base,
         "config": hashlib.sha256(model.config.to_json_string().encode()).hexdigest(),
@@ -52,6 +52,17 @@ def run_key(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def flattened(x: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples and lists, in order; lists of whole numbers as one."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, list) and all(isinstance(i, int) for i in x):
+        yield torch.tensor(x)
+    else:
+        for part in x:
+            yield from flattened(part)
 
 
 def _device_name(device: torch.device) -> str:

@@ -4,41 +4,33 @@ margin = log sum_{i in Yes} p_i - log sum_{i in No} p_i and mass = sum_{i in Yes
 the fp32 next-token distribution at the position right after the prefill.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
 
 import jinja2
 import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import site, stream, tensors_sha256
-from wsrun.capture import (
-    add_vector,
-    entering,
-    hooked,
-    jittered,
-    last_layer_at,
-    read_at,
-    resumed,
-)
+from wscore import entries_sha256, stream, tensors_sha256
+from wsrun.capture import check_layers
+from wsrun.forward import BASE, Change, Opened, output_of, prove
 from wsrun.items import Item, Turn, check_items, with_system
-from wsrun.plan import Batch, Choices, Cost, Plan, batches, layer_cost
+from wsrun.plan import Choices, Plan, batches
 from wsrun.results import Results, run_key
-from wsrun.steer import Rounding, rounding_error, steered, touched_parameters
+from wsrun.steer import Rounding, rounding_error, touched_parameters
 from wsrun.tables import ROW_SCHEMA
 
 PROMPT_STYLE = "chat-yesno-1"
 BOUNDARY_MARKS = " Ġ▁"  # how tokenizers write a leading space
 MIN_MASS = 0.5
 MIN_COSINE = 0.99
-TOKENS = {False: 1024, True: 16384}  # of a batch, by whether it runs on a GPU
+TOKENS = {False: 4096, True: 16384}  # of a batch, by whether it runs on a GPU
 
 
 def render(tok: PreTrainedTokenizerBase, turns: Sequence[Turn], prefill: str = "") -> list[int]:
@@ -111,83 +103,36 @@ class Levers:
     """What saves arithmetic without changing the numbers; each can be switched off for a test."""
 
     share_heads: bool = True
-    """one row for sequences with a common head (plan.py); rounding differs by about 1e-6"""
+    """common heads of items run once (plan.py); rounding differs by about 1e-6"""
     last_position: bool = True
     """the last layer's queries, attention output and MLP only where answers are read"""
     resume: bool = True
-    """start at the first changed layer, from the base's hidden states; not a bit differs"""
+    """start at the first step that differs from what was run before (forward.py)"""
     once: bool = True
     """one change at one alpha is scored once; not a bit differs"""
 
 
-@torch.no_grad()
-def last_logits(
-    model: PreTrainedModel, batch: Batch, last_position: bool = True
-) -> Float[Tensor, "n v"]:
-    """Next-token logits at each sequence's last position; the head runs on those positions only."""
-    weight, at = next(model.parameters()), (batch.rows, batch.columns)
-    with read_at(model, *at), last_layer_at(model, *at) if last_position else nullcontext():
-        logits = model(
-            input_ids=batch.ids.to(weight.device),
-            attention_mask=_masks(model.config.get_text_config(), batch, weight),
-            position_ids=batch.positions.to(weight.device),
-            use_cache=False,
-        ).logits
-    return logits[0].float().cpu()
-
-
-def _masks(config: PretrainedConfig, batch: Batch, weight: Tensor) -> Tensor | dict[str, Tensor]:
-    """What is added to attention scores: 0 where a token is seen, else the lowest number; one mask,
-    or one per kind of layer where some look only a window back."""
-
-    def added(sees: Tensor) -> Tensor:
-        mask = torch.zeros(sees.shape, dtype=weight.dtype)
-        return mask.masked_fill_(~sees, torch.finfo(weight.dtype).min).to(weight.device)
-
-    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    if not window or (kinds and "sliding_attention" not in kinds):
-        return added(batch.sees)
-    back = batch.positions[:, None, :, None] - batch.positions[:, None, None, :]
-    near = added(batch.sees & (back < window))
-    return {"full_attention": added(batch.sees), "sliding_attention": near} if kinds else near
-
-
 def plan(
-    tok: PreTrainedTokenizerBase,
-    items: Sequence[Item],
-    tokens: int = 1024,
-    cost: Cost | None = None,
-    padding: Literal["right", "left"] = "right",
+    tok: PreTrainedTokenizerBase, items: Sequence[Item], tokens: int = 1024, share: bool = True
 ) -> Plan:
     """The batch plan of some items under one tokenizer; raises ValueError for unusable items.
 
-    Batches hold about `tokens` tokens; with a `cost`, items with a common head share a row.
+    Batches hold about `tokens` tokens; with `share`, items with a common head share its tokens.
     """
     items = check_items(items)
     sequences = [render(tok, i.turns, i.prefill) for i in items]
-    return Plan(items, batches(sequences, tokens, cost, padding), choice_ids(tok))
+    return Plan(items, batches(sequences, tokens, share), choice_ids(tok))
 
 
-def run_plan(
-    model: PreTrainedModel,
-    p: Plan,
-    start: int = 0,
-    hidden: Sequence[Tensor] = (),
-    last_position: bool = True,
-) -> pl.DataFrame:
-    """Columns dataset, item, cluster, label, margin, mass: one row an item, in the items' order.
-
-    With start > 0, the forward of each batch resumes at that decoder layer from `hidden`.
-    """
+def scored(p: Plan, logits: Sequence[Float[Tensor, "_ _"]]) -> pl.DataFrame:
+    """Columns dataset, item, cluster, label, margin, mass: one row an item, in the items' order."""
     margin, mass = torch.empty(len(p.items)), torch.empty(len(p.items))
-    for i, batch in enumerate(p.batches):
-        with resumed(model, start, hidden[i]) if start else nullcontext():
-            logits = last_logits(model, batch, last_position)
-        margin[batch.order], mass[batch.order] = choice_scores(logits, p.choices)
-    return _scored(p, margin.double(), mass.double())
+    for batch, found in zip(p.batches, logits, strict=True):
+        margin[batch.order], mass[batch.order] = choice_scores(found, p.choices)
+    return _frame(p, margin.double(), mass.double())
 
 
-def _scored(p: Plan, margin: Tensor, mass: Tensor) -> pl.DataFrame:
+def _frame(p: Plan, margin: Tensor, mass: Tensor) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "dataset": [i.dataset for i in p.items],
@@ -204,7 +149,8 @@ def score(
     model: PreTrainedModel, tok: PreTrainedTokenizerBase, items: Sequence[Item]
 ) -> pl.DataFrame:
     """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
-    return run_plan(model, plan(tok, items, cost=layer_cost(model.config)))
+    p = plan(tok, items)
+    return scored(p, Opened(model, p.batches, limit=0).run())
 
 
 @dataclass(frozen=True)
@@ -261,21 +207,21 @@ def sweep(
     @cache
     def under(system: str | None) -> _Scorer:
         asked = items if system is None else [with_system(i, system) for i in items]
-        p = plan(tok, asked, size, layer_cost(model.config) if levers.share_heads else None)
-        return _Scorer(model, p, results, base, levers)
+        return _Scorer(model, plan(tok, asked, size, levers.share_heads), results, base, levers)
 
     plain = under(None)
     frames = [_rows(plain.base, Variant("base", method="base"), 0.0, None)]
-    moved = plain.kept("base with one more rounding", 0.0, plain.jittered)
+    moved = plain.jittered()
     progress("base")
     for variant in variants:
-        change = variant.change()
-        same = _identity(model, variant, change)
+        delta, vectors, names = _what(model, variant)
         for alpha in variant.alphas or alphas:
             if alpha == 0:
                 continue
-            scored = under(variant.system).at(change, variant.vectors or {}, same, alpha)
-            frames.append(_rows(scored, variant, alpha, _rounding(model, change, alpha)))
+            change = Change(delta, vectors, alpha, names)
+            frames.append(
+                _rows(under(variant.system).at(change), variant, alpha, _rounding(model, change))
+            )
             progress(variant.name)
     noise = _rms(moved["margin"] - plain.base["margin"])
     constants = {**context, "prompt_style": PROMPT_STYLE, "noise": noise}
@@ -283,33 +229,23 @@ def sweep(
     return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
 
 
-def _identity(model: PreTrainedModel, variant: Variant, change: Mapping[str, Tensor]) -> str:
-    """What a variant does to the model, as a hash; refused where it does not fit the model."""
-    vectors = {f"output of layer {i}": v for i, v in (variant.vectors or {}).items()}
-    if change or variant.delta is not None:
-        touched_parameters(model, change)  # before asking for the states that enter its first layer
-    if not (change or vectors or variant.system):
+def _what(
+    model: PreTrainedModel, variant: Variant
+) -> tuple[Mapping[str, Tensor], Mapping[int, Tensor], dict[str, str]]:
+    """What a variant does to the model, with hashes; refused where it does not fit the model."""
+    delta, vectors = variant.change(), check_layers(model, variant.vectors or {})
+    if delta or variant.delta is not None:
+        touched_parameters(model, delta)
+    if not (delta or vectors or variant.system):
         raise ValueError(
             f"sweep: variant {variant.name!r} changes nothing; give it a delta, vectors or a system"
         )
-    hashes = [tensors_sha256(t) for t in (change, vectors) if t]
-    return " and ".join(hashes) or "base"
-
-
-def first_layer(change: Mapping[str, Tensor]) -> int:
-    """The lowest decoder layer that a delta changes; 0 where it also changes other weights."""
-    try:
-        return min((site(name).layer for name in change), default=0)
-    except ValueError:  # an embedding or the head
-        return 0
+    named = {output_of(layer): v for layer, v in vectors.items()}
+    return delta, vectors, entries_sha256(delta) | entries_sha256(named)
 
 
 class _Scorer:
-    """One batch plan under the base and its changes, each scored once.
-
-    Hidden states of the base that enter a layer are kept for all changes that start there, and used
-    only where resuming the base itself gives its very own numbers, bit for bit.
-    """
+    """One batch plan under the base and its changes, each scored once."""
 
     def __init__(
         self,
@@ -323,75 +259,61 @@ class _Scorer:
         key = run_key(model, base, p, PROMPT_STYLE, asdict(levers)) if results else {}
         self.results = Results(results, key) if results else None
         self.done: dict[tuple[str, float], pl.DataFrame] = {}
-        self.entered: dict[int, list[Tensor]] = {}
-        self.base = self.kept("base", 0.0, self._run)
+        self.base = self.at(BASE)
 
-    def at(
-        self,
-        change: Mapping[str, Tensor],
-        vectors: Mapping[int, Tensor],
-        same: str,
-        alpha: float,
-    ) -> pl.DataFrame:
-        """The scores of the model with alpha * change and vectors; `same` is their hash."""
-        if not (change or vectors):
-            return self.base
+    def at(self, change: Change) -> pl.DataFrame:
+        """The scores of a changed model."""
+        if not change.names:
+            return self._kept("base", 0.0, lambda: self._run(BASE))
+        text = "\n".join(f"{name} {change.names[name]}" for name in sorted(change.names))
+        same = hashlib.sha256(text.encode()).hexdigest()
+        return self._kept(same, change.alpha, lambda: self._run(change))
 
-        def run() -> pl.DataFrame:
-            starts = [first_layer(change)] if change else []
-            start, hidden = self._resume(min([*starts, *vectors]))
-            hooks = {i: add_vector(v, alpha) for i, v in vectors.items()}
-            with (
-                steered(self.model, change, alpha) if change else nullcontext(),
-                hooked(self.model, hooks) if hooks else nullcontext(),
-            ):
-                return self._run(start, hidden)
+    def jittered(self) -> pl.DataFrame:
+        """The scores of the base with one more rounding of the model's dtype:
 
-        return self.kept(same, alpha, run)
+        h' = cast(h (1 + eps u)) of what enters the first layer, u uniform in [-1, 1], eps the
+        spacing of the dtype's numbers above 1.
+        """
+        random = stream(0, "jitter")
 
-    def kept(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        def moved(h: Tensor) -> Tensor:
+            u = 2 * torch.rand(h.shape, generator=random, dtype=torch.float64) - 1
+            return (h * (1 + torch.finfo(h.dtype).eps * u.to(h.device))).to(h.dtype)
+
+        return self._kept("base with one more rounding", 0.0, lambda: self._run(BASE, moved))
+
+    @cached_property
+    def opened(self) -> Opened:
+        """The model under the plan, once its own forward has given the same for one sequence."""
+        limit, first = None if self.levers.resume else 0, self.plan.batches[0]
+        prove(self.model, first.ids[: int(first.reads[0]) + 1].tolist())
+        return Opened(self.model, self.plan.batches, self.levers.last_position, limit)
+
+    def _run(self, change: Change, moved: Callable[[Tensor], Tensor] | None = None) -> pl.DataFrame:
+        return scored(self.plan, self.opened.run(change, moved))
+
+    def _kept(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         """What run() gives, unless it is at hand already, in memory or on disk."""
         if self.levers.once and (same, alpha) in self.done:
             return self.done[same, alpha]
         found = self.results.get(same, alpha) if self.results else None
-        scored = run() if found is None else _scored(self.plan, *found)
+        fresh = run() if found is None else _frame(self.plan, *found)
         if self.results and found is None:
-            self.results.put(same, alpha, (scored["margin"].to_torch(), scored["mass"].to_torch()))
-        self.done[same, alpha] = scored
-        return scored
-
-    def jittered(self) -> pl.DataFrame:
-        """The scores of the base with one more rounding."""
-        with jittered(self.model, stream(0, "jitter")):
-            return self._run()
-
-    def _run(self, start: int = 0, hidden: Sequence[Tensor] = ()) -> pl.DataFrame:
-        return run_plan(self.model, self.plan, start, hidden, self.levers.last_position)
-
-    def _resume(self, start: int) -> tuple[int, list[Tensor]]:
-        """(start, hidden states entering it), or (0, []) where this model cannot resume there."""
-        if not (start > 0 and self.levers.resume):
-            return 0, []
-        if start not in self.entered:
-            hidden: list[Tensor] = []
-            with entering(self.model, start, hidden):
-                whole = self._run()
-            exact = self._run(start, hidden).equals(whole)
-            self.entered[start] = hidden if exact else []
-        hidden = self.entered[start]
-        return (start, hidden) if hidden else (0, [])
+            self.results.put(same, alpha, (fresh["margin"].to_torch(), fresh["mass"].to_torch()))
+        self.done[same, alpha] = fresh
+        return fresh
 
 
 def _rms(x: pl.Series) -> float:
     return float((x**2).mean() ** 0.5)  # type: ignore[operator]
 
 
-def _rounding(
-    model: PreTrainedModel, change: Mapping[str, Tensor], alpha: float
-) -> Rounding | None:
+def _rounding(model: PreTrainedModel, change: Change) -> Rounding | None:
     exact = model.dtype in (torch.float32, torch.float64)
-    zero = not any(t.any() for t in change.values())  # nor where only activations or prompts change
-    return None if exact or zero else rounding_error(model, change, alpha)
+    if exact or not any(t.any() for t in change.delta.values()):
+        return None  # also where only activations or the prompt change
+    return rounding_error(model, change.delta, change.alpha)
 
 
 def _rows(

@@ -3,12 +3,14 @@
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-_Terms = tuple[tuple[float, Tensor], ...]
+from wscore.factored import Factored, Factors, outline
+
+_Terms = tuple[tuple[float, Tensor | Factors], ...]
 
 
 class _Ledger(NamedTuple):
@@ -27,8 +29,9 @@ def steered(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> Iterator
 
     d: parameter name -> change of that weight, in the weight's shape. The sum is taken in fp32 (or
     better, if the weight or delta is) from the kept original and cast once. Blocks nest: inside
-    two of them a weight is cast(W0 + alpha1 dW1 + alpha2 dW2). The restore is a copy of the
-    original and also happens after an exception or Ctrl-C. alpha = 0 changes nothing.
+    two of them a weight is cast(W0 + alpha1 dW1 + alpha2 dW2). The original is set aside, neither
+    copied nor written to, and put back also after an exception or Ctrl-C. alpha = 0 changes
+    nothing. A factored dW = L R is added as alpha L R, without being expanded first.
 
     Raises ValueError for an empty d, names the model does not have, other shapes, and two names
     that share one (tied) weight.
@@ -42,26 +45,33 @@ def steered(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> Iterator
     try:
         with torch.no_grad():
             for name, param in params.items():
-                before[name] = param.detach().clone(), ledger.terms.get(name, ())
-                original = ledger.originals.setdefault(name, before[name][0])
-                ledger.terms[name] = (*before[name][1], (alpha, d[name]))
-                param.copy_(weight_sum(original, ledger.terms[name]))
+                before[name] = param.data, ledger.terms.get(name, ())
+                original = ledger.originals.setdefault(name, param.data)
+                ledger.terms[name] = (*before[name][1], (alpha, _term(d, name)))
+                param.data = weight_sum(original, ledger.terms[name]).to(original.dtype)
         yield model
     finally:
-        with torch.no_grad():
-            for name, (weight, terms) in before.items():
-                params[name].copy_(weight)
-                ledger.terms[name] = terms
-                if not terms:
-                    ledger.terms.pop(name)
-                    ledger.originals.pop(name, None)
+        for name, (weight, terms) in before.items():
+            params[name].data = weight
+            ledger.terms[name] = terms
+            if not terms:
+                ledger.terms.pop(name)
+                ledger.originals.pop(name, None)
+
+
+def _term(d: Any, name: str) -> Tensor | Factors:
+    return d.factors(name) if isinstance(d, Factored) else d[name]
 
 
 def weight_sum(original: Tensor, terms: _Terms) -> Tensor:
     """W0 + sum_i alpha_i dW_i, summed in fp32 or better, uncast."""
-    total = original.to(torch.promote_types(original.dtype, torch.float32), copy=True)
+    total = original.to(torch.promote_types(original.dtype, torch.float32))
     for alpha, change in terms:
-        total.add_(change.to(device=total.device, dtype=total.dtype), alpha=alpha)
+        if isinstance(change, Factors):
+            L, R = (x.to(device=total.device, dtype=total.dtype) for x in change)
+            total = torch.addmm(total, L, R, alpha=alpha)
+        else:
+            total = total.add(change.to(device=total.device, dtype=total.dtype), alpha=alpha)
     return total
 
 
@@ -81,7 +91,7 @@ def rounding_error(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> R
     realised = asked = inner = 0.0
     for name, param in touched_parameters(model, d).items():
         original = param.detach()
-        steered_weight = weight_sum(original, ((alpha, d[name]),)).to(param.dtype)
+        steered_weight = weight_sum(original, ((alpha, _term(d, name)),)).to(param.dtype)
         change = steered_weight.double() - original.double()
         wanted = alpha * d[name].to(original.device).double()
         realised += float(change.square().sum())
@@ -97,23 +107,31 @@ def touched_parameters(model: nn.Module, d: Mapping[str, Tensor]) -> dict[str, n
     """The model's parameters that d changes, by name; raises ValueError where d does not fit."""
     if not d:
         raise ValueError("steered: the delta is empty; give at least one weight change")
-    params = dict(model.named_parameters(remove_duplicate=False))
-    unknown = [name for name in d if name not in params]
+    touched = {name: _parameter(model, name) for name in d}
+    unknown = [name for name, p in touched.items() if p is None]
     if unknown:
         raise ValueError(
             f"steered: {len(unknown)} keys of the delta are not parameters of the model: "
             f"{unknown[:3]}; take the delta from an adapter trained on this model"
         )
-    for name in d:
-        if d[name].shape != params[name].shape:
+    params = {name: p for name, p in touched.items() if p is not None}
+    for name, p in params.items():
+        shape = outline(d, name).shape
+        if shape != p.shape:
             raise ValueError(
-                f"steered: {name!r} has shape {tuple(d[name].shape)} in the delta and "
-                f"{tuple(params[name].shape)} in the model; the delta belongs to another model"
+                f"steered: {name!r} has shape {tuple(shape)} in the delta and "
+                f"{tuple(p.shape)} in the model; the delta belongs to another model"
             )
-    touched = {name: params[name] for name in d}
-    if len({id(p) for p in touched.values()}) < len(touched):
+    if len({id(p) for p in params.values()}) < len(params):
         raise ValueError(
             "steered: two keys of the delta name one tied weight; keep one of them "
-            f"({[n for n in touched if 'layers.' not in n][:3]})"
+            f"({[n for n in params if 'layers.' not in n][:3]})"
         )
-    return touched
+    return params
+
+
+def _parameter(model: nn.Module, name: str) -> nn.Parameter | None:
+    try:
+        return model.get_parameter(name)
+    except AttributeError:
+        return None
