@@ -116,7 +116,8 @@ class Opened:
         limit: int | None = None,
     ) -> None:
         self.model, self.states = model, States(_room(model) if limit is None else limit)
-        self.layers = cast(nn.ModuleList, model.get_decoder().layers)
+        self.decoder = model.get_decoder()
+        self.layers = cast(nn.ModuleList, self.decoder.layers)
         self.batches = [_moved(b, model.device) for b in batches]
         self.masks: dict[tuple, Tensor] = {}
         self.parts = [_parts(layer) for layer in self.layers]
@@ -143,13 +144,13 @@ class Opened:
                 start, states = EMBEDDED, [State(moved(h) if moved else h) for h in entered]
             else:
                 start, states = self._start(marks)
+            if start % STEPS == OUT:
+                states = _added(states, change, start // STEPS)
             for layer in range((start + 1) // STEPS, len(self.layers)):
                 inner = start % STEPS if start // STEPS == layer else READ
                 with _steered(self.model, change, own.get(layer, [])):
                     states = self._layer(layer, inner, states, None if moved else marks)
-                if layer in change.vectors:
-                    v = change.alpha * change.vectors[layer]
-                    states = [State(s.hidden + v.to(s.hidden)) for s in states]
+                states = _added(states, change, layer)
             return [self._head(s.hidden, b) for s, b in zip(states, self.batches, strict=True)]
 
     def _marks(self, change: Change) -> Path:
@@ -230,32 +231,22 @@ class Opened:
     @torch.no_grad()
     def _embed(self) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
         """What enters the first layer, and what the model passes to each layer, of every batch."""
-        calls: list[dict[str, Any]] = []
-        entered: list[Tensor] = []
-
-        def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            entered.append(hidden)
-            more = {k: v for k, v in kwargs.items() if k != "hidden_states"}
-            calls.append(more | {"attention_mask": None})  # who sees whom is in the layout
-
-        with _passing(self.layers), ExitStack() as stack:
-            for layer in self.layers:
-                handle = layer.register_forward_pre_hook(look, with_kwargs=True)
-                stack.callback(handle.remove)
+        entered, calls = [], []
+        with _passing(self.decoder) as passed:
             for batch in self.batches:
-                self.model.get_decoder()(
-                    input_ids=batch.ids[None],
-                    position_ids=batch.positions[None],
-                    **self._unmasked(),
-                )
-        n = len(self.layers)
-        return entered[::n], [calls[i : i + n] for i in range(0, len(calls), n)]
+                passed.clear()
+                at = dict(input_ids=batch.ids[None], position_ids=batch.positions[None])
+                self.decoder(**at, **self._unmasked())
+                entered.append(passed[0]["hidden_states"])
+                own = ("hidden_states", "attention_mask")  # who sees whom is in the layout
+                known = [{k: v for k, v in call.items() if k not in own} for call in passed]
+                calls.append([call | {"attention_mask": None} for call in known])
+        return entered, calls
 
     def _head(self, hidden: Float[Tensor, "1 t d"], batch: Batch) -> Float[Tensor, "n v"]:
         """The model's own last norm and head, at the positions that are read."""
         at = batch.reads
-        with _passing(self.layers):
+        with _passing(self.decoder):
             logits = self.model(
                 inputs_embeds=hidden[:, at],
                 position_ids=batch.positions[at][None],
@@ -286,6 +277,14 @@ class Opened:
 def output_of(layer: int) -> str:
     """What a vector that is added to the output of a layer is called in Change.names."""
     return f"output of layer {layer}"
+
+
+def _added(states: list[State], change: Change, layer: int) -> list[State]:
+    """h + alpha v at the output of a layer."""
+    if layer not in change.vectors:
+        return states
+    v = change.alpha * change.vectors[layer]
+    return [State(s.hidden + v.to(s.hidden)) for s in states]
 
 
 def _before(marks: Path, step: int) -> Path:
@@ -334,11 +333,30 @@ def _forward(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
             vars(module).pop("forward", None)
 
 
-def _passing(layers: nn.ModuleList) -> AbstractContextManager[None]:
-    """Layers that hand on what enters them."""
-    return _forward(
-        {layer: lambda hidden_states, *args, **kwargs: hidden_states for layer in layers}
-    )
+class _Pass(nn.Module):
+    """In the place of a layer: hands on what enters it, and notes what it was called with."""
+
+    def __init__(self, layer: nn.Module, calls: list[dict[str, Any]]) -> None:
+        super().__init__()
+        vars(self).update(layer=layer, calls=calls)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["layer"], name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.calls.append(kwargs | {"hidden_states": hidden_states})
+        return hidden_states
+
+
+@contextmanager
+def _passing(decoder: Any) -> Iterator[list[dict[str, Any]]]:
+    """A decoder without its layers, hooks on them included; yields the calls they would get."""
+    layers, calls = decoder.layers, []
+    try:
+        decoder.layers = nn.ModuleList(_Pass(layer, calls) for layer in layers)
+        yield calls
+    finally:
+        decoder.layers = layers
 
 
 def _given(parts: _Parts, start: int, state: State) -> AbstractContextManager[None]:
