@@ -29,7 +29,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from wscore import Delta, select, stream, writes_residual
+from wscore import Factored, Factors, norm, select, stream, writes_residual
 from wsrun.console import console, grid, guarded, progress
 from wsrun.items import Item, load_items
 from wsrun.models import DTYPES, limit_threads, load_model, load_tokenizer
@@ -132,20 +132,19 @@ def larger(cfg: Config) -> Iterator[tuple]:
     yield "T7, thinned", model, tok, items, list(variants)
 
 
-def random_change(model: Any) -> Delta:
+def random_change(model: Any) -> Factored:
     """A rank-8 change of all linear maps in the layers from 0.3 to 0.8 of the depth, 1 % of |W|."""
     n, out = model.config.num_hidden_layers, {}
     for name, w in model.named_parameters():
         parts = name.split(".")
         if "layers" in parts and w.ndim == 2 and 0.3 <= int(parts[2]) / n < 0.8:
             random = stream(0, name)
-            L, R = (
-                torch.randn(len(w), 8, generator=random),
-                torch.randn(8, w.shape[1], generator=random),
+            factors = Factors(
+                *(torch.randn(shape, generator=random) for shape in ((len(w), 8), (8, w.shape[1])))
             )
-            change = L @ R
-            out[name] = 0.01 * float(w.float().norm()) / float(change.norm()) * change
-    return out
+            size = 0.01 * float(w.float().norm()) / norm(Factored({name: factors}))
+            out[name] = (size * factors.L, factors.R)
+    return Factored(out)
 
 
 def compare(

@@ -1,20 +1,63 @@
 """What the benchmark of methods shares: selection on validation items, comparison on test items.
 
-A script scores its candidates on the validation split, picks one dose (or layer, or prompt) per
-method there (`best`), scores the picked ones on the test split beside the base and dW, and writes
-one line per method with its paired difference to dW (`compare`).
+A script lists its candidates as variants named "way@setting" ("mean_diff@layer 3"), each with its
+own doses. `choose` scores them on the validation split and picks one (setting, dose) per way;
+`report_on` scores the picked ones on the test split beside controls, and gives one line per way
+with its paired difference to dW.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import polars as pl
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from wscore import benjamini_hochberg, contrast, effect_table
+from wscore import Delta, benjamini_hochberg, contrast, effect_table, scale
 from wscore.effect import SUMMARY_KEYS
+from wsrun.console import grid
 from wsrun.items import Item, load_items
-from wsrun.runs import Common, Loaded, load
+from wsrun.runs import Common, Loaded, Pairs, check_common, load, run
+from wsrun.score import Variant, choice_ids
 
+DW = "dW"  # the way that the others are measured against
 MOST_FLAGGED = 0.1  # share of rows with little mass on Yes and No, above which a dose is no choice
+ROLES = ("selected", "control")
+
+
+@dataclass(frozen=True)
+class Options(Common):
+    """Options of every script of the benchmark."""
+
+    alphas: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """doses of dW to choose from"""
+    most_flagged: float = MOST_FLAGGED
+    """a candidate with a larger share of flagged rows is not chosen"""
+    randoms: int = 20
+    """random controls"""
+
+
+class Chosen(NamedTuple):
+    """A candidate picked on validation items: the variant at its one dose, and what it did there.
+
+    validation = effect in nats, the mean over data sets.
+    """
+
+    variant: Variant
+    validation: float
+
+
+def check(cfg: Options, what: str) -> None:
+    """Refuse options that cannot work before anything is loaded; `what` names the script."""
+    check_common(cfg, what)
+    if any(a <= 0 for a in cfg.alphas):
+        raise ValueError(f"{what}: --alphas must be above 0; both directions are tried by itself")
+    if not 0 <= cfg.most_flagged <= 1:
+        raise ValueError(f"{what}: --most-flagged {cfg.most_flagged} asked; it is a share, 0 to 1")
+    if cfg.randoms < 2:
+        raise ValueError(f"{what}: --randoms {cfg.randoms} asked; it must be 2 or more")
 
 
 def load_splits(cfg: Common) -> tuple[Loaded, Loaded]:
@@ -35,29 +78,114 @@ def check_disjoint(validation: Sequence[Item], test: Sequence[Item]) -> None:
         )
 
 
-def best(
-    rows: pl.DataFrame, by: Sequence[str] = ("method", "family"), most_flagged: float = MOST_FLAGGED
-) -> pl.DataFrame:
-    """Per group of `by`, the (variant, k, alpha) with the largest effect, the mean over data sets.
+def way(variant: str) -> str:
+    """What a candidate is, without its setting: "mean_diff@layer 3" is a "mean_diff"."""
+    return variant.partition("@")[0]
 
-    `rows` are of validation items, seeds pooled. A candidate with more than `most_flagged` of its
-    rows flagged does not count. One line a group: its keys, variant, k, alpha, and `validation`,
-    that effect. Raises ValueError for a group whose candidates are all flagged.
+
+def of_dW(cfg: Options, pairs: Pairs) -> list[Variant]:
+    """dW of every family as a candidate at every dose, and towards the other pole ("-dW")."""
+    minus = tuple(-a for a in cfg.alphas)
+    return [
+        Variant(name, pair.dW, family=family, seed=seed, alphas=alphas)
+        for (family, seed), pair in pairs.items()
+        for name, alphas in ((DW, cfg.alphas), (f"-{DW}", minus))
+    ]
+
+
+def choose(
+    cfg: Options,
+    experiment: str,
+    validation: Loaded,
+    candidates: Sequence[Variant],
+    against: Collection[str] = ("-dW",),
+) -> dict[str, Chosen] | None:
+    """{way: the candidate with the largest effect on validation items}; None of a shard.
+
+    Ways in `against` aim at the other pole: theirs is the smallest effect.
     """
+    runs = sum(len(c.alphas or cfg.alphas) for c in candidates)
+    rows = run(cfg, f"{experiment}.validation", validation, candidates, runs)
+    if rows is None:
+        return None
+    return picked(rows, candidates, cfg.most_flagged, against)
+
+
+def picked(
+    rows: pl.DataFrame,
+    candidates: Iterable[Variant],
+    most_flagged: float = MOST_FLAGGED,
+    against: Collection[str] = (),
+) -> dict[str, Chosen]:
+    """{way: the candidate with the largest effect of `rows`, the mean over data sets and seeds}.
+
+    A candidate with more than `most_flagged` of its rows flagged does not count, unless all of a
+    way's are: then ValueError. Ways in `against` are picked by the smallest effect.
+    """
+    key = ["method", "family", "variant", "k", "alpha"]
     found = (
-        effect_table(rows, resamples=1)
-        .group_by("method", "family", "variant", "k", "alpha")
+        effect_table(rows, resamples=2)
+        .group_by(key)
         .agg(validation=pl.col("effect").mean(), flagged=pl.col("flagged_share").max())
+        .with_columns(way=pl.col("variant").str.split("@").list.first())
     )
+    aim = pl.when(pl.col("way").is_in(list(against))).then(-1).otherwise(1)
     good = found.filter(pl.col("flagged") <= most_flagged)
-    lost = found.join(good, on=list(by), how="anti", nulls_equal=True)
-    if len(lost):
+    if lost := sorted(set(found["way"]) - set(good["way"])):
         raise ValueError(
-            f"benchmark: every candidate of {lost.select(by).row(0, named=True)} has more than "
-            f"{most_flagged:.0%} of its rows flagged; give smaller doses"
+            f"benchmark: every candidate of {lost} has more than {most_flagged:.0%} of its rows "
+            "flagged (little mass on Yes and No); give smaller doses or a higher --most-flagged"
         )
-    order = good.sort("validation", "variant", "alpha", descending=[True, False, False])
-    return order.group_by(by, maintain_order=True).first().sort(by)
+    order = good.sort(aim * pl.col("validation"), *key[1:], descending=[True] + [False] * 4)
+    known = {(c.method, c.family, c.name, c.k): c for c in candidates}
+    return {
+        r["way"]: Chosen(
+            replace(known[r["method"], r["family"], r["variant"], r["k"]], alphas=(r["alpha"],)),
+            r["validation"],
+        )
+        for r in order.group_by("way", maintain_order=True).first().iter_rows(named=True)
+    }
+
+
+def report_on(
+    cfg: Options,
+    experiment: str,
+    test: Loaded,
+    chosen: Mapping[str, Chosen],
+    controls: Sequence[Variant] = (),
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(rows, table) of what was chosen and of controls at their own doses, on test items.
+
+    The table is that of `compare` against the chosen dW, with way, role ("selected" or "control")
+    and validation, the effect that selected a line. Draws of a random control are one variant under
+    several seeds: the interval of its line then covers the draws, too.
+    """
+    cfg = replace(cfg, shard=None)
+    variants = [*(c.variant for c in chosen.values()), *controls]
+    rows = run(cfg, experiment, test, variants, len(variants))
+    assert rows is not None
+    reference = chosen[DW].variant
+    table = compare(
+        rows,
+        {"variant": DW, "family": reference.family, "alpha": (reference.alphas or cfg.alphas)[0]},
+        resamples=cfg.resamples,
+    )
+    selected = pl.DataFrame(
+        [(c.variant.name, c.variant.family, "selected", c.validation) for c in chosen.values()],
+        schema={
+            "variant": pl.String,
+            "family": pl.String,
+            "role": pl.String,
+            "validation": pl.Float64,
+        },
+        orient="row",
+    )
+    table = table.join(
+        selected, on=("variant", "family"), how="left", nulls_equal=True, maintain_order="left"
+    )
+    return rows, table.with_columns(
+        pl.col("role").fill_null("control"), way=pl.col("variant").str.split("@").list.first()
+    )
 
 
 def compare(
@@ -74,3 +202,67 @@ def compare(
     table = benjamini_hochberg(contrast(rows, reference, by, resamples=resamples))
     apart = benjamini_hochberg(table.with_columns(p="diff_p").drop("q"))
     return table.with_columns(diff_q=apart["q"])
+
+
+def nothing(chosen: Mapping[str, Chosen]) -> Variant:
+    """A control that does nothing: the chosen dW at dose zero times."""
+    dW = chosen[DW].variant
+    return replace(dW, name="zero", delta=scale(0.0, dW.change()), alphas=(1.0,))
+
+
+def yes_bias(model: PreTrainedModel, tok, states: Tensor, nats: float = 2.0) -> Delta:
+    """A change of the readout that only raises Yes: w_i' = w_i + nats h / |h|^2 for i in Yes.
+
+    states: [n, d], what the readout sees where the answers are read; h is their mean. On a state
+    near h the margin rises by `nats` whatever the question is: all bias, no discrimination.
+    """
+    h = states.double().mean(0)
+    weight: Tensor = model.get_output_embeddings().weight  # type: ignore[union-attr]
+    name = next(n for n, p in model.named_parameters() if p is weight)
+    change = torch.zeros(weight.shape)
+    change[choice_ids(tok).yes] = (nats * h / (h @ h)).float()
+    return {name: change}
+
+
+def winner(line: Mapping[str, float | None]) -> str:
+    """The rule of the benchmark for one line: "beats", "loses to" or "is not apart from" dW."""
+    lo, hi = line["diff_lo"], line["diff_hi"]
+    if lo is None or hi is None:
+        return "has no interval beside"
+    return "beats" if lo > 0 else "loses to" if hi < 0 else "is not apart from"
+
+
+def standings(table: pl.DataFrame, title: str):
+    """The printed table: a line per way with dose, effect, difference to dW, bias, mass, flags."""
+    heads = ("way", "chosen", "alpha", "effect", "minus dW", "bias", "discrim.", "mass", "flagged")
+    lines = [
+        [
+            r["way"],
+            r["variant"].partition("@")[2] or r["family"],
+            r["alpha"],
+            span(r, "effect", "lo", "hi"),
+            span(r, "diff", "diff_lo", "diff_hi"),
+            *(r[c] for c in ("bias", "discrimination", "mass", "flagged_share")),
+        ]
+        for r in table.sort("effect", descending=True).iter_rows(named=True)
+    ]
+    return grid(title, heads, lines)
+
+
+def span(line: Mapping, value: str, lo: str, hi: str) -> str:
+    """+1.23 [+0.98, +1.50], without the interval where there is none."""
+    if line[value] is None:
+        return "-"
+    interval = "" if line[lo] is None else f" [{line[lo]:+.2f}, {line[hi]:+.2f}]"
+    return f"{line[value]:+.2f}{interval}"
+
+
+def against_dW(cfg: Options, table: pl.DataFrame, ways: Callable[[str], bool]) -> list[str]:
+    """Per data set and way, the sentence of the rule on the paired difference to dW."""
+    lines = table.filter(pl.col("role") == "selected").iter_rows(named=True)
+    return [
+        f"{r['dataset']}: {r['way']} ({r['variant'].partition('@')[2] or r['family']}, "
+        f"alpha {r['alpha']:g}) {winner(r)} dW: {span(r, 'diff', 'diff_lo', 'diff_hi')} nats"
+        for r in lines
+        if ways(r["way"])
+    ]
