@@ -16,14 +16,9 @@ Rule: every peak stays below 2 GiB.
     python experiments/bench_memory.py --dense
 """
 
-import resource
 import shutil
-import sys
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import polars as pl
@@ -32,6 +27,7 @@ from torch import Tensor
 
 import wscore as ws
 from wsrun.console import console, grid, guarded, progress
+from wsrun.measure import GIB, alone
 from wsrun.tables import check_writable, plain, provenance, write_table
 
 NAME = "bench_memory"
@@ -46,7 +42,6 @@ SHAPES = {  # [d_out, d_in] of one layer
     "mlp.down_proj": (D_MODEL, MLP),
 }
 WRITES = ("self_attn.o_proj", "mlp.down_proj")
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -159,22 +154,6 @@ JOBS: dict[str, Callable[[Case], None]] = {
 }
 
 
-def alone(job: Callable[[Case], None], case: Case) -> dict[str, float]:
-    """Run job(case) in a fresh process: its seconds, and its peak of resident memory in GiB."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measured, job, case).result()
-
-
-def measured(job: Callable[[Case], None], case: Case) -> dict[str, float]:
-    torch.set_num_threads(case.threads)
-    began = time.perf_counter()
-    job(case)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return {"seconds": seconds, "peak_gib": peak * unit / GIB}
-
-
 def plain_gib(job: str, case: Case) -> float | None:
     """Both deltas, or the one that is read, and the result, as float32 matrices."""
     shapes = case.shapes()
@@ -215,10 +194,10 @@ def run(cfg: Config) -> list[dict]:
     with progress("deltas on disk", len(cases(cfg)) * (1 + len(JOBS))) as step:
         for case in cases(cfg):
             step(f"writing {case.layers} layers, {case.kind}")
-            alone(write, case)
+            alone(write, case, threads=case.threads)
             for name, job in JOBS.items():
                 step(f"{name}: {case.layers} layers, {case.kind}")
-                found = alone(job, case)
+                found = alone(job, case, threads=case.threads)
                 size = case.path("result").stat().st_size / GIB if name != "start" else None
                 line = {"deltas": case.kind, "layers": case.layers, "operation": name, **found}
                 lines.append(line | {"result_gib": size, "plain_gib": plain_gib(name, case)})

@@ -13,8 +13,10 @@ Times on a CPU are CPU seconds of the process, so that other processes matter le
 is what a script does that calls transformers directly: for every variant and for alpha = 0 again
 beside it, render and tokenize all items, batches of 8 in the order given, logits of the whole
 vocabulary at every position. Both ways steer by the same function. Then each lever of the
-sweep is switched off alone. The lists are those of one family (T7) and of two (T6); the larger
-shape takes every `thin`-th variant of T7's list on a random rank-8 change of its middle layers.
+sweep is switched off alone. The lists are those of one family (T7) and of two (T6). The larger
+shape has random rank-8 changes of its middle layers; it takes every `thin`-th slice of T7's list,
+two nulls in place of twenty, and `--memory` asks instead for the peak of resident memory of the
+sweep alone, in a fresh process that reads the model from disk, as a multiple of its weights.
 """
 
 import runpy
@@ -22,17 +24,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from wscore import Factored, Factors, norm, select, stream, writes_residual
 from wsrun.console import console, grid, guarded, progress
 from wsrun.items import Item, load_items
-from wsrun.models import DTYPES, limit_threads, load_model, load_tokenizer
+from wsrun.measure import GIB, alone
+from wsrun.models import (
+    DTYPES,
+    d_model,
+    keep_freed_memory,
+    limit_threads,
+    load_model,
+    load_tokenizer,
+    tiny_qwen3,
+)
 from wsrun.runs import read_pairs
 from wsrun.score import Levers, Variant, choice_ids, choice_scores, render, sweep
 from wsrun.steer import steered
@@ -61,9 +72,11 @@ class Config:
     shape: str = "organism"
     """organism, or a random model of a larger shape: 0.6b"""
     rows: int | None = None
-    """how many items; the organism's lists take T6's 120, a larger shape 8, the last ones"""
-    thin: int = 6
-    """a larger shape takes every so manieth variant of T7's list"""
+    """how many items; the organism's lists take T6's 120, a larger shape 16, the last ones"""
+    lists: tuple[str, ...] = ("T6", "T7")
+    """whose lists of variants"""
+    thin: int = 4
+    """a larger shape takes every so manieth slice of T7's list"""
     threads: int | None = None
     """CPU threads; one for the organism, as many as torch takes for a larger shape"""
     dtype: str = "float32"
@@ -72,6 +85,8 @@ class Config:
     """device of a larger shape"""
     levers: bool = True
     """also switch off each lever alone"""
+    memory: bool = False
+    """measure the memory of the sweep on T7's list of a larger shape, and no times"""
     out: Path = Path("artifacts/tables")
     """folder that receives the table"""
 
@@ -82,11 +97,17 @@ def main(cfg: Config) -> None:
         raise ValueError(f"bench: --shape {cfg.shape!r} asked; known are organism, {list(SHAPES)}")
     if (cfg.rows is not None and cfg.rows < 1) or cfg.thin < 1:
         raise ValueError("bench: --rows and --thin must be 1 or more")
+    if not cfg.lists or set(cfg.lists) - {"T6", "T7"}:
+        raise ValueError(f"bench: --lists {' '.join(cfg.lists)} asked; known are T6 and T7")
+    if cfg.memory and (cfg.shape == "organism" or cfg.device != "cpu"):
+        raise ValueError("bench: --memory is of a larger shape on the CPU; give --shape 0.6b")
     check_writable(cfg.out)
+    if cfg.memory:
+        return memory(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     lists = organism(cfg) if cfg.shape == "organism" else larger(cfg)
-    lines = [line for name, *at in lists for line in compare(cfg, name, *at)]
+    lines = [line for name, *at in lists if name in cfg.lists for line in compare(cfg, name, *at)]
     table = pl.DataFrame(lines, infer_schema_length=None)
     path = write_table(
         table, cfg.out / f"{NAME}.{cfg.shape}.parquet", provenance(plain(asdict(cfg)))
@@ -115,30 +136,86 @@ def organism(cfg: Config) -> Iterator[tuple]:
 
 
 def larger(cfg: Config) -> Iterator[tuple]:
-    """(name, model, tokenizer, items, variants): T7's list, thinned, on a random model."""
-    tok = load_tokenizer("data/organism")
-    torch.manual_seed(0)
-    config = Qwen3Config(**SHAPES[cfg.shape], max_position_embeddings=4096)
-    model: Any = Qwen3ForCausalLM(config).eval().requires_grad_(False)
-    model = model.to(cfg.device, DTYPES[cfg.dtype])
+    """(name, model, tokenizer, items, variants) of both lists on a random model, thinned."""
+    model = random_model(cfg)
+    for name in cfg.lists:
+        yield name, model, *listed(cfg, name, model)
+
+
+def random_model(cfg: Config) -> Any:
+    model: Any = tiny_qwen3(0, initializer_range=0.02, **SHAPES[cfg.shape])
+    return model.to(cfg.device, DTYPES[cfg.dtype])
+
+
+def listed(cfg: Config, name: str, model: Any) -> tuple[Any, list[Item], list[Variant]]:
+    """(tokenizer, items, variants) of T6's or T7's list on a larger shape."""
     every = load_items("data/organism", "test")
-    rows = cfg.rows or 8
+    rows = cfg.rows or 16
     items = (every * -(-rows // len(every)))[-rows:]
     items = [Item(**{**vars(i), "id": f"{n}-{i.id}"}) for n, i in enumerate(items)]
-    d = random_change(model)
-    t7 = runpy.run_path(str(HERE / "t7_sites.py"))
-    cuts = t7["slices"](set(d), False)[:: cfg.thin]
-    variants = t7["variants"](t7["Config"](nulls=2), {("random", 0): d}, cuts, {})
-    yield "T7, thinned", model, tok, items, list(variants)
+    whole = {("random", seed): random_change(model, seed) for seed in range(1 + (name == "T6"))}
+    if name == "T7":
+        t7 = runpy.run_path(str(HERE / "t7_sites.py"))
+        cuts = t7["slices"](set(whole["random", 0]), False)[:: cfg.thin]
+        variants = t7["variants"](t7["Config"](nulls=2), whole, cuts, {})
+    else:
+        t6 = runpy.run_path(str(HERE / "t6_shared_svd.py"))
+        whole = {(f"random {seed}", 0): d for (_, seed), d in whole.items()}
+        residual = {key: select(d, writes_residual) for key, d in whole.items()}
+        bases = {key: t6["stacks"](residual, *key) for key in residual}
+        of_t6 = t6["Config"](K=(32,), nulls=2)
+        variants = t6["variants"](of_t6, whole, residual, bases, {}, d_model(model))
+    return load_tokenizer("data/organism"), items, list(variants)
 
 
-def random_change(model: Any) -> Factored:
+def memory(cfg: Config) -> None:
+    """The peak of a process that reads the model from disk and sweeps T7's list once."""
+    with TemporaryDirectory(dir=cfg.out) as folder:
+        model = random_model(cfg)
+        weights = sum(p.nbytes for p in model.parameters()) / GIB
+        model.save_pretrained(folder)
+        load_tokenizer("data/organism").save_pretrained(folder)
+        del model
+        lines = [
+            {"work": name, **alone(job, cfg, folder, threads=cfg.threads or 1)}
+            for name, job in (("import", imported), ("load", loaded), ("sweep", swept_from_disk))
+        ]
+    table = pl.DataFrame(lines).with_columns(
+        weights_gib=pl.lit(weights), multiple=pl.col("peak_gib") / weights
+    )
+    path = write_table(
+        table, cfg.out / f"{NAME}.{cfg.shape}.memory.parquet", provenance(plain(asdict(cfg)))
+    )
+    heads = ("work", "seconds", "peak GiB", "weights GiB", "peak / weights")
+    console.print(grid(f"{cfg.shape}, a process each", heads, table.iter_rows()))
+    console.print(f"table {path}")
+
+
+def imported(cfg: Config, folder: str) -> None:
+    """Nothing: what Python and the packages take."""
+
+
+def loaded(cfg: Config, folder: str) -> None:
+    """Only the model."""
+    load_model(folder, cfg.dtype)
+
+
+def swept_from_disk(cfg: Config, folder: str) -> None:
+    """The model, and the sweep of T7's list on it."""
+    keep_freed_memory()
+    model, _ = load_model(folder, cfg.dtype)
+    tok, items, variants = listed(cfg, "T7", model)
+    context = {"experiment": NAME, "model": cfg.shape, "behaviour": "honest"}
+    sweep(model, tok, items, variants, (1.0,), context=context)
+
+
+def random_change(model: Any, seed: int) -> Factored:
     """A rank-8 change of all linear maps in the layers from 0.3 to 0.8 of the depth, 1 % of |W|."""
     n, out = model.config.num_hidden_layers, {}
     for name, w in model.named_parameters():
         parts = name.split(".")
         if "layers" in parts and w.ndim == 2 and 0.3 <= int(parts[2]) / n < 0.8:
-            random = stream(0, name)
+            random = stream(seed, name)
             factors = Factors(
                 *(torch.randn(shape, generator=random) for shape in ((len(w), 8), (8, w.shape[1])))
             )
