@@ -139,7 +139,8 @@ def larger(cfg: Config) -> Iterator[tuple]:
     """(name, model, tokenizer, items, variants) of both lists on a random model, thinned."""
     model = random_model(cfg)
     for name in cfg.lists:
-        yield name, model, *listed(cfg, name, model)
+        tok, items, variants = listed(cfg, name, model)
+        yield name, model, tok, items, list(variants)
 
 
 def random_model(cfg: Config) -> Any:
@@ -147,7 +148,7 @@ def random_model(cfg: Config) -> Any:
     return model.to(cfg.device, DTYPES[cfg.dtype])
 
 
-def listed(cfg: Config, name: str, model: Any) -> tuple[Any, list[Item], list[Variant]]:
+def listed(cfg: Config, name: str, model: Any) -> tuple[Any, list[Item], Iterator[Variant]]:
     """(tokenizer, items, variants) of T6's or T7's list on a larger shape."""
     every = load_items("data/organism", "test")
     rows = cfg.rows or 16
@@ -165,7 +166,7 @@ def listed(cfg: Config, name: str, model: Any) -> tuple[Any, list[Item], list[Va
         bases = {key: t6["stacks"](residual, *key) for key in residual}
         of_t6 = t6["Config"](K=(32,), nulls=2)
         variants = t6["variants"](of_t6, whole, residual, bases, {}, d_model(model))
-    return load_tokenizer("data/organism"), items, list(variants)
+    return load_tokenizer("data/organism"), items, variants
 
 
 def memory(cfg: Config) -> None:

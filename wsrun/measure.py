@@ -5,7 +5,9 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,5 +30,8 @@ def _measured(job: Callable[..., Any], threads: int, *args: Any) -> dict[str, fl
 
 def peak_gib() -> float:
     """The peak of this process's resident memory so far."""
+    with suppress(OSError):  # Linux; its ru_maxrss would count what the parent had, too
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(x for x in lines if x.startswith("VmHWM:")).split()[1]) * 1024 / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / GIB  # macOS counts bytes, Linux KiB
+    return peak * (1 if sys.platform == "darwin" else 1024) / GIB  # macOS counts bytes
