@@ -298,9 +298,10 @@ def _steered(
 
 
 def _room(model: PreTrainedModel) -> int:
-    """Bytes for states: a quarter of a GPU's free memory; on a CPU 256 MiB."""
+    """Bytes for states: a quarter of a GPU's free memory; on a CPU 1/32 of the weights' size, at
+    least 64 MiB."""
     if model.device.type != "cuda":
-        return 2**28
+        return max(2**26, sum(p.nbytes for p in model.parameters()) // 32)
     return torch.cuda.mem_get_info(model.device)[0] // 4
 
 
