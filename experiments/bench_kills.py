@@ -9,9 +9,10 @@ Rule:       holds if the bytes agree and no finished result's file was ever writ
     python experiments/bench_kills.py
     python experiments/bench_kills.py --kills 5
 
-Moments are drawn uniformly from the time of the uninterrupted run. A finished result is one file; a
-second writing would give it a new inode and time, which are compared after every kill. Each run is
-a process of its own, and the process is the whole command line of T6.
+A run is killed some random time, up to a second, after it has finished a random number of results,
+which may be none: the runs share out what there is to do. A finished result is one file; a second
+writing would give it a new inode and time, which are compared after every kill. Each run is a
+process of its own, the whole command line of T6.
 """
 
 import random
@@ -25,6 +26,7 @@ from pathlib import Path
 import polars as pl
 
 from wsrun.console import console, grid, guarded, progress
+from wsrun.executor import finished
 from wsrun.tables import check_writable, plain, provenance, write_table
 
 NAME = "bench_kills"
@@ -63,16 +65,16 @@ def main(cfg: Config) -> None:
         whole, all_parts = take(cfg), set(seen(cfg, "whole"))
         step(f"whole run, {seconds:.0f} s")
         kept: Seen = {}
-        while len(lines) < cfg.kills:
-            at = draw.uniform(0, seconds)
-            ended, kept, again = killed(cfg, at, kept)
-            lines.append({"moment": at, "ended": ended, "finished": len(kept), "again": again})
+        for n in range(cfg.kills):
+            share = (len(all_parts) - len(kept)) // (cfg.kills - n)
+            line, kept = killed(cfg, draw, len(kept) + draw.randint(0, 2 * share), kept)
+            lines.append(line)
             step(f"{len(kept)} of {len(all_parts)} results finished")
             take(cfg)
         start(cfg, "parts").wait()
         last, end = take(cfg), seen(cfg, "parts")
         lines.append(
-            {"moment": None, "ended": True, "finished": len(end), "again": written(kept, end)}
+            {"seconds": None, "ended": True, "finished": len(end), "again": written(kept, end)}
         )
         step("last run")
     shutil.rmtree(cfg.folder)
@@ -97,17 +99,17 @@ def start(cfg: Config, parts: str) -> subprocess.Popen:
     return subprocess.Popen([str(c) for c in command], stdout=quiet, stderr=quiet)
 
 
-def killed(cfg: Config, at: float, kept: Seen) -> tuple[bool, Seen, int]:
-    """A run killed `at` seconds after its start: whether it had ended by itself, the results that
-    are finished, and how many of those known before were written again."""
-    run = start(cfg, "parts")
-    try:
-        run.wait(timeout=at)
-    except subprocess.TimeoutExpired:
-        run.kill()
-    ended = run.wait() == 0
-    now = seen(cfg, "parts")
-    return ended, now, written(kept, now)
+def killed(cfg: Config, draw: random.Random, goal: int, kept: Seen) -> tuple[dict, Seen]:
+    """A run killed once `goal` results are finished: what is noted of it, and the results now."""
+    began, run = time.monotonic(), start(cfg, "parts")
+    while run.poll() is None and finished(cfg.folder / "parts") < goal:
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0, 1))
+    seconds = time.monotonic() - began
+    run.kill()
+    ended, now = run.wait() == 0, seen(cfg, "parts")
+    again = written(kept, now)
+    return {"seconds": seconds, "ended": ended, "finished": len(now), "again": again}, now
 
 
 def written(before: Seen, now: Seen) -> int:
