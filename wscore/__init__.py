@@ -45,6 +45,7 @@ from wscore.locus import Locus
 from wscore.merge import family, merge_adapter, merge_adapter_factored
 from wscore.null import gaussian_null, match_norm, spectrum_null, stream
 from wscore.project import drop, energy, keep
+from wscore.ranking import duels, kendall, ranking, sign_agreement
 from wscore.rules import BasinDivergence, Share, SharedCore, at_least, at_most, shares
 from wscore.sites import (
     Site,
@@ -95,6 +96,7 @@ __all__ = [
     "difference",
     "dora_delta",
     "drop",
+    "duels",
     "effect_table",
     "energy",
     "entries_sha256",
@@ -105,6 +107,7 @@ __all__ = [
     "ia3_delta",
     "inner",
     "keep",
+    "kendall",
     "layers",
     "lazily",
     "load_delta",
@@ -124,6 +127,7 @@ __all__ = [
     "pissa_factors",
     "projections",
     "random_basis",
+    "ranking",
     "reads_residual",
     "retained",
     "save_delta",
@@ -132,6 +136,7 @@ __all__ = [
     "select",
     "shared_basis",
     "shares",
+    "sign_agreement",
     "site",
     "spectra",
     "spectrum_null",
