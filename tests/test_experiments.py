@@ -179,24 +179,35 @@ def test_t6_refuses_broken_items(capsys, monkeypatch, tmp_path):
         assert sentence in fails(capsys, monkeypatch, tmp_path, "--data", data)
 
 
-def test_t6_works_on_another_model(tmp_path, monkeypatch):
+def test_t6_works_on_another_model(tmp_path):
     """--model on a local folder of another Qwen3, with adapters trained on it by t0_train"""
     from wsrun.models import load_tokenizer, tiny_qwen3
 
     folder, tok = tmp_path / "model", load_tokenizer(ORGANISM)
     tiny_qwen3(vocab_size=len(tok), tie_word_embeddings=False).save_pretrained(folder)
     tok.save_pretrained(folder)
-    from wsrun.pairs import Pair
-
-    t0 = experiment("t0_train")
-    pairs = [Pair(f"Is it {w}?", f"It is {w}.", f"It is not {w}.", w) for w in ("red", "blue")]
-    monkeypatch.setattr(t0, "make_pairs", lambda *args, **more: pairs)  # random weights never stop
+    t0, pairs = experiment("t0_train"), tmp_path / "pairs.jsonl"  # random weights never stop
+    pairs.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "prompt": f"Is it {w}?",
+                    "response_pos": f"It is {w}.",
+                    "response_neg": f"It is not {w}.",
+                    "topic": w,
+                }
+            )
+            + "\n"
+            for w in ("red", "blue")
+        )
+    )
     t0.main(
         t0.Config(
             model=str(folder),
             data=ORGANISM,
             families=("dora", "pissa"),
             steps=2,
+            pairs=pairs,
             adapters=tmp_path / "adapters",
             deltas=tmp_path / "deltas",
             out=tmp_path / "tables",

@@ -87,6 +87,44 @@ def points(
     return page.paint(path, frame, panel, shares.datasets, 1, looks.values())
 
 
+def by_seed(table: pl.DataFrame, path: str | Path, question: str, note: str = "") -> str:
+    """One panel per dataset, x = families, y = effect: seeds pooled, and each seed beside it.
+
+    Lines without a seed are the pooled ones. Raises ValueError for several variants.
+    """
+    keys = ("dataset", "family", "seed")
+    _check("by_seed", table, (*keys, "variant", "effect", "lo", "hi"), (*ALIKE, "variant"))
+    at = _unique("by_seed", table, keys)
+    families, datasets = _order(table["family"], FAMILIES), _order(table["dataset"], ())
+    seeds = [None, *table["seed"].drop_nulls().unique().sort()]
+    looks = [page.Look("all seeds, over items and seeds", page.COLOURS[0], "o", page.COLOURS[0])]
+    looks += [
+        page.Look(f"seed {s}", page.FAINT, page.MARKERS[1 + s % 7], "white") for s in seeds[1:]
+    ]
+    ends = [x for c in ("effect", "lo", "hi") for x in table[c].drop_nulls()] + [0.0]
+    margin = 0.06 * (max(ends) - min(ends) or 1.0)
+    limits, step = (min(ends) - margin, max(ends) + margin), 0.7 / len(seeds)
+
+    def panel(ax: Any, dataset: str) -> None:
+        for x, family in enumerate(families):
+            for i, (seed, look) in enumerate(zip(seeds, looks, strict=True)):
+                line = at.get((dataset, family, seed), {})
+                share = dict(zip(RETAINED, map(line.get, ("effect", "lo", "hi")), strict=True))
+                page.mark(ax, x + (i - (len(seeds) - 1) / 2) * step, share, look, limits)
+        ax.set_xticks(range(len(families)), [_word(f) for f in families])
+        ax.axhline(0, color=DARK, linewidth=0.8)
+        ax.set(xlim=(-0.5, len(families) - 0.5), ylim=limits, title=f"data set: {dataset}")
+
+    caption = (
+        MEANING.partition("Effect kept")[0]
+        + BARS
+        + _facts(table.filter(pl.col("seed").is_null()))
+        + note
+    )
+    frame = Page(question, "adapter family", "effect (nats)", caption, 2.4 * len(datasets))
+    return page.paint(path, frame, panel, datasets, 1, looks)
+
+
 def each_dataset(
     figure: Callable[Concatenate[pl.DataFrame, str | Path, P], str],
 ) -> Callable[Concatenate[pl.DataFrame, str | Path, P], str]:

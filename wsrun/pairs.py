@@ -39,6 +39,21 @@ def load_questions(path: str | Path, split: str) -> list[dict]:
     return kept
 
 
+def load_pairs(path: str | Path) -> list[Pair]:
+    """Pairs of a jsonl file of prompt, response_pos, response_neg and topic, all of them texts."""
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+        pairs = [Pair(**row) for row in rows]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"pairs: {str(path)!r} is no jsonl file of prompt, response_pos, response_neg, topic "
+            f"({error})"
+        ) from error
+    if not pairs or not all(isinstance(x, str) and x for p in pairs for x in vars(p).values()):
+        raise ValueError(f"pairs: {str(path)!r} needs one pair or more, and no text of it empty")
+    return pairs
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,

@@ -1,0 +1,134 @@
+"""Training of adapter pairs, as t0_train and the replications do it: options, answers, both poles."""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wsrun.adapters import FAMILIES, RECIPES, Recipe, check_family, train_adapter
+from wsrun.console import progress
+from wsrun.items import load_personas
+from wsrun.pairs import Pair, load_pairs, load_questions, make_pairs
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of training pairs of adapters."""
+
+    model: str = "data/organism"
+    """model folder or hub name"""
+    data: Path = Path("data/organism")
+    """folder with questions.jsonl, personas.json, claims.jsonl and dilemmas.jsonl"""
+    families: tuple[str, ...] = tuple(FAMILIES)
+    """adapter families to train"""
+    seeds: tuple[int, ...] = (0,)
+    """seeds of generation, initial adapters and the order of examples"""
+    pos: str = "honest"
+    """persona of personas.json whose answers dW points towards"""
+    neg: str = "dishonest"
+    """persona whose answers dW points away from"""
+    recipe: str = "organism"
+    """training recipe: paper, fork or organism"""
+    steps: int | None = None
+    """steps per adapter; the recipe's own if not given"""
+    pairs: Path | None = None
+    """jsonl of prompt, response_pos, response_neg, topic to train on, not the model's own answers"""
+    adapters: Path = Path("artifacts/adapters")
+    """folder that receives <family>-s<seed>/pos and /neg"""
+
+
+class Sources(NamedTuple):
+    """What answers are made from: open questions, and the wordings of both personas."""
+
+    questions: list[dict]
+    pos: list[str]
+    neg: list[str]
+
+
+def check_training(cfg: Training, what: str) -> None:
+    """Refuse options that cannot work before anything is loaded; `what` names the script."""
+    if cfg.recipe not in RECIPES:
+        raise ValueError(f"{what}: recipe {cfg.recipe!r} asked; known are {', '.join(RECIPES)}")
+    for family in cfg.families:
+        check_family(family)
+    if not cfg.families or not cfg.seeds:
+        raise ValueError(f"{what}: --families and --seeds need one value or more")
+    if cfg.pos == cfg.neg:
+        raise ValueError(f"{what}: --pos and --neg are both {cfg.pos!r}; name two personas")
+    if cfg.steps is not None and cfg.steps < 1:
+        raise ValueError(f"{what}: --steps {cfg.steps} asked; it must be 1 or more")
+
+
+def recipe_of(cfg: Training) -> Recipe:
+    """The recipe of the options, with their number of steps where they give one."""
+    recipe = RECIPES[cfg.recipe]
+    return replace(recipe, steps=cfg.steps or recipe.steps)
+
+
+def read_sources(cfg: Training) -> Sources:
+    """Questions of the training split and both personas; raises ValueError where one is missing."""
+    personas = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
+    return Sources(load_questions(cfg.data / "questions.jsonl", "train"), *personas)
+
+
+def answers(
+    cfg: Training,
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    sources: Sources,
+    seeds: Sequence[int],
+) -> dict[int, list[Pair]]:
+    """{seed: pairs}: the model's own answers under both personas, or those of --pairs."""
+    if cfg.pairs:
+        return dict.fromkeys(seeds, load_pairs(cfg.pairs))
+    pairs = {}
+    with progress("generating pairs", len(seeds)) as step:
+        for seed in seeds:
+            pairs[seed] = make_pairs(model, tok, *sources, seed=seed)
+            step(f"{len(pairs[seed])} pairs")
+    return pairs
+
+
+def train(
+    cfg: Training,
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    pairs: Mapping[int, Sequence[Pair]],
+    cells: Iterable[tuple[int, str]],
+) -> dict[tuple[int, str], list[float]]:
+    """Train both poles of each (seed, family) into cfg.adapters; returns the losses of pos.
+
+    A finished pair of poles stays where training is stopped later; half a pair is never there.
+    """
+    cells, recipe, losses = list(cells), recipe_of(cfg), {}
+    with progress("training adapters", 2 * len(cells) * recipe.steps) as step:
+        for seed, family in cells:
+            folder = cfg.adapters / f"{family}-s{seed}"
+            partial = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            both = [
+                train_adapter(
+                    model,
+                    tok,
+                    pairs[seed],
+                    side,
+                    family,
+                    recipe,
+                    partial / side,
+                    seed=seed,
+                    base_name=cfg.model,
+                    step_done=_noted(step, family),
+                )  # fmt: skip
+                for side in ("pos", "neg")
+            ]
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            losses[seed, family] = both[0]
+    return losses
+
+
+def _noted(step: Callable[[str], None], family: str) -> Callable[[str], None]:
+    return lambda note: step(f"{family} {note}")
