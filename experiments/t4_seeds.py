@@ -34,11 +34,10 @@ from wscore import (
     ranking,
     scale,
     seed_spread,
-    spectrum_null,
 )
 from wscore.effect import KEYS, SUMMARY_KEYS
 from wsrun import figures
-from wsrun.benchmark import Options, check, choose, load_splits, span, way
+from wsrun.benchmark import Options, check, choose, load_splits, random_changes, span, way
 from wsrun.console import console, grid, guarded
 from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, run, share, write
 from wsrun.score import Variant
@@ -117,10 +116,8 @@ def tried(cfg: Config, pairs: Pairs, doses: Mapping[str, float]) -> Iterator[Var
         yield of(OWN, pair.dW, alphas=(doses[family],))
         yield of("zero", scale(0.0, pair.dW), alphas=(cfg.dose,))
     for family in cfg.families:
-        for i in range(cfg.randoms):
-            dW = pairs[family, cfg.seeds[i % len(cfg.seeds)]].dW
-            null = partial(spectrum_null, dW, i)
-            yield Variant("random", null, family=family, seed=i, alphas=(cfg.dose,))
+        dW = pairs[family, cfg.seeds[0]].dW
+        yield from random_changes(cfg, Variant("dW", dW, family=family, alphas=(cfg.dose,)))
 
 
 def summarise(cfg: Config, rows: pl.DataFrame) -> pl.DataFrame:

@@ -8,6 +8,7 @@ with its paired difference to dW.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import polars as pl
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wscore import Delta, benjamini_hochberg, contrast, effect_table, scale
+from wscore import Delta, benjamini_hochberg, contrast, effect_table, scale, spectrum_null
 from wscore.effect import SUMMARY_KEYS
 from wsrun.console import grid
 from wsrun.items import Item, load_items
@@ -186,6 +187,14 @@ def report_on(
     return rows, table.with_columns(
         pl.col("role").fill_null("control"), way=pl.col("variant").str.split("@").list.first()
     )
+
+
+def random_changes(cfg: Options, dW: Variant) -> list[Variant]:
+    """Controls: dW's own singular values in random directions, at its dose; one seed per draw."""
+    return [
+        replace(dW, name="random", delta=partial(spectrum_null, dW.change(), i), seed=i)
+        for i in range(cfg.randoms)
+    ]
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""Training of adapter pairs, as t0_train and the replications do it: options, answers, both poles."""
+"""Training of adapter pairs, as t0_train and replications do it: options, answers, both poles."""
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ class Training:
     steps: int | None = None
     """steps per adapter; the recipe's own if not given"""
     pairs: Path | None = None
-    """jsonl of prompt, response_pos, response_neg, topic to train on, not the model's own answers"""
+    """jsonl of prompt, response_pos, response_neg, topic, in place of the model's own answers"""
     adapters: Path = Path("artifacts/adapters")
     """folder that receives <family>-s<seed>/pos and /neg"""
 

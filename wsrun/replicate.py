@@ -1,0 +1,144 @@
+"""The benchmark on another model: train the adapters it lacks, then dW beside the best prompt.
+
+One flow for T5 and T12. Whatever is "auto" in the options depends on the model: the embedded one
+has its own data, adapters and recipe; any other gets data/english, a folder of its own under
+artifacts/adapters, the recipe of real models, and bfloat16.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from wsrun import benchmark
+from wsrun.benchmark import (
+    DW,
+    Chosen,
+    against_dW,
+    choose,
+    load_splits,
+    nothing,
+    of_dW,
+    random_changes,
+    report_on,
+    standings,
+)
+from wsrun.console import console
+from wsrun.items import load_personas
+from wsrun.runs import Loaded, Pairs, read_pairs, record, share, write
+from wsrun.score import Variant
+from wsrun.training import Sources, Training, answers, check_training, read_sources, train
+
+AUTO = "auto"
+ORGANISM = "data/organism"
+TRAINED = Path("artifacts/adapters")
+
+
+@dataclass(frozen=True)
+class Options(benchmark.Options, Training):
+    """Options of a replication."""
+
+    model: str = ORGANISM
+    """model folder or hub name, such as google/gemma-3-1b-it"""
+    data: Path = Path(AUTO)
+    """folder with questions, personas, claims and dilemmas; auto: data/english for a real model"""
+    adapters: Path = Path(AUTO)
+    """folder of the adapters, trained there where it lacks them; auto: one per model"""
+    recipe: str = AUTO
+    """training recipe: paper, fork or organism; auto: fork for a real model"""
+    prompts: tuple[str, ...] = ()
+    """personas whose wordings are tried as system prompts; that of --pos if not given"""
+    dtype: str = AUTO
+    """dtype of the model; auto: bfloat16 for a real model"""
+
+
+def settled(cfg: Options) -> Options:
+    """The options with everything that is "auto" settled by the model."""
+    name = Path(cfg.model).name if Path(cfg.model).is_dir() else cfg.model.replace("/", "--")
+    embedded = cfg.model == ORGANISM
+    kept = Path(ORGANISM, "adapters")
+    own = {
+        "data": Path(ORGANISM if embedded else "data/english"),
+        "adapters": kept if embedded and not lacking(cfg, kept) else TRAINED / name,
+        "recipe": "organism" if embedded else "fork",
+        "dtype": "float32" if embedded else "bfloat16",
+    }
+    return replace(cfg, **{k: v for k, v in own.items() if str(getattr(cfg, k)) == AUTO})
+
+
+def lacking(cfg: Options, adapters: Path) -> list[tuple[int, str]]:
+    """(seed, family) of the options for which the folder has no adapters."""
+    cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
+    return [(s, f) for s, f in cells if not (adapters / f"{f}-s{s}").is_dir()]
+
+
+def replicate(cfg: Options, experiment: str, following: str) -> None:
+    """Train what is lacking, choose on validation items, report on test items, print the rule."""
+    what = experiment.partition("_")[0]
+    cfg = settled(cfg)
+    check_training(cfg, what)
+    benchmark.check(cfg, what)
+    sources, systems = read_sources(cfg), read_prompts(cfg)
+    validation, test = load_splits(cfg)
+    if not cfg.shard:
+        train_lacking(cfg, test, sources)
+    share(cfg)
+    pairs = read_pairs(test.model, cfg)
+    candidates = [*of_dW(cfg, pairs), *of_families(cfg, pairs), *systems]
+    chosen = choose(cfg, experiment, validation, candidates)
+    if chosen is None:  # a shard
+        return
+    controls = [*other_seeds(chosen, candidates), nothing(chosen)]
+    controls += random_changes(cfg, chosen[DW].variant)
+    rows, table = report_on(cfg, experiment, test, chosen, controls)
+    path = write(cfg, experiment, rows, table, record(cfg, test, pairs))
+    report(cfg, table)
+    console.print(f"model {cfg.model}, adapters {cfg.adapters}; table {path}; next: {following}")
+
+
+def read_prompts(cfg: Options) -> list[Variant]:
+    """Every wording of the personas as a system prompt; one way, so the best of them is chosen."""
+    names = cfg.prompts or (cfg.pos,)
+    wordings = load_personas(cfg.data / "personas.json", *names)
+    return [
+        Variant(f"prompt@{name} {i}", method="prompt", system=system, alphas=(1.0,))
+        for name, systems in zip(names, wordings, strict=True)
+        for i, system in enumerate(systems)
+    ]
+
+
+def train_lacking(cfg: Options, at: Loaded, sources: Sources) -> None:
+    """Train the adapters that are not there, and say how it went."""
+    cells = lacking(cfg, cfg.adapters)
+    if not cells:
+        return
+    seeds = sorted({seed for seed, _ in cells})
+    pairs = answers(cfg, at.model, at.tok, sources, seeds)
+    for (seed, family), losses in train(cfg, at.model, at.tok, pairs, cells).items():
+        console.print(
+            f"trained {family}-s{seed} on {len(pairs[seed])} pairs, recipe {cfg.recipe}: "
+            f"loss of pos {losses[0]:.3f} to {losses[-1]:.3f}"
+        )
+
+
+def of_families(cfg: Options, pairs: Pairs) -> Iterator[Variant]:
+    """Each family's dW as a way of its own, where there are several."""
+    for (family, seed), pair in pairs.items() if len(cfg.families) > 1 else ():
+        yield Variant(f"{DW}_{family}", pair.dW, family=family, seed=seed, alphas=cfg.alphas)
+
+
+def other_seeds(chosen: Mapping[str, Chosen], candidates: Sequence[Variant]) -> Iterator[Variant]:
+    """What was chosen, of the other seeds: their lines are pooled, and the interval covers them."""
+    for pick in (c.variant for c in chosen.values()):
+        for c in candidates:
+            if (c.name, c.family, c.k) == (pick.name, pick.family, pick.k) and c.seed != pick.seed:
+                yield replace(c, alphas=pick.alphas)
+
+
+def report(cfg: Options, table: pl.DataFrame) -> None:
+    """Print the standings per data set, and who beats dW by the rule."""
+    for (dataset,), part in table.group_by("dataset", maintain_order=True):
+        console.print(standings(part, f"{cfg.model}, {dataset}: held-out items, effect in nats"))
+        for sentence in against_dW(cfg, part, lambda w: w == "prompt"):
+            console.print(sentence)
