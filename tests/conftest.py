@@ -1,7 +1,9 @@
 """Shared parts of the tests: the organism's tokenizer and items, tiny random models."""
 
 import importlib.util
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from wsrun.models import load_tokenizer, tiny_gemma3, tiny_qwen3
 
 ROOT = Path(__file__).parent.parent
 ORGANISM = ROOT / "data" / "organism"
+SPLITS = ("train", "validation", "test")
 torch.set_num_threads(1)
 
 
@@ -27,6 +30,18 @@ def tok():
 def items():
     found = load_items(ORGANISM, "test")
     return [*found[:7], *found[-7:]]  # claims and dilemmas, of different lengths
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory):
+    """A data folder with the first eight rows of each split of the organism's files."""
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("claims.jsonl", "dilemmas.jsonl", "questions.jsonl"):
+        lines = (ORGANISM / name).read_text().splitlines(keepends=True)
+        of = {s: [x for x in lines if json.loads(x)["split"] == s] for s in SPLITS}
+        (folder / name).write_text("".join(x for part in of.values() for x in part[:8]))
+    shutil.copy(ORGANISM / "personas.json", folder)
+    return folder
 
 
 @pytest.fixture(params=[tiny_qwen3, tiny_gemma3], ids=["qwen3", "gemma3"])

@@ -34,22 +34,10 @@ def written(rows: list[dict], path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A few items of the organism in each split, and its personas and questions."""
-    folder = tmp_path_factory.mktemp("data")
-    for name in ("claims.jsonl", "dilemmas.jsonl", "questions.jsonl"):
-        rows = [json.loads(line) for line in (ORGANISM / name).read_text().splitlines()]
-        splits = {s: [r for r in rows if r["split"] == s] for s in ("train", "validation", "test")}
-        written([r for part in splits.values() for r in part[:8]], folder / name)
-    (folder / "personas.json").write_text((ORGANISM / "personas.json").read_text())
-    return folder
-
-
-def flags(tmp_path, data, **more):
+def flags(tmp_path, few, **more):
     """Options of a small run under a folder of its own."""
     found = dict(
-        data=data, out=tmp_path / "tables", parts=tmp_path / "parts", resamples=50, randoms=2,
+        data=few, out=tmp_path / "tables", parts=tmp_path / "parts", resamples=50, randoms=2,
         adapters=tmp_path / "adapters", most_flagged=1.0, alphas=(1.0, 2.0),
     )  # fmt: skip
     return found | more
@@ -67,11 +55,11 @@ def other_model(tmp_path, make) -> Path:
 @pytest.mark.parametrize(
     "script, make", [("t5_replicate", tiny_gemma3), ("t12_larger", tiny_qwen3)], ids=["t5", "t12"]
 )
-def test_another_model_end_to_end(tmp_path, data, script, make):
+def test_another_model_end_to_end(tmp_path, few, script, make):
     """train, choose, report on a model whose template refuses system turns; a second run, which
     finds the adapters, writes the same table; the model stands in every line"""
     module, model = experiment(script), other_model(tmp_path, make)
-    own = flags(tmp_path, data, model=str(model), steps=1, families=("lora", "ia3"))
+    own = flags(tmp_path, few, model=str(model), steps=1, families=("lora", "ia3"))
     cfg = module.Config(**own, pairs=written(PAIRS, tmp_path / "pairs.jsonl"))
     module.main(cfg)
     table, meta = read_table(tmp_path / "tables" / f"{script}.parquet")
@@ -89,10 +77,10 @@ def test_another_model_end_to_end(tmp_path, data, script, make):
     assert read_table(tmp_path / "tables" / f"{script}.parquet")[0].equals(table)
 
 
-def test_the_embedded_model(tmp_path, data):
+def test_the_embedded_model(tmp_path, few):
     """with no model named, dW of the embedded adapters does more than nothing and than random"""
     module = experiment("t5_replicate")
-    module.main(module.Config(**flags(tmp_path, data, adapters=Path("auto"), families=("lora",))))
+    module.main(module.Config(**flags(tmp_path, few, adapters=Path("auto"), families=("lora",))))
     table, meta = read_table(tmp_path / "tables" / "t5_replicate.parquet")
     best = table.filter(way="dW")
     assert (best["lo"] > 0).all() and (best["diff"] == 0).all()

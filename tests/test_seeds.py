@@ -144,12 +144,12 @@ def test_seeds_that_differ_widen_the_interval():
         assert width > 1.5 * (own["hi"] - own["lo"]).item()
 
 
-def test_t4_on_the_organism(tmp_path):
+def test_t4_on_the_organism(tmp_path, few):
     """two families and seeds: zero is exactly 0, each seed has its line, the pooled effect is the
     mean of the seeds' and its sd theirs, and every pair of families stands once a way"""
     module = experiment("t4_seeds")
     options = dict(
-        families=("lora", "ia3"), seeds=(0, 1), model=str(ORGANISM), data=ORGANISM, dilemmas=4,
+        families=("lora", "ia3"), seeds=(0, 1), model=str(ORGANISM), data=few,
         adapters=ORGANISM / "adapters", alphas=(1.0, 2.0), randoms=2, resamples=300,
         out=tmp_path, parts=tmp_path / "parts",
     )  # fmt: skip

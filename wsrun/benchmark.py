@@ -233,7 +233,7 @@ def yes_bias(model: PreTrainedModel, tok, states: Tensor, nats: float = 2.0) -> 
     return {name: change}
 
 
-def winner(line: Mapping[str, float | None]) -> str:
+def winner(line: Mapping) -> str:
     """The rule of the benchmark for one line: "beats", "loses to" or "is not apart from" dW."""
     lo, hi = line["diff_lo"], line["diff_hi"]
     if lo is None or hi is None:
