@@ -57,7 +57,7 @@ def other_model(tmp_path, make) -> Path:
 )
 def test_another_model_end_to_end(tmp_path, few, script, make):
     """train, choose, report on a model whose template refuses system turns; a second run, which
-    finds the adapters, writes the same table; the model stands in every line"""
+    finds the adapters, writes the same table (tried once); the model stands in every line"""
     module, model = experiment(script), other_model(tmp_path, make)
     own = flags(tmp_path, few, model=str(model), steps=1, families=("lora", "ia3"))
     cfg = module.Config(**own, pairs=written(PAIRS, tmp_path / "pairs.jsonl"))
@@ -70,6 +70,8 @@ def test_another_model_end_to_end(tmp_path, few, script, make):
     assert (zero["effect"] == 0).all() and (zero["lo"] == 0).all() and (zero["hi"] == 0).all()
     assert (table.filter(way="prompt")["effect"] != 0).all()  # the system text reaches the model
     assert meta["config"]["dtype"] == "bfloat16" and meta["config"]["recipe"] == "fork"
+    if script == "t12_larger":
+        return  # one second run shows it for both
     weights = tmp_path / "adapters" / "lora-s0" / "pos" / "adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
     module.main(cfg)
