@@ -103,7 +103,7 @@ def killed(cfg: Config, draw: random.Random, goal: int, kept: Seen) -> tuple[dic
     """A run killed once `goal` results are finished: what is noted of it, and the results now."""
     began, run = time.monotonic(), start(cfg, "parts")
     while run.poll() is None and finished(cfg.folder / "parts") < goal:
-        time.sleep(0.01)
+        time.sleep(0.05)
     time.sleep(draw.uniform(0, 1))
     seconds = time.monotonic() - began
     run.kill()
