@@ -135,7 +135,7 @@ def picked(
     if lost := sorted(set(found["way"]) - set(good["way"])):
         raise ValueError(
             f"benchmark: every candidate of {lost} has more than {most_flagged:.0%} of its rows "
-            "flagged (little mass on Yes and No, or a dose lost in the rounding of the dtype); give "
+            "flagged (little mass on Yes and No, or a dose lost in the dtype's rounding); give "
             "other doses, a wider --dtype or a higher --most-flagged"
         )
     order = good.sort(aim * pl.col("validation"), *key[1:], descending=[True] + [False] * 4)
