@@ -207,7 +207,7 @@ def test_t6_works_on_another_model(tmp_path):
             data=ORGANISM,
             families=("dora", "pissa"),
             steps=2,
-            pairs=pairs,
+            pairs_file=pairs,
             adapters=tmp_path / "adapters",
             deltas=tmp_path / "deltas",
             out=tmp_path / "tables",

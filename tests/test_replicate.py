@@ -60,7 +60,7 @@ def test_another_model_end_to_end(tmp_path, few, script, make):
     finds the adapters, writes the same table (tried once); the model stands in every line"""
     module, model = experiment(script), other_model(tmp_path, make)
     own = flags(tmp_path, few, model=str(model), steps=1, families=("lora", "ia3"))
-    cfg = module.Config(**own, pairs=written(PAIRS, tmp_path / "pairs.jsonl"))
+    cfg = module.Config(**own, pairs_file=written(PAIRS, tmp_path / "pairs.jsonl"))
     module.main(cfg)
     table, meta = read_table(tmp_path / "tables" / f"{script}.parquet")
     assert set(table["model"]) == {str(model)} and set(table["experiment"]) == {script}

@@ -49,7 +49,8 @@ def load_pairs(path: str | Path) -> list[Pair]:
             f"pairs: {str(path)!r} is no jsonl file of prompt, response_pos, response_neg, topic "
             f"({error})"
         ) from error
-    if not pairs or not all(isinstance(x, str) and x for p in pairs for x in vars(p).values()):
+    texts = [x for p in pairs for x in (p.prompt, p.response_pos, p.response_neg, p.topic)]
+    if not texts or not all(isinstance(x, str) and x for x in texts):
         raise ValueError(f"pairs: {str(path)!r} needs one pair or more, and no text of it empty")
     return pairs
 

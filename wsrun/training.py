@@ -34,7 +34,7 @@ class Training:
     """training recipe: paper, fork or organism"""
     steps: int | None = None
     """steps per adapter; the recipe's own if not given"""
-    pairs: Path | None = None
+    pairs_file: Path | None = None
     """jsonl of prompt, response_pos, response_neg, topic, in place of the model's own answers"""
     adapters: Path = Path("artifacts/adapters")
     """folder that receives <family>-s<seed>/pos and /neg"""
@@ -81,9 +81,9 @@ def answers(
     sources: Sources,
     seeds: Sequence[int],
 ) -> dict[int, list[Pair]]:
-    """{seed: pairs}: the model's own answers under both personas, or those of --pairs."""
-    if cfg.pairs:
-        return dict.fromkeys(seeds, load_pairs(cfg.pairs))
+    """{seed: pairs}: the model's own answers under both personas, or those of --pairs-file."""
+    if cfg.pairs_file:
+        return dict.fromkeys(seeds, load_pairs(cfg.pairs_file))
     pairs = {}
     with progress("generating pairs", len(seeds)) as step:
         for seed in seeds:
