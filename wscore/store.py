@@ -22,6 +22,8 @@ from wscore.delta import check_finite, outlines, some
 from wscore.factored import Factored, OnDemand
 
 DTYPES = {"F32": torch.float32, "F64": torch.float64}
+trained_reads: list[str] = []
+"""paths of the deltas and adapters read by this process, for what must be made before any is"""
 
 
 FACTORED = "wscore.factored"  # in the header of a file whose tensors are "<name>|L", "<name>|R"
@@ -189,6 +191,7 @@ class LazyFactored(Factored):
 
 def load_delta(path: str | Path) -> LazyDelta | LazyFactored:
     """The delta in a file of `save_delta`, read tensor by tensor, its provenance as `.meta`."""
+    trained_reads.append(str(path))
     file = LazyDelta(path)
     return LazyFactored(file) if FACTORED in file.meta else file
 

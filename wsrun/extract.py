@@ -30,6 +30,7 @@ from wscore import (
     tensors_sha256,
 )
 from wscore.merge import FACTORS
+from wscore.store import trained_reads
 from wsrun.steer import steered
 
 PEFT_VERSION = "0.21"  # the version that tests compare every family with
@@ -78,6 +79,7 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises ValueError for a missing folder, config or weights file, and for one that is unreadable.
     """
+    trained_reads.append(str(path))
     folder, config = Path(path), read_config(path)
     tensors = _read_tensors(folder / WEIGHTS)
     if (folder / PISSA_INIT).is_file():
