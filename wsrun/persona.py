@@ -45,13 +45,14 @@ def persona_contrast(
     positive: Sequence[str],
     negative: Sequence[str],
     weights: Iterable[str],
+    prefill: str = "",
     done: Done = lambda note: None,
 ) -> Contrast:
     """The contrast of two personas over every prompt under every wording, for named weights.
 
-    Difference of means (Marks & Tegmark 2023, arXiv 2310.06824), of module outputs in place of
-    the residual stream. `done` is called after each of the three passes. Raises ValueError for no
-    prompts or wordings, and where the personas change nothing.
+    A difference of means (Marks & Tegmark 2023, arXiv 2310.06824), of module outputs in place of
+    the residual stream. `prefill` is how the answer begins; `done` is called after each of the
+    three passes. Raises ValueError for no prompts or wordings, and for personas without effect.
     """
     if not (prompts and positive and negative):
         raise ValueError(
@@ -62,7 +63,7 @@ def persona_contrast(
     found = []
     for side in (positive, negative, [None]):
         talks = [user(p, persona) for p in prompts for persona in side]
-        found.append(answer_means(model, tok, talks, modules.values()))
+        found.append(answer_means(model, tok, talks, modules.values(), prefill))
         done("")
     pos, neg, plain = found
     out = {name: pos[m].output - neg[m].output for name, m in modules.items()}
@@ -81,17 +82,20 @@ def answer_means(
     tok: PreTrainedTokenizerBase,
     talks: Sequence[Sequence[Turn]],
     modules: Iterable[str],
+    prefill: str = "",
     size: int = 64,
 ) -> dict[str, Means]:
-    """Mean input and output of modules at the last position of each rendered conversation.
+    """Mean input and output of modules at the last position of each conversation and prefill.
 
     Batches hold sequences of one length, so nothing is padded.
     """
-    totals = {name: [0.0, 0.0] for name in modules}
+    totals: dict[str, list] = {name: [0.0, 0.0] for name in modules}
     with last_position(model, totals):
-        for ids in equal_lengths([render(tok, talk) for talk in talks], size):
+        for ids in equal_lengths([render(tok, talk, prefill) for talk in talks], size):
             model.get_decoder()(input_ids=ids.to(model.device), use_cache=False)
-    return {name: Means(*(t / len(talks) for t in pair)) for name, pair in totals.items()}  # type: ignore
+    return {
+        name: Means(total[0] / len(talks), total[1] / len(talks)) for name, total in totals.items()
+    }
 
 
 def equal_lengths(sequences: Sequence[Sequence[int]], size: int) -> Iterator[Tensor]:

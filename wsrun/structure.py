@@ -5,7 +5,7 @@ weights that write into it, for `keep` and `drop`. A norm is taken at its gain, 
 that stands between a map and the residual stream (Gemma 3) is left out.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
@@ -64,12 +64,14 @@ def write_not_read_basis(model: PreTrainedModel, names: Iterable[str], k: int) -
             outside, S, _ = torch.linalg.svd(U - R @ (R.T @ U), full_matrices=False)
             bases[name] = outside[:, S > 1e-6]
     if not bases:
-        raise ValueError("write_not_read_basis: no layer comes after these weights; use earlier ones")
+        raise ValueError(
+            "write_not_read_basis: no layer comes after these weights; use earlier ones"
+        )
     return bases
 
 
 def _later(model: PreTrainedModel) -> Iterator[tuple[tuple[int, bool], tuple[Tensor, Tensor]]]:
-    """((layer, after the MLP), Gram matrices of all reads and of all writes after it), from last."""
+    """((layer, is MLP), Gram matrices of all reads and of all writes after it), from the last."""
     maps = weights(model, lambda at: reads_residual(at) or writes_residual(at))
     read = written = None
     for number in reversed(range(len(decoder_layers(model)))):
@@ -93,7 +95,9 @@ def _place(name: str) -> tuple[int, bool]:
 def norm_before(model: PreTrainedModel, layer: int, mlp: bool) -> nn.Module:
     """The norm through which a layer's attention or MLP sees the residual stream."""
     module = decoder_layers(model)[layer]
-    names = ["pre_feedforward_layernorm", "post_attention_layernorm"] if mlp else ["input_layernorm"]
+    names = (
+        ["pre_feedforward_layernorm", "post_attention_layernorm"] if mlp else ["input_layernorm"]
+    )
     return next(getattr(module, n) for n in names if hasattr(module, n))
 
 
@@ -115,7 +119,7 @@ def _gram(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
 
 def _top(G: Float[Tensor, "d d"], k: int) -> Float[Tensor, "d k"]:
     """Top-k eigenvectors, the largest first."""
-    return torch.linalg.eigh(G).eigenvectors.flip(1)[:, :k].contiguous()
+    return torch.linalg.eigh(G).eigenvectors.flip(1)[:, :k].cpu().contiguous()
 
 
 def _check_k(model: PreTrainedModel, k: int) -> None:
