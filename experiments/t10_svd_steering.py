@@ -19,11 +19,13 @@ of dW are chosen on validation items; every line has its paired difference to dW
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 from torch import Tensor
 
 from wscore import (
+    Basis,
     DeltaLike,
     Verdict,
     add,
@@ -32,6 +34,7 @@ from wscore import (
     difference,
     drop,
     effect_table,
+    energy,
     keep,
     match_norm,
     norm,
@@ -39,6 +42,7 @@ from wscore import (
     random_basis,
     weight_basis,
 )
+from wscore.delta import entry_norm
 from wsrun import figures, synthetic
 from wsrun.analysis import SUM_TOLERANCE
 from wsrun.benchmark import DW, choose, load_splits, nothing, of_dW, report_on, span, standings
@@ -93,10 +97,7 @@ def main(cfg: Config) -> None:
         cfg, EXPERIMENT, rows, table, record(cfg, test, pairs, unseen=unseen, verdicts=said)
     )
     report(cfg, table, said)
-    shown = table.filter(pl.col("keep_or_drop").is_not_null(), ~pl.col("variant").str.contains("#"))
-    question = "Does the part of the contrast in the top-r singular vectors steer?"
-    shown = shown.with_columns(family=pl.lit("persona contrast"))
-    draw(figures.scatter, shown, path, question, "k", {str(r): f"r = {r}" for r in cfg.r})
+    picture(cfg, table, path)
     console.print("next: python experiments/report.py, one page over all tables")
 
 
@@ -107,8 +108,8 @@ def parts(
     d = whole.change()
     size = norm(d)
 
-    def one(name: str, part: DeltaLike, r: int) -> Variant:
-        notes[name, r] = (norm(part) / size) ** 2
+    def one(name: str, part: DeltaLike, r: int, chance: float | None = None) -> Variant:
+        notes[name, r] = (norm(part) / size) ** 2, chance
         return Variant(name, part, whole.method, k=r, alphas=whole.alphas)
 
     for r in cfg.r:
@@ -117,12 +118,22 @@ def parts(
         error = norm(difference(add(top, rest), d)) / size
         if error > SUM_TOLERANCE:
             raise RuntimeError(f"t10: top-{r} + rest misses the contrast by {error}")
-        yield one("keep_top", top, r)
+        yield one("keep_top", top, r, by_chance(d, base, basis))
         yield one("drop_top", rest, r)
         for i in range(cfg.randoms):
             kept = keep(d, random_basis(basis, i))
             yield one(f"{RANDOM}#{i:02d}", kept, r)
             yield one(f"{MATCHED}#{i:02d}", match_norm(kept, top), r)
+
+
+def by_chance(d: DeltaLike, base: Mapping[str, Tensor], basis: Basis) -> float:
+    """The energy of a top-r part if inputs differed at random: sum |d_W|^2 |W_r|^2/|W|^2 / |d|^2.
+
+    c = W (x_pos - x_neg) is never a random direction: W stretches what it writes most.
+    """
+    sizes = {name: entry_norm(d, name) ** 2 for name in d}
+    held = (sizes[n] * energy({n: base[n]}, {n: basis[n]}) for n in d)
+    return sum(held) / sum(sizes.values())
 
 
 def shares(
@@ -136,9 +147,10 @@ def shares(
     found = effect_table(own, full=whole.name, resamples=cfg.resamples)
     for null, column in ((RANDOM, "above_random"), (MATCHED, "above_matched")):
         found = null_percentile(found, null).rename({"null_percentile": column})
+    numbers = dict.fromkeys(("energy", "energy_by_chance"), pl.Float64())
     facts = pl.DataFrame(
-        [(*key, energy) for key, energy in notes.items()],
-        schema={"variant": pl.String, "k": pl.Int64, "energy": pl.Float64},
+        [(*key, *note) for key, note in notes.items()],
+        schema={"variant": pl.String(), "k": pl.Int64(), **numbers},
         orient="row",
     )
     keys = ["dataset", "variant", "k"]
@@ -183,12 +195,26 @@ def report(cfg: Config, table: pl.DataFrame, said: list[list]) -> None:
     whole = table.filter(pl.col("way").is_in([DW, f"-{DW}", WHOLE, "zero"]))
     for (dataset,), part in whole.group_by("dataset", maintain_order=True):
         console.print(standings(part, f"{dataset}: effect in nats on test items"))
-    heads = ("r", "part", "energy", "retained", "effect", "minus dW", "above random")
+    heads = ("r", "part", "energy", "by chance", "retained", "effect", "minus dW", "above random")
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         title = f"{dataset}: share of the contrast's effect; random, matched: mean of the draws"
         console.print(grid(title, heads, [x for r in cfg.r for x in lines_of(part, r)]))
     for dataset, outcome, sentence, _ in said:
         console.print(f"[bold]{dataset}: {outcome}[/]: {sentence}")
+
+
+def picture(cfg: Config, table: pl.DataFrame, path: Path) -> None:
+    """Retained share against energy: parts, and random ones of the top-r part's norm."""
+    width = len(str(max(cfg.r)))
+    shown = table.filter(
+        pl.col("keep_or_drop").is_not_null(), ~pl.col("variant").str.contains(RANDOM)
+    )
+    shown = shown.with_columns(
+        r=pl.col("k").cast(pl.String).str.zfill(width), family=pl.lit("persona contrast")
+    )
+    words = {f"{r:0{width}d}": f"r = {r}" for r in cfg.r}
+    question = "Does the part of the contrast in the top-r singular vectors steer?"
+    draw(figures.scatter, shown, path, question, "r", words)
 
 
 def lines_of(table: pl.DataFrame, r: int) -> Iterator[list]:
@@ -200,6 +226,7 @@ def lines_of(table: pl.DataFrame, r: int) -> Iterator[list]:
             r,
             name,
             x["energy"],
+            x["energy_by_chance"],
             span(x, "retained", "retained_lo", "retained_hi").replace("+", ""),
             span(x, "effect", "lo", "hi"),
             span(x, "diff", "diff_lo", "diff_hi"),
@@ -207,8 +234,8 @@ def lines_of(table: pl.DataFrame, r: int) -> Iterator[list]:
         ]
     for name in (RANDOM, MATCHED):
         draws = at.filter(pl.col("variant").str.starts_with(f"{name}#"))
-        means = [draws[c].mean() for c in ("energy", "retained", "effect", "diff")]
-        yield [r, name, *means, None]
+        held, *means = (draws[c].mean() for c in ("energy", "retained", "effect", "diff"))
+        yield [r, name, held, None, *means, None]
 
 
 if __name__ == "__main__":
