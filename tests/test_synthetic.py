@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import ORGANISM, experiment
-from tests.test_score import NO_SYSTEM
+from tests.test_score import REFUSES_SYSTEM
 from wscore import (
     add,
     difference,
@@ -215,7 +215,7 @@ def test_what_counts_as_later(qwen):
 def a_model_folder(build, folder):
     """A random model whose template refuses a system turn, adapters trained on it, few data."""
     tok = load_tokenizer(ORGANISM)
-    tok.chat_template = NO_SYSTEM
+    tok.chat_template = REFUSES_SYSTEM
     model = build(vocab_size=len(tok))
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
@@ -270,14 +270,13 @@ def test_on_another_model(tmp_path, build):
 
 def test_on_the_organism(tmp_path, monkeypatch):
     """dW is read only after every change is made, and the contrast steers where dW does"""
-    few(tmp_path)
     order = []
     read = runs.pair_deltas
     monkeypatch.setattr(
         runs, "pair_deltas", lambda *a: order.append(len(trained_reads)) or read(*a)
     )
     table, _ = ran(
-        "t9_synthetic", tmp_path, model=str(ORGANISM), data=tmp_path, questions=None,
+        "t9_synthetic", tmp_path, model=str(ORGANISM), data=ORGANISM, questions=60,
         adapters=ORGANISM / "adapters", families=("pissa",), doses=(0.32,),
     )  # fmt: skip
     assert order == [0]

@@ -280,7 +280,8 @@ def scatter(
         caption += f"Left out, as the effect of the whole is not clear of 0: {left_out} lines. "
     roles = [Look(KEPT + "the part alone", DARK, "o", DARK)]
     roles += [Look(REMOVED + "all but the part", DARK, "o", "white"), CONTROL]
-    across, height = "energy (share of the whole's squared norm)", -(-len(families) // cols) * 2.0
+    across, rows = "energy (share of the whole's squared norm)", -(-len(families) // cols)
+    height = max(2.9, rows * 2.0)  # the label of a single row needs more than the row
     frame = Page(question, across, SHARE, caption + note, height + 0.2)
     return page.paint(path, frame, panel, families, cols, [*looks.values(), *roles])
 
