@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 from torch import Tensor
 
-from wscore import DeltaLike, cosine, effect_table, keep, only, weight_basis
+from wscore import DeltaLike, cosine, effect_table, keep, norm, only, weight_basis
 from wscore.effect import KEYS
 from wsrun import synthetic
 from wsrun.benchmark import (
@@ -76,7 +76,7 @@ def main(cfg: Config) -> None:
     table = ranked(rows, table).with_columns(cos_dW=cosines(table, made, chosen[DW]))
     said = verdicts(table)
     write(cfg, EXPERIMENT, rows, table, record(cfg, test, pairs, unseen=unseen, verdicts=said))
-    report(cfg, table, said)
+    report(cfg, table, said, sizes_sentence(table, chosen))
 
 
 def ways(
@@ -178,7 +178,18 @@ def verdicts(table: pl.DataFrame) -> list[str]:
     return said
 
 
-def report(cfg: Config, table: pl.DataFrame, said: list[str]) -> None:
+def sizes_sentence(table: pl.DataFrame, chosen: Mapping[str, Chosen]) -> str:
+    """How large the chosen contrast and the chosen dW are, and how alike."""
+    found = []
+    for way in ("contrast", DW):
+        v = chosen[way].variant
+        found.append(norm(v.change()) * (v.alphas or (0.0,))[0])
+    cos = table.filter(way="contrast")["cos_dW"][0]
+    alike = "no weight in common" if cos is None else f"cosine {cos:+.3f} over common weights"
+    return f"|dW'| of the contrast {found[0]:.3g}, |dW| {found[1]:.3g} at their doses; {alike}"
+
+
+def report(cfg: Config, table: pl.DataFrame, said: list[str], sizes: str) -> None:
     """Print the table per data set, the verdicts, and the sentences beside dW."""
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         title = f"{dataset}: effect in nats on test items, setting and dose chosen on validation"
@@ -187,9 +198,7 @@ def report(cfg: Config, table: pl.DataFrame, said: list[str]) -> None:
         console.print(sentence)
     for sentence in against_dW(cfg, table, lambda way: way not in (DW, f"-{DW}", MINUS)):
         console.print(sentence)
-    alike = table.filter(way="contrast")["cos_dW"].drop_nulls()
-    if len(alike):
-        console.print(f"cos(dW', dW) of the contrast over the weights both change: {alike[0]:+.3f}")
+    console.print(sizes)
     console.print("next: python experiments/t10_svd_steering.py, which part of the contrast steers")
 
 
