@@ -212,6 +212,10 @@ def picture(cfg: Config, table: pl.DataFrame, path: Path) -> None:
     shown = shown.with_columns(
         r=pl.col("k").cast(pl.String).str.zfill(width), family=pl.lit("persona contrast")
     )
+    shown = shown.filter(pl.col("retained").is_not_null())
+    if shown.is_empty():
+        console.print("no figure: the effect of the whole contrast is not clear of 0")
+        return
     words = {f"{r:0{width}d}": f"r = {r}" for r in cfg.r}
     question = "Does the part of the contrast in the top-r singular vectors steer?"
     draw(figures.scatter, shown, path, question, "r", words)

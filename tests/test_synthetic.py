@@ -259,7 +259,7 @@ def test_on_another_model(tmp_path, build):
     assert set(table["way"]) == ways | {"zero", "random_contrast"}
     assert (table.filter(way="zero")["effect"] == 0).all() and (table["row_diff"] == 0).all()
     assert meta["unseen"]["trained_reads"] == 0 and len(meta["unseen"]["made"]) == 16
-    assert table.filter(way="contrast")["below"].is_in([0, 0.5, 1]).all()
+    assert table.filter(way="contrast")["below"].is_in([0.0, 0.5, 1.0]).all()
     trained_reads.clear()
     table, meta = ran("t10_svd_steering", tmp_path, r=(4, 63), **options)
     parts = table.filter(pl.col("variant").is_in(["keep_top", "drop_top"])).sort("dataset", "k")
