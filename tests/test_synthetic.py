@@ -227,14 +227,14 @@ def a_model_folder(build, folder):
     return dict(model=str(folder), data=folder, adapters=folder / "adapters", families=("lora",))
 
 
-def few(folder):
+def few(folder, n=8):
     """A data folder of the organism's first claims, dilemmas and questions of each split."""
     for name in ("claims", "dilemmas", "questions"):
         rows = map(json.loads, (ORGANISM / f"{name}.jsonl").read_text().splitlines())
         kept, seen = [], {}
         for row in rows:
-            seen[row["split"]] = n = seen.get(row["split"], 0) + 1
-            kept += [row] if n <= 8 else []
+            seen[row["split"]] = nth = seen.get(row["split"], 0) + 1
+            kept += [row] if nth <= n else []
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     (folder / "personas.json").write_text((ORGANISM / "personas.json").read_text())
 
@@ -270,13 +270,14 @@ def test_on_another_model(tmp_path, build):
 
 def test_on_the_organism(tmp_path, monkeypatch):
     """dW is read only after every change is made, and the contrast steers where dW does"""
+    few(tmp_path, 32)
     order = []
     read = runs.pair_deltas
     monkeypatch.setattr(
         runs, "pair_deltas", lambda *a: order.append(len(trained_reads)) or read(*a)
     )
     table, _ = ran(
-        "t9_synthetic", tmp_path, model=str(ORGANISM), data=ORGANISM, questions=60,
+        "t9_synthetic", tmp_path, model=str(ORGANISM), data=tmp_path, questions=None,
         adapters=ORGANISM / "adapters", families=("pissa",), doses=(0.32,),
     )  # fmt: skip
     assert order == [0]
