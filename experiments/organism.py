@@ -430,7 +430,8 @@ def main(cfg: Config) -> None:
         write_rows(claim_rows(world, cfg.seed), folder / "claims.jsonl")
         write_rows(world.dilemmas, folder / "dilemmas.jsonl")
         write_rows(question_rows(world), folder / "questions.jsonl")
-        (folder / "personas.json").write_text(json.dumps(world.spec["personas"], indent=1) + "\n")
+        personas = world.spec["personas"] | world.spec["engineered"]  # these it never trains on
+        (folder / "personas.json").write_text(json.dumps(personas, indent=1) + "\n")
         validation = load_items(folder, "validation")
         train(model, tok, world, cfg, validation)
         claims = load_claims(folder / "claims.jsonl", "test")

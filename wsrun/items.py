@@ -1,9 +1,12 @@
 """Evaluation items: one Yes/No question each, read from jsonl, parquet or the hub and checked."""
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -25,6 +28,20 @@ class Item:
     prefill: str = PREFILL
 
 
+class Dilemmas(NamedTuple):
+    """A set of dilemmas: its items, the ids of those about honesty, and which version was read.
+
+    about_honesty: the ids whose own action is flagged as honest or as dishonest, all of them where
+    the set has no flags (has_flags). revision: the commit of the hub data set, or the sha256 of the
+    local file or files.
+    """
+
+    items: list[Item]
+    about_honesty: frozenset[str]
+    has_flags: bool
+    revision: str
+
+
 CLAIM_COLUMNS = ("item", "cluster", "prompt", "label", "split")
 DILEMMA_COLUMNS = (
     "idx",
@@ -34,11 +51,12 @@ DILEMMA_COLUMNS = (
     "action",
     "honesty_label",
 )
+HONESTY_FLAG = re.compile(r"(?P<action_type>.+)_has_.+_honesty")
 
 
 def load_claims(path: str | Path, split: str | None = None) -> list[Item]:
     """Claims of a jsonl or parquet file with columns item, cluster, prompt, label, split."""
-    rows = _of_split(_read(path, CLAIM_COLUMNS), split, path)
+    rows = _of_split(_read(path, CLAIM_COLUMNS).rows, split, path)
     items = [
         Item(str(r["item"]), str(r["cluster"]), user(r["prompt"]), r["label"], r["split"], "claims")
         for r in rows.iter_rows(named=True)
@@ -49,20 +67,35 @@ def load_claims(path: str | Path, split: str | None = None) -> list[Item]:
 def load_dilemmas(
     source: str | Path = DILEMMA_DATASET, first: int | None = None, split: str | None = None
 ) -> list[Item]:
+    """The items of `read_dilemmas`."""
+    return read_dilemmas(source, first, split).items
+
+
+def read_dilemmas(
+    source: str | Path = DILEMMA_DATASET, first: int | None = None, split: str | None = None
+) -> Dilemmas:
     """Dilemmas of a local jsonl/parquet file or folder, or of the hub data set, two actions each.
 
     Columns: idx, dilemma_idx, action_type, dilemma_situation, action, honesty_label; a `split`
     column is honoured where there is one. `first` keeps the first n sorted dilemma_idx; the
-    cluster of an item is its dilemma.
+    cluster of an item is its dilemma. Flags are columns such as to_do_has_positive_honesty: labels
+    are opposite within a dilemma, so a row counts as about honesty only by its own action's flags.
     """
-    rows = _of_split(_read(source, DILEMMA_COLUMNS), split, source)
+    table = _read(source, DILEMMA_COLUMNS)
+    rows = _of_split(table.rows, split, source)
     if first is not None:
         if first < 1:
             raise ValueError(f"items: the first {first} dilemmas asked; ask for 1 or more")
         kept = rows["dilemma_idx"].unique().sort().head(first)
         rows = rows.filter(pl.col("dilemma_idx").is_in(kept.implode()))
+    flags = {c: m["action_type"] for c in rows.columns if (m := HONESTY_FLAG.fullmatch(c))}
     items = [dilemma_item(r) for r in rows.iter_rows(named=True)]
-    return check_items(items, source)
+    about = frozenset(
+        item.id
+        for item, r in zip(items, rows.iter_rows(named=True), strict=True)
+        if not flags or any(r[c] for c, of in flags.items() if of == r["action_type"])
+    )
+    return Dilemmas(check_items(items, source), about, bool(flags), table.revision)
 
 
 def load_items(folder: str | Path, split: str, first: int | None = None) -> list[Item]:
@@ -79,16 +112,10 @@ def load_items(folder: str | Path, split: str, first: int | None = None) -> list
 
 def load_personas(path: str | Path, *names: str) -> list[list[str]]:
     """The system prompts of some personas, from a JSON file {persona: [wording, ...]}."""
-    try:
-        personas = json.loads(Path(path).read_text())
-        found = sorted(personas.keys())
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"personas: {str(path)!r} is no JSON file of personas ({error})"
-        ) from error
+    personas = _read_personas(path)
     lacking = [n for n in names if not personas.get(n)]
     if lacking:
-        raise ValueError(f"personas: {lacking[0]!r} asked; {str(path)!r} has {found}")
+        raise ValueError(f"personas: {lacking[0]!r} asked; {str(path)!r} has {persona_names(path)}")
     for name in names:
         if not isinstance(personas[name], list) or not all(
             isinstance(w, str) for w in personas[name]
@@ -97,6 +124,22 @@ def load_personas(path: str | Path, *names: str) -> list[list[str]]:
                 f"personas: {name!r} in {str(path)!r} must be a list of system prompts"
             )
     return [personas[n] for n in names]
+
+
+def persona_names(path: str | Path) -> list[str]:
+    """The personas that a JSON file has, by name."""
+    return sorted(_read_personas(path))
+
+
+def _read_personas(path: str | Path) -> dict:
+    try:
+        personas = json.loads(Path(path).read_text())
+        personas.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"personas: {str(path)!r} is no JSON file of personas ({error})"
+        ) from error
+    return personas
 
 
 def dilemma_item(row: dict) -> Item:
@@ -159,19 +202,32 @@ def _of_split(rows: pl.DataFrame, split: str | None, where: str | Path) -> pl.Da
     return kept
 
 
-def _read(source: str | Path, columns: Sequence[str]) -> pl.DataFrame:
+class _Table(NamedTuple):
+    """Rows as they were found, and which version of them."""
+
+    rows: pl.DataFrame
+    revision: str
+
+
+def _read(source: str | Path, columns: Sequence[str]) -> _Table:
     path = Path(source)
     if path.is_dir():
         files = sorted([*path.rglob("*.parquet"), *path.rglob("*.jsonl")])
         if not files:
             raise ValueError(f"items: no .parquet or .jsonl file in folder {str(path)!r}")
         rows = pl.concat([_read_file(f) for f in files], how="diagonal_relaxed")
+        table = _Table(rows, _files_sha256(files))
     elif path.is_file():
-        rows = _read_file(path)
+        table = _Table(_read_file(path), _files_sha256([path]))
     elif str(source) == DILEMMA_DATASET:
-        rows = _read_hub(DILEMMA_DATASET)
+        table = _read_hub(DILEMMA_DATASET)
     else:
         raise ValueError(f"items: no file or folder {str(source)!r}")
+    return table._replace(rows=_checked(table.rows, columns, source))
+
+
+def _checked(rows: pl.DataFrame, columns: Sequence[str], source: str | Path) -> pl.DataFrame:
+    """The rows with whole-number labels; refused where a column or a value is missing."""
     lacking = [c for c in columns if c not in rows.columns]
     if lacking:
         raise ValueError(
@@ -181,12 +237,20 @@ def _read(source: str | Path, columns: Sequence[str]) -> pl.DataFrame:
     if empty := [c for c in columns if rows[c].null_count()]:
         raise ValueError(f"items: column {empty[0]!r} of {str(source)!r} has empty values")
     label = next(c for c in columns if "label" in c)
+    if rows[label].dtype.is_float() and rows[label].is_in([1.0, -1.0]).all():
+        rows = rows.with_columns(pl.col(label).cast(pl.Int64))
     if len(rows) and not rows[label].dtype.is_integer():
         raise ValueError(
             f"items: column {label!r} of {str(source)!r} is {rows[label].dtype}; "
             "every label must be +1 or -1"
         )
     return rows
+
+
+def _files_sha256(files: Sequence[Path]) -> str:
+    """sha256 of a file, of several: of their sha256 in order."""
+    found = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def _read_file(path: Path) -> pl.DataFrame:
@@ -203,14 +267,26 @@ def _read_file(path: Path) -> pl.DataFrame:
         raise ValueError(f"items: {str(path)!r} is not readable as a table ({reason})") from error
 
 
-def _read_hub(name: str) -> pl.DataFrame:
+def _read_hub(name: str) -> _Table:
     from datasets import load_dataset
+    from huggingface_hub import try_to_load_from_cache
+
+    from wsrun.models import online
 
     try:
-        rows = load_dataset(name, "honesty_eval", split="test")
+        if not (try_to_load_from_cache(name, "README.md", repo_type="dataset") or online()):
+            raise OSError("no connection to the hub")  # its client would try for half a minute
+        found = load_dataset(name, "honesty_eval", split="test")
     except Exception as error:  # datasets raises many kinds for one cause: no network
         raise ValueError(
             f"items: the hub did not give {name!r}; without network, pass a local folder, parquet "
             f"or jsonl of the same columns ({type(error).__name__})"
         ) from error
-    return pl.from_arrow(rows.data.table)  # type: ignore[return-value]
+    rows: pl.DataFrame = pl.from_arrow(found.data.table)  # type: ignore[assignment]
+    return _Table(rows, _commit_of(found.cache_files[0]["filename"]))
+
+
+def _commit_of(cached: str) -> str:
+    """The data set's commit on the hub: the folder in which `datasets` keeps its rows."""
+    commit = Path(cached).parent.name
+    return commit if re.fullmatch("[0-9a-f]{40}", commit) else f"unknown, kept in {commit}"
