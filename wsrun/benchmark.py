@@ -13,15 +13,16 @@ from typing import NamedTuple
 
 import polars as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import Delta, benjamini_hochberg, contrast, effect_table, scale, spectrum_null
 from wscore.effect import SUMMARY_KEYS
 from wsrun.console import grid
 from wsrun.items import Item, load_items
 from wsrun.runs import Common, Loaded, Pairs, check_common, load, run
-from wsrun.score import Variant, choice_ids
+from wsrun.score import Variant, choice_ids, render
 
 DW = "dW"  # the way that the others are measured against
 MOST_FLAGGED = 0.1  # share of rows with little mass on Yes and No, above which a dose is no choice
@@ -218,6 +219,32 @@ def nothing(chosen: Mapping[str, Chosen]) -> Variant:
     """A control that does nothing: the chosen dW at dose zero times."""
     dW = chosen[DW].variant
     return replace(dW, name="zero", delta=scale(0.0, dW.change()), alphas=(1.0,))
+
+
+def base_lines(rows: pl.DataFrame) -> pl.DataFrame:
+    """The lines of the base, one per data set: effect, bias and discrimination 0 by definition."""
+    keys = [*SUMMARY_KEYS]
+    nil = {c: pl.lit(0.0) for c in ("effect", "lo", "hi", "bias", "discrimination")}
+    clusters = pl.col("cluster").n_unique().cast(pl.Int64)
+    facts = {"mass": pl.col("mass").mean(), "flagged_share": pl.col("flagged").mean()}
+    return (
+        rows.filter(pl.col("alpha") == 0)
+        .group_by(keys)
+        .agg(n=pl.len().cast(pl.Int64), clusters=clusters, **facts)
+        .with_columns(**nil, row_diff=pl.lit(0, pl.Int64))
+        .sort(keys)
+    )
+
+
+@torch.no_grad()
+def final_states(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, items: Sequence[Item]
+) -> Float[Tensor, "n d"]:
+    """What the readout sees where an item's answer is read: the last norm's output, in fp32."""
+    decoder = model.get_decoder()
+    prompts = (torch.tensor([render(tok, i.turns, i.prefill)]) for i in items)
+    states = (decoder(ids.to(model.device), use_cache=False)[0][0, -1] for ids in prompts)
+    return torch.stack([state.float().cpu() for state in states])
 
 
 def yes_bias(model: PreTrainedModel, tok, states: Tensor, nats: float = 2.0) -> Delta:

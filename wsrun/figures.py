@@ -1,9 +1,9 @@
 """Figures of summary tables: PNG and SVG beside the table, each readable without anything else.
 
-points, slices, heat, scatter and confusion take a table, its path (the suffix is replaced) and the
-question as title, write both files, and return a sentence to print: what was written, or that
-matplotlib, an optional extra, is missing. All but confusion raise ValueError for a table of several
-models, behaviours, prompt styles or doses. How things look is in page.py.
+points, slices, heat, scatter, confusion and doses take a table, its path (the suffix is replaced)
+and the question as title, write both files, and return a sentence to print: what was written, or
+that matplotlib, an optional extra, is missing. All but confusion raise ValueError for a table of
+several models, behaviours or prompt styles, and but for `doses` of several doses. How things look is in page.py.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,10 +22,11 @@ FAMILIES |= {"oft": "OFT", "boft": "BOFT", "ia3": "IA³"}
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 ALIKE = ("model", "behaviour", "prompt_style", "alpha")  # one value each within a figure
 SHARE = "effect kept (share of the whole's effect)"
-MEANING = (
+EFFECT = (
     "Effect: mean rise, under steering, of the log odds of the answer that shows the behaviour, "
-    "over yes/no items. Effect kept: that of a part of the weight change over that of the whole. "
+    "over yes/no items. "
 )
+MEANING = f"{EFFECT}Effect kept: that of a part of the weight change over that of the whole. "
 BARS = "Bars: 95 % cluster-bootstrap intervals (cluster: items of one subject). "
 ABSENT = "n/a: the family has no such part, or the effect of its whole is not clear of 0. "
 TRUTH = {"supported": "yes", "not supported": "no"}
@@ -324,6 +325,43 @@ def confusion(
     frame = Page(question, "decision rule", "what was planted", caption, height)
     tints = [Look(f"{100 * s:.0f} % agree", DARK, "s", page.blend(s)) for s in (1.0, 0.5, 0.0)]
     return page.paint(path, frame, panel, ["all"], 1, tints)
+
+
+def doses(table: pl.DataFrame, path: str | Path, question: str, note: str = "") -> str:
+    """One panel per family, x = alpha, y = effect with its interval as a band, a line a data set.
+
+    Raises ValueError where two lines have one family, data set and dose.
+    """
+    columns = ("dataset", "family", "alpha", "effect", "lo", "hi")
+    _check("doses", table, columns, ALIKE[:-1])
+    at = _unique("doses", table, ["family", "dataset", "alpha"])
+    families, datasets = _order(table["family"], FAMILIES), _order(table["dataset"], ())
+    looks = page.looks_of({d: f"data set {d}" for d in datasets})
+    ends = [v for c in ("effect", "lo", "hi") for v in table[c].drop_nulls()]
+    room = 0.05 * (max(ends) - min(ends) or 1)
+
+    def panel(ax: Any, family: str) -> None:
+        for dataset, look in looks.items():
+            lines = [at[key] for key in sorted(at) if key[:2] == (family, dataset)]
+            x, y = ([line[c] for line in lines] for c in ("alpha", "effect"))
+            lo, hi = (
+                [line["effect"] if line[c] is None else line[c] for line in lines]
+                for c in ("lo", "hi")
+            )
+            ax.fill_between(x, lo, hi, color=look.colour, alpha=0.2, linewidth=0)
+            ax.plot(x, y, color=look.colour, linewidth=1.2)
+            page.dot(ax, x, y, look, markersize=3.5)
+        ax.axhline(0, color=DARK, linewidth=0.8, linestyle=":")
+        ax.set(ylim=(min(ends) - room, max(ends) + room), title=_word(family))
+
+    caption = (
+        f"{EFFECT}Dose 0 is the model as it is. Bands: 95 % cluster-bootstrap intervals "
+        f"(cluster: items of one subject). {_facts(table.drop('alpha'))}"
+    )
+    cols = min(4, len(families))
+    height = -(-len(families) // cols) * 1.6 + 0.2
+    frame = Page(question, "dose alpha of dW", "effect (nats)", caption + note, height)
+    return page.paint(path, frame, panel, families, cols, [*looks.values()])
 
 
 def _check(
