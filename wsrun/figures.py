@@ -3,7 +3,8 @@
 points, slices, heat, scatter, confusion and doses take a table, its path (the suffix is replaced)
 and the question as title, write both files, and return a sentence to print: what was written, or
 that matplotlib, an optional extra, is missing. All but confusion raise ValueError for a table of
-several models, behaviours or prompt styles, and but for `doses` of several doses. How things look is in page.py.
+several models, behaviours or prompt styles, and but for `doses` of several doses. How things look
+is in page.py.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

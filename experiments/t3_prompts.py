@@ -1,0 +1,254 @@
+"""Does a prompt do what dW does, and does dW add anything to it?
+
+Question:   on the same test items, how does the best dW compare with the best system prompt, with
+            one adapter alone (tau_pos, -tau_neg), with both at once, and does dW of one adapter
+            undo what another fine-tuning did?
+Prediction: dW beats neither pole's prompt on a model that was trained to obey them; it moves a
+            fine-tuned model, and it adds to a prompt.
+Rule:       a way beats dW, or loses to it, where the 95 % interval of their paired difference on
+            test items excludes 0; else it is not apart from it. The same rule tells finetuned+dW
+            from finetuned, and prompt+dW from the prompt alone.
+
+    python experiments/t3_prompts.py
+    python experiments/t3_prompts.py --data data/english --model ... --adapters ...
+
+simple and engineered are system prompts towards the pole (`--pos`, and <pos>_engineered where
+personas.json has it), simple_neg and engineered_neg towards the other one; neutral only asks for
+help. tau_pos and -tau_neg are the halves of dW (Fierro & Roger 2025, arXiv 2511.05408: the
+non-contrastive variants). finetuned is theta_ft = W0 + tau_neg of the first family, finetuned+dW is
+theta_ft + k dW of another one; prompt+dW is the chosen prompt together with the chosen family's dW.
+Wording, family and dose are picked on validation items.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import polars as pl
+
+from wscore import add, contrast, scale, spectrum_null
+from wsrun.benchmark import (
+    DW,
+    Chosen,
+    Options,
+    against_dW,
+    base_lines,
+    check,
+    choose,
+    load_splits,
+    nothing,
+    report_on,
+    span,
+    standings,
+    winner,
+)
+from wsrun.console import console, guarded
+from wsrun.items import Item, load_personas, persona_names, with_system
+from wsrun.runs import Pairs, read_pairs, record, share, write
+from wsrun.score import Variant, render
+
+EXPERIMENT = "t3_prompts"
+PROMPTS = ("simple", "engineered")  # the ways that the best prompt is taken from
+AGAINST = (f"-{DW}", "simple_neg", "engineered_neg")
+OVER = ("over_diff", "over_lo", "over_hi")
+Wordings = dict[str, list[str]]  # way -> system prompts
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """Options of T3."""
+
+    pos: str = "honest"
+    """persona of personas.json towards which dW points"""
+    neg: str = "dishonest"
+    """persona of the other pole"""
+
+
+def main(cfg: Config) -> None:
+    """Pick every way's setting on validation, report all on test items, print the comparisons."""
+    check(cfg, "t3")
+    share(cfg)
+    wordings = read_wordings(cfg)
+    validation, test = load_splits(cfg)
+    asked = [*validation.items, *test.items]
+    wordings["neutral"] = [w for w in wordings["neutral"] if changes(test.tok, asked[0], w)]
+    for wording in {w for way in wordings.values() for w in way}:
+        check_reaches(test.tok, asked, wording)
+    pairs = read_pairs(test.model, cfg)
+    candidates = [
+        *of_poles(cfg, pairs),
+        *prompts(wordings),
+        *finetuned(cfg, pairs),
+    ]
+    chosen = choose(cfg, EXPERIMENT, validation, candidates, AGAINST)
+    if chosen is None:  # a shard
+        return
+    best = best_prompt(chosen)
+    both = choose(cfg, EXPERIMENT, validation, [chosen[DW].variant, *with_dW(cfg, best, chosen)])
+    chosen["prompt+dW"] = (both or {})["prompt+dW"]
+    rows, table = report_on(
+        cfg, EXPERIMENT, test, chosen, [nothing(chosen), *randoms(cfg, chosen[DW].variant)]
+    )
+    over = {"prompt+dW": best.name, "finetuned+dW": "finetuned"}
+    table = above(cfg, rows, table, {chosen[way].variant.name: of for way, of in over.items()})
+    table = deltas(with_base(rows, table), best.name)
+    said = table.select("dataset", "prompt_baseline_delta", "weight_steer_delta").unique()
+    made = record(
+        cfg, test, pairs, wordings=wordings, best_prompt=best.name, system=best.system,
+        deltas_on_test=said.sort("dataset").to_dicts(),
+    )  # fmt: skip
+    path = write(cfg, EXPERIMENT, rows, table, made)
+    report(cfg, table, best)
+    console.print(f"next: python experiments/t9_synthetic.py; all wordings are named in {path}")
+
+
+def read_wordings(cfg: Config) -> Wordings:
+    """The system prompts of each way, none for a persona that the file does not have."""
+    file = cfg.data / "personas.json"
+    simple, simple_neg = load_personas(file, cfg.pos, cfg.neg)
+    more = {
+        "engineered": f"{cfg.pos}_engineered",
+        "engineered_neg": f"{cfg.neg}_engineered",
+        "neutral": "neutral",
+    }
+    has = persona_names(file)
+    found = {way: load_personas(file, p)[0] if p in has else [] for way, p in more.items()}
+    return {"simple": simple, "simple_neg": simple_neg} | found
+
+
+def changes(tok, item: Item, wording: str) -> bool:
+    """Whether the model sees other tokens under this wording: some templates have one of their
+    own, which a neutral wording may repeat."""
+    asked = with_system(item, wording)
+    return render(tok, asked.turns, item.prefill) != render(tok, item.turns, item.prefill)
+
+
+def check_reaches(tok, items: Sequence[Item], wording: str) -> None:
+    """Refuse a chat template or tokenizer that loses a system prompt, wholly or in part."""
+    turns = with_system(items[0], wording).turns
+    seen = str(tok.decode(render(tok, turns, items[0].prefill)))
+    # tokenizers may fold case or spaces, but not words
+    whole = "".join(wording.casefold().split()) in "".join(seen.casefold().split())
+    if not whole or not all(changes(tok, item, wording) for item in items):
+        raise ValueError(
+            f"t3: the prompt {wording!r} does not reach the model through its chat template and "
+            "tokenizer; give a template that writes system turns, or other wordings"
+        )
+
+
+def of_poles(cfg: Config, pairs: Pairs) -> Iterator[Variant]:
+    """dW, -dW, tau_pos and -tau_neg of every family and seed at every dose."""
+    minus = tuple(-a for a in cfg.alphas)
+    for (family, seed), pair in pairs.items():
+        ways = {
+            DW: (pair.dW, cfg.alphas),
+            f"-{DW}": (pair.dW, minus),
+            "tau_pos": (pair.pos, cfg.alphas),
+            "-tau_neg": (pair.neg, minus),
+        }
+        for way, (delta, alphas) in ways.items():
+            yield Variant(way, delta, family=family, seed=seed, alphas=alphas)
+
+
+def prompts(wordings: Wordings) -> Iterator[Variant]:
+    """Every wording alone."""
+    for way, systems in wordings.items():
+        for i, system in enumerate(systems):
+            yield Variant(f"{way}@{i}", method="prompt", system=system, alphas=(1.0,))
+
+
+def finetuned(cfg: Config, pairs: Pairs) -> Iterator[Variant]:
+    """theta_ft = W0 + tau_neg of the first pair, and theta_ft + k dW of every other pair.
+
+    With one pair alone, dW is its own.
+    """
+    (family, seed), pair = next(iter(pairs.items()))
+    yield Variant("finetuned", pair.neg, family=family, seed=seed, alphas=(1.0,))
+    others = {key: p.dW for key, p in pairs.items() if key != (family, seed)}
+    for (other, of), dW in (others or {(family, seed): pair.dW}).items():
+        for k in cfg.alphas:
+            change = partial(lambda dW, k: add(pair.neg, scale(k, dW)), dW, k)
+            name = f"finetuned+dW@{other}, k {k:g}"
+            yield Variant(name, change, family=other, seed=of, alphas=(1.0,))
+
+
+def best_prompt(chosen: Mapping[str, Chosen]) -> Variant:
+    """The wording towards the pole with the largest effect on validation items."""
+    return max((chosen[w] for w in PROMPTS if w in chosen), key=lambda c: c.validation).variant
+
+
+def with_dW(cfg: Config, best: Variant, chosen: Mapping[str, Chosen]) -> Iterator[Variant]:
+    """The best prompt together with the chosen family's dW at every dose."""
+    dW = chosen[DW].variant
+    yield Variant(
+        f"prompt+dW@{best.name}",
+        dW.delta,
+        family=dW.family,
+        seed=dW.seed,
+        alphas=cfg.alphas,
+        system=best.system,
+    )
+
+
+def randoms(cfg: Config, dW: Variant) -> Iterator[Variant]:
+    """Random directions with the singular values of the chosen dW, at its dose."""
+    for i in range(cfg.randoms):
+        change = partial(spectrum_null, dW.change(), i)
+        yield Variant("random", change, family=dW.family, seed=i, alphas=dW.alphas)
+
+
+def above(
+    cfg: Config, rows: pl.DataFrame, table: pl.DataFrame, over: Mapping[str, str]
+) -> pl.DataFrame:
+    """Columns over, over_diff, over_lo, over_hi: a line against the line that it builds on."""
+    found = []
+    for name, reference in over.items():
+        of = rows.filter(pl.col("variant").is_in(["base", name, reference]))
+        apart = contrast(of, {"variant": reference}, resamples=cfg.resamples).filter(variant=name)
+        diff = dict(zip(OVER, ("diff", "diff_lo", "diff_hi"), strict=True))
+        found.append(apart.select("dataset", "variant", over=pl.lit(reference), **diff))
+    return table.join(
+        pl.concat(found), on=("dataset", "variant"), how="left", maintain_order="left"
+    )
+
+
+def with_base(rows: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
+    """The table with the line that every effect is measured from."""
+    base = base_lines(rows).with_columns(way=pl.lit("base"), role=pl.lit("control"))
+    return pl.concat([table, base], how="diagonal_relaxed")
+
+
+def deltas(table: pl.DataFrame, best: str) -> pl.DataFrame:
+    """Columns prompt_baseline_delta and weight_steer_delta: the effects of the best prompt and of
+    the chosen dW on the same items of a data set."""
+    for column, name in {"prompt_baseline_delta": best, "weight_steer_delta": DW}.items():
+        line = table.filter(variant=name).select("dataset", pl.col("effect").alias(column))
+        table = table.join(line, on="dataset", how="left", maintain_order="left")
+    return table
+
+
+def report(cfg: Config, table: pl.DataFrame, best: Variant) -> None:
+    """Print the standings, what beats dW and what dW adds."""
+    console.print(f"best prompt on validation items, {best.name}: {best.system}", markup=False)
+    for (dataset,), part in table.group_by("dataset", maintain_order=True):
+        title = f"{dataset}: effect in nats on test items, and paired difference to dW"
+        console.print(standings(part, title))
+        line = part.row(0, named=True)
+        console.print(
+            f"{dataset}: prompt_baseline_delta {line['prompt_baseline_delta']:+.2f}, "
+            f"weight_steer_delta {line['weight_steer_delta']:+.2f} nats, on the same "
+            f"{line['n']} items"
+        )
+        for sentence in against_dW(cfg, part, lambda way: way != DW):
+            console.print(sentence)
+        for r in part.filter(pl.col("over").is_not_null()).iter_rows(named=True):
+            line = {"diff_lo": r["over_lo"], "diff_hi": r["over_hi"]}
+            verb = winner(line)
+            console.print(
+                f"{dataset}: {r['way']} ({r['variant'].partition('@')[2]}, alpha {r['alpha']:g}) "
+                f"{verb} {r['over']}: {span(r, *OVER)} nats"
+            )
+
+
+if __name__ == "__main__":
+    guarded(main, Config)
