@@ -7,7 +7,7 @@ Prediction: dW beats neither pole's prompt on a model that was trained to obey t
             fine-tuned model, and it adds to a prompt.
 Rule:       a way beats dW, or loses to it, where the 95 % interval of their paired difference on
             test items excludes 0; else it is not apart from it. The same rule tells finetuned+dW
-            from finetuned, and prompt+dW from the prompt alone.
+            from finetuned, prompt+dW from the prompt alone, and the other pole's prompts from -dW.
 
     python experiments/t3_prompts.py
     python experiments/t3_prompts.py --data data/english --model ... --adapters ...
@@ -50,6 +50,7 @@ from wsrun.score import Variant, render
 EXPERIMENT = "t3_prompts"
 PROMPTS = ("simple", "engineered")  # the ways that the best prompt is taken from
 AGAINST = (f"-{DW}", "simple_neg", "engineered_neg")
+ASIDE = (DW, "finetuned", *AGAINST)  # ways that are no rivals of dW
 OVER = ("over_diff", "over_lo", "over_hi")
 Wordings = dict[str, list[str]]  # way -> system prompts
 
@@ -71,7 +72,7 @@ def main(cfg: Config) -> None:
     wordings = read_wordings(cfg)
     validation, test = load_splits(cfg)
     asked = [*validation.items, *test.items]
-    wordings["neutral"] = [w for w in wordings["neutral"] if changes(test.tok, asked[0], w)]
+    wordings["neutral"] = [w for w in wordings["neutral"] if all(differ(test.tok, asked[:1], w))]
     for wording in {w for way in wordings.values() for w in way}:
         check_reaches(test.tok, asked, wording)
     pairs = read_pairs(test.model, cfg)
@@ -85,12 +86,16 @@ def main(cfg: Config) -> None:
         return
     best = best_prompt(chosen)
     both = choose(cfg, EXPERIMENT, validation, [chosen[DW].variant, *with_dW(cfg, best, chosen)])
-    chosen["prompt+dW"] = (both or {})["prompt+dW"]
+    assert both is not None
+    chosen["prompt+dW"] = both["prompt+dW"]
     rows, table = report_on(
         cfg, EXPERIMENT, test, chosen, [nothing(chosen), *randoms(cfg, chosen[DW].variant)]
     )
     over = {"prompt+dW": best.name, "finetuned+dW": "finetuned"}
+    over |= {way: f"-{DW}" for way in AGAINST[1:] if way in chosen}
     table = above(cfg, rows, table, {chosen[way].variant.name: of for way, of in over.items()})
+    systems = {c.variant.name: c.variant.system for c in chosen.values()}
+    table = table.with_columns(system=pl.col("variant").replace_strict(systems, default=None))
     table = deltas(with_base(rows, table), best.name)
     said = table.select("dataset", "prompt_baseline_delta", "weight_steer_delta").unique()
     made = record(
@@ -99,7 +104,7 @@ def main(cfg: Config) -> None:
     )  # fmt: skip
     path = write(cfg, EXPERIMENT, rows, table, made)
     report(cfg, table, best)
-    console.print(f"next: python experiments/t9_synthetic.py; all wordings are named in {path}")
+    console.print(f"the wordings stand in {path}; next: python experiments/t9_synthetic.py")
 
 
 def read_wordings(cfg: Config) -> Wordings:
@@ -116,11 +121,14 @@ def read_wordings(cfg: Config) -> Wordings:
     return {"simple": simple, "simple_neg": simple_neg} | found
 
 
-def changes(tok, item: Item, wording: str) -> bool:
-    """Whether the model sees other tokens under this wording: some templates have one of their
-    own, which a neutral wording may repeat."""
-    asked = with_system(item, wording)
-    return render(tok, asked.turns, item.prefill) != render(tok, item.turns, item.prefill)
+def differ(tok, items: Sequence[Item], wording: str) -> list[bool]:
+    """For each item, whether the model sees other tokens under this wording.
+
+    Some templates write a system turn of their own, which a neutral wording may repeat.
+    """
+    plain = [render(tok, i.turns, i.prefill) for i in items]
+    asked = [render(tok, with_system(i, wording).turns, i.prefill) for i in items]
+    return [a != p for a, p in zip(asked, plain, strict=True)]
 
 
 def check_reaches(tok, items: Sequence[Item], wording: str) -> None:
@@ -129,7 +137,7 @@ def check_reaches(tok, items: Sequence[Item], wording: str) -> None:
     seen = str(tok.decode(render(tok, turns, items[0].prefill)))
     # tokenizers may fold case or spaces, but not words
     whole = "".join(wording.casefold().split()) in "".join(seen.casefold().split())
-    if not whole or not all(changes(tok, item, wording) for item in items):
+    if not whole or not all(differ(tok, items, wording)):
         raise ValueError(
             f"t3: the prompt {wording!r} does not reach the model through its chat template and "
             "tokenizer; give a template that writes system turns, or other wordings"
@@ -239,15 +247,20 @@ def report(cfg: Config, table: pl.DataFrame, best: Variant) -> None:
             f"weight_steer_delta {line['weight_steer_delta']:+.2f} nats, on the same "
             f"{line['n']} items"
         )
-        for sentence in against_dW(cfg, part, lambda way: way != DW):
+        for sentence in against_dW(cfg, part, lambda way: way not in ASIDE):
             console.print(sentence)
         for r in part.filter(pl.col("over").is_not_null()).iter_rows(named=True):
-            line = {"diff_lo": r["over_lo"], "diff_hi": r["over_hi"]}
-            verb = winner(line)
-            console.print(
-                f"{dataset}: {r['way']} ({r['variant'].partition('@')[2]}, alpha {r['alpha']:g}) "
-                f"{verb} {r['over']}: {span(r, *OVER)} nats"
-            )
+            console.print(f"{dataset}: {over_sentence(r)}")
+
+
+def over_sentence(line: Mapping) -> str:
+    """The rule on a line and the one it builds on; towards the other pole, lower is better."""
+    ends, other = (line["over_lo"], line["over_hi"]), ""
+    if line["way"] in AGAINST:
+        ends, other = [None if e is None else -e for e in reversed(ends)], " to the other pole"
+    verb = winner(dict(zip(("diff_lo", "diff_hi"), ends, strict=True)))
+    setting = f"{line['variant'].partition('@')[2]}, alpha {line['alpha']:g}"
+    return f"{line['way']} ({setting}) {verb} {line['over']}{other}: {span(line, *OVER)} nats"
 
 
 if __name__ == "__main__":
