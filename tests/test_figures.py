@@ -52,6 +52,19 @@ def truths():
     return pl.DataFrame(lines, schema=names, orient="row")
 
 
+def curves(top=2.0):
+    """Two families at doses -1, 0 and 2, effect = top * alpha / 2, in two data sets."""
+    lines = [
+        {"model": "tiny", "behaviour": "honest", "dataset": dataset, "family": family}
+        | {"alpha": a, "effect": top * a / 2, "lo": top * a / 2 - abs(a), "hi": top * a / 2 + 1}
+        | {"n": 96, "clusters": 48, "seeds": 3}
+        for dataset in BOTH
+        for family in ("lora", "ia3")
+        for a in (2.0, -1.0, 0.0)
+    ]
+    return pl.DataFrame(lines)
+
+
 ASK = "Which part carries the behaviour?"
 BOTH = ("claims", "dilemmas")
 TABLES = {
@@ -60,6 +73,7 @@ TABLES = {
     "heat": cells,
     "scatter": summary,
     "confusion": truths,
+    "doses": curves,
 }
 MORE = {
     "points": (WORDS, "full"),
@@ -67,6 +81,7 @@ MORE = {
     "heat": (),
     "scatter": ("system", {"own": "own directions"}),
     "confusion": ({"late": "late layers only"},),
+    "doses": (),
 }
 TEXTS = {  # axis labels, legends and captions
     "points": """effect kept (share of the whole's effect) | adapter family; below it, the effect of
@@ -87,6 +102,9 @@ TEXTS = {  # axis labels, legends and captions
     "confusion": """5 / 0 / 0 truth: yes | 4 / 1 / 0 truth: open | 1 / 2 / 2 truth: no | locus |
         late layers only | decision rule | what was planted | 100 % agree | Each cell: in how many
         runs | Seeds: 5. | And a note.""",
+    "doses": """LoRA | IA³ | data set claims | data set dilemmas | dose alpha of dW | effect (nats)
+        | Bands: 95 % cluster-bootstrap intervals | Dose 0 is the model as it is. | Data set claims:
+        96 items in 48 clusters. | Seeds: 3. Model: tiny. Behaviour: honest. | And a note.""",
 }
 
 
@@ -180,6 +198,14 @@ def test_scatter_places_energy_and_share(drawn):
     assert kept[2] and not removed[2]
 
 
+def test_a_dose_stands_where_it_is(drawn):
+    """x(0) - x(-1) = (x(2) - x(-1)) / 3, and so for the effect, which is alpha"""
+    points = [m for m in marks(drawn["doses"][1], page.COLOURS[0]) if m[2]]
+    (x0, y0, _), (x1, y1, _), (x2, y2, _) = points[:3]
+    assert x1 - x0 == pytest.approx((x2 - x0) / 3, abs=1e-3)
+    assert y1 - y0 == pytest.approx((y2 - y0) / 3, abs=1e-3) and y2 < y1 < y0  # svg: y goes down
+
+
 def test_agreement_is_tinted(drawn):
     """5 of 5 supported where true is RIGHT; 1 of 5 supported where not true is 4/5 of the way"""
     svg = drawn["confusion"][1].with_suffix(".svg").read_text()
@@ -260,6 +286,8 @@ def test_agreement_counted_by_the_table(tmp_path):
         *((kind, lambda t: t.clear(), "has no lines.*; score first") for kind in TABLES),
         ("points", lambda t: t.filter(variant="full"), r"no lines of \['keep_a', .*; score first"),
         ("points", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
+        ("doses", lambda t: t.drop("lo"), r"lacks \['lo'\]; pass"),
+        ("doses", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
         ("heat", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
         (
             "points",

@@ -1,5 +1,6 @@
 """Items: files are read whole and checked, or refused in one sentence."""
 
+import hashlib
 import json
 from collections import Counter
 
@@ -7,7 +8,15 @@ import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM
-from wsrun.items import load_claims, load_dilemmas, load_items, load_personas
+from wsrun.items import (
+    _commit_of,
+    load_claims,
+    load_dilemmas,
+    load_items,
+    load_personas,
+    persona_names,
+    read_dilemmas,
+)
 from wsrun.pairs import load_questions
 
 CLAIM = {"item": "a", "cluster": "c", "prompt": "Is it so?", "label": 1, "split": "test"}
@@ -72,6 +81,66 @@ def test_first_n_are_the_first_sorted_dilemmas(tmp_path):
     ]
     kept = load_dilemmas(jsonl(tmp_path / "d.jsonl", *rows), first=2)
     assert {i.cluster for i in kept} == {"2", "5"} and len(kept) == 4
+
+
+def test_rows_about_honesty_by_the_flags_of_their_own_action(tmp_path):
+    """about_honesty = rows whose own action has a flag that is set; all rows without flags"""
+    flags = {"to_do_has_positive_honesty": True, "to_do_has_negative_honesty": False}
+    flags |= {"not_to_do_has_positive_honesty": False, "not_to_do_has_negative_honesty": None}
+    rows = [
+        DILEMMA | flags,
+        DILEMMA | flags | {"action_type": "not_to_do", "honesty_label": -1},
+        DILEMMA | {k: False for k in flags} | {"dilemma_idx": 8},
+        DILEMMA | flags | {"dilemma_idx": 8, "action_type": "not_to_do"}
+        | {"not_to_do_has_negative_honesty": True},
+    ]  # fmt: skip
+    found = read_dilemmas(jsonl(tmp_path / "d.jsonl", *rows))
+    assert found.has_flags and found.about_honesty == {"7-to_do", "8-not_to_do"}
+    first = read_dilemmas(tmp_path / "d.jsonl", first=1)
+    assert first.about_honesty == {"7-to_do"} and len(first.items) == 2
+    bare = read_dilemmas(jsonl(tmp_path / "bare.jsonl", DILEMMA))
+    assert not bare.has_flags and bare.about_honesty == {"7-to_do"}
+
+
+def test_the_revision_is_of_the_bytes_or_of_the_hub(tmp_path):
+    """sha256 of a file; of several, of their sha256 in order; of the hub's rows, their commit"""
+    path = jsonl(tmp_path / "d.jsonl", DILEMMA)
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_dilemmas(path).revision == sha == read_dilemmas(tmp_path).revision
+    jsonl(tmp_path / "e.jsonl", DILEMMA | {"dilemma_idx": 8})
+    both = [hashlib.sha256((tmp_path / f"{n}.jsonl").read_bytes()).hexdigest() for n in "de"]
+    joined = hashlib.sha256("\n".join(both).encode()).hexdigest()
+    assert read_dilemmas(tmp_path).revision == joined
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert _commit_of(f"/cache/honesty_eval/0.0.0/{commit}/test.arrow") == commit
+    assert _commit_of("/cache/0.0.0/test.arrow") == "unknown, kept in 0.0.0"
+
+
+def test_labels_may_be_written_as_floats(tmp_path):
+    """a column of 1.0 and -1.0 gives the labels 1 and -1; 0.5 is refused"""
+    rows = [DILEMMA | {"honesty_label": 1.0}]
+    rows += [DILEMMA | {"honesty_label": -1.0, "action_type": "not_to_do"}]
+    found = load_dilemmas(jsonl(tmp_path / "d.jsonl", *rows))
+    assert [i.label for i in found] == [1, -1] and type(found[0].label) is int
+    with pytest.raises(ValueError, match="every label must be"):
+        load_dilemmas(jsonl(tmp_path / "d.jsonl", rows[0] | {"honesty_label": 0.5}))
+
+
+def test_the_organism_s_engineered_prompts_use_its_own_words():
+    """every word of an engineered prompt stands in the world that its tokenizer was made from"""
+    world = json.loads((ORGANISM / "world.json").read_text())
+    engineered = world.pop("engineered")
+
+    def words(part) -> set[str]:
+        if isinstance(part, str):
+            return {w.strip(".,?!:").lower() for w in part.split()}
+        return set().union(*map(words, part.values() if isinstance(part, dict) else part))
+
+    assert words(engineered) <= words(world)
+    names = persona_names(ORGANISM / "personas.json")
+    assert names == sorted([*world["personas"], *engineered])
+    for name, wordings in (world["personas"] | engineered).items():
+        assert load_personas(ORGANISM / "personas.json", name) == [wordings]
 
 
 def test_refusals(tmp_path):
