@@ -26,7 +26,7 @@ from functools import partial
 
 import polars as pl
 
-from wscore import add, contrast, scale, spectrum_null
+from wscore import add, contrast, scale
 from wsrun.benchmark import (
     DW,
     Chosen,
@@ -37,6 +37,7 @@ from wsrun.benchmark import (
     choose,
     load_splits,
     nothing,
+    random_changes,
     report_on,
     span,
     standings,
@@ -88,9 +89,8 @@ def main(cfg: Config) -> None:
     both = choose(cfg, EXPERIMENT, validation, [chosen[DW].variant, *with_dW(cfg, best, chosen)])
     assert both is not None
     chosen["prompt+dW"] = both["prompt+dW"]
-    rows, table = report_on(
-        cfg, EXPERIMENT, test, chosen, [nothing(chosen), *randoms(cfg, chosen[DW].variant)]
-    )
+    controls = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
+    rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
     over = {"prompt+dW": best.name, "finetuned+dW": "finetuned"}
     over |= {way: f"-{DW}" for way in AGAINST[1:] if way in chosen}
     table = above(cfg, rows, table, {chosen[way].variant.name: of for way, of in over.items()})
@@ -196,13 +196,6 @@ def with_dW(cfg: Config, best: Variant, chosen: Mapping[str, Chosen]) -> Iterato
         alphas=cfg.alphas,
         system=best.system,
     )
-
-
-def randoms(cfg: Config, dW: Variant) -> Iterator[Variant]:
-    """Random directions with the singular values of the chosen dW, at its dose."""
-    for i in range(cfg.randoms):
-        change = partial(spectrum_null, dW.change(), i)
-        yield Variant("random", change, family=dW.family, seed=i, alphas=dW.alphas)
 
 
 def above(
