@@ -1,0 +1,218 @@
+"""The decision rules, read off finished tables as sentences that carry their numbers.
+
+`duels` and `answers` are the benchmark's: dW beats a way where the interval of their paired
+difference excludes 0. `verdicts` finds what the rules of an analysis said in its provenance.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+import polars as pl
+
+from wscore.effect import Outcome
+from wscore.spread import wilson
+from wsrun.benchmark import DW, span, winner
+from wsrun.joined import Joined
+
+METHODS = {
+    "prompt": "prompting",
+    "activation": "activation steering",
+    "synthetic": "constructed changes",
+    "weights": "other changes of the weights",
+}
+OF_DW = {"beats": "loses to", "loses to": "beats"}  # the same seen from dW
+OUTCOMES = get_args(Outcome)
+
+
+class Said(NamedTuple):
+    """What a rule said: about what, the outcome, the sentence, and the part it names."""
+
+    about: tuple[str, ...]
+    outcome: str | None
+    sentence: str
+    part: str | None = None
+
+
+def q_value(q: float | None) -> str:
+    """0.012, or < 0.001; a dash where there is none."""
+    return "-" if q is None else "< 0.001" if q < 0.001 else f"{q:.2g}"
+
+
+def setting(line: Mapping[str, Any]) -> str:
+    """What was chosen of a way: its setting, or family, and the dose."""
+    of = line["variant"].partition("@")[2] or line["family"]
+    return ", ".join([*([of] if of else []), f"alpha {line['alpha']:g}"])
+
+
+def verb(line: Mapping[str, Any]) -> str:
+    """What dW does to the way of a line: "beats", "loses to", "is not apart from"."""
+    said = winner(line)
+    return OF_DW.get(said, said)
+
+
+def rivals(table: pl.DataFrame) -> pl.DataFrame:
+    """The selected lines that aim where dW aims, without dW; "-way" aims at the other pole."""
+    return table.filter(
+        pl.col("role") == "selected", pl.col("way") != DW, ~pl.col("way").str.starts_with("-")
+    )
+
+
+def duel(line: Mapping[str, Any]) -> str:
+    """One line of the benchmark by its rule."""
+    q = q_value(line["diff_q"])
+    q = f"q {q}" if q.startswith("<") else f"q = {q}"
+    return (
+        f"{line['dataset']}: dW {verb(line)} {line['way']} ({setting(line)}): {line['way']} minus "
+        f"dW {span(line, 'diff', 'diff_lo', 'diff_hi')} nats, {q}"
+    )
+
+
+def answers(j: Joined) -> list[str]:
+    """The benchmark in a few sentences: dW itself, then per method what it beats."""
+    own = j.table.filter(
+        pl.col("variant") == DW,
+        pl.col("alpha") == j.reference[1],
+        pl.col("family").eq_missing(pl.lit(j.reference[0], pl.String)),
+    )
+    said = [dW_itself(own)]
+    table = rivals(j.table)
+    for method, name in METHODS.items():
+        lines = table.filter(method=method)
+        if len(lines):
+            said.append(f"Does dW beat {name}? {_against(lines)}")
+        elif method in ("prompt", "activation"):
+            said.append(f"Does dW beat {name}? Not answered: no table has a line of it.")
+    return said
+
+
+def dW_itself(own: pl.DataFrame) -> str:
+    """The effect of the reference per data set, and whether it is one."""
+    each = [f"{r['dataset']} {span(r, 'effect', 'lo', 'hi')}" for r in own.iter_rows(named=True)]
+    flat = [r["dataset"] for r in own.iter_rows(named=True) if not (r["lo"] or 0) > 0]
+    more = f"; not clear of 0 on {' and '.join(flat)}, where beating it says little" if flat else ""
+    line = own.row(0, named=True)
+    return f"dW ({setting(line)}) against the base, in nats: {', '.join(each)}{more}."
+
+
+def _against(lines: pl.DataFrame) -> str:
+    """Yes, no or in part; the counts per data set; the way that validation items put first."""
+    verbs = [verb(r) for r in lines.iter_rows(named=True)]
+    beaten = verbs.count("beats")
+    short = "Yes" if beaten == len(verbs) else "No" if not beaten else "In part"
+    counts = []
+    for (dataset,), part in lines.group_by("dataset", maintain_order=True):
+        found = [verb(r) for r in part.iter_rows(named=True)]
+        each = [f"{v} {found.count(v)}" for v in dict.fromkeys(sorted(found))]
+        counts.append(f"{dataset}: of {len(found)} it {', '.join(each)}")
+    best = lines.filter(pl.col("validation") == pl.col("validation").max())
+    first = "; ".join(duel(r) for r in best.iter_rows(named=True))
+    return f"{short} ({'; '.join(counts)}). The best on validation items, {first}."
+
+
+def controls(table: pl.DataFrame) -> list[str]:
+    """Whether each control moves the behaviour, by the interval of its effect."""
+    said = []
+    for r in table.filter(role="control").sort("dataset", "method", "way").iter_rows(named=True):
+        lo, hi = r["lo"], r["hi"]
+        does = "has no interval" if lo is None or hi is None else "is not apart from the base"
+        if lo is not None and hi is not None and (lo > 0 or hi < 0):
+            does = "raises the behaviour" if lo > 0 else "lowers the behaviour"
+        draws = f", {r['seeds']} draws" if r["seeds"] > 1 else ""
+        said.append(
+            f"{r['dataset']}: {r['way']} ({r['method']}{draws}) {does}: "
+            f"{span(r, 'effect', 'lo', 'hi')} nats"
+        )
+    return said
+
+
+def verdicts(meta: Mapping[str, Any]) -> list[Said]:
+    """What the rules said, from `verdicts` in the provenance, however it is nested."""
+    return list(_walk(meta.get("verdicts", []), ()))
+
+
+def _walk(found: Any, about: tuple[str, ...]) -> Iterator[Said]:
+    if isinstance(found, str):
+        yield Said(about, None, found)
+    elif isinstance(found, Mapping) and {"outcome", "sentence"} <= set(found):
+        yield Said(about, found["outcome"], found["sentence"], found.get("part"))
+    elif isinstance(found, Mapping):
+        for name, inner in found.items():
+            yield from _walk(inner, (*about, str(name)))
+    elif isinstance(found, Sequence):
+        at = next((i for i, x in enumerate(found) if isinstance(x, str) and x in OUTCOMES), None)
+        if at is None or at + 1 >= len(found):
+            for inner in found:
+                yield from _walk(inner, about)
+        else:
+            part = found[at + 2] if len(found) > at + 2 else None
+            yield Said((*about, *map(str, found[:at])), found[at], found[at + 1], part)
+
+
+def parts(meta: Mapping[str, Any], table: pl.DataFrame) -> list[str]:
+    """The verdicts of an analysis: one sentence a claim, with what single families say."""
+    found, said = verdicts(meta), []
+    of_family = [v for v in found if len(v.about) == 3 and v.about[2] != "all"]
+    for v in found:
+        if v in of_family:
+            continue
+        about = v.about[:2] if v.about[2:] == ("all",) else v.about
+        families = [f for f in of_family if f.about[:2] == about]
+        text = ": ".join([*([", ".join(about)] if about else []), *filter(None, [v.outcome])])
+        text = f"{text}: {v.sentence}" if text else v.sentence
+        said.append(text + _shares(table, v) + _families(families))
+    known = {v.about[:2] for v in found if v not in of_family}
+    for about in dict.fromkeys(f.about[:2] for f in of_family if f.about[:2] not in known):
+        own = [f for f in of_family if f.about[:2] == about]
+        said.append(f"{', '.join(about)}{_families(own)}")
+    return said
+
+
+def headline(meta: Mapping[str, Any]) -> str:
+    """supported: claims, shared core; refuted: ...: the verdicts in one line, families pooled."""
+    found = [v for v in verdicts(meta) if len(v.about) < 3 or v.about[2] == "all"]
+    each = []
+    for outcome in OUTCOMES:
+        of = ["/".join(v.about[:2]) or v.sentence for v in found if v.outcome == outcome]
+        each += [f"{outcome}: {', '.join(of)}"] if of else []
+    return "; ".join(each)
+
+
+def _families(found: Sequence[Said]) -> str:
+    """; alone: supported in ia3 (attention), refuted in lora, dora."""
+    each = []
+    for outcome in OUTCOMES:
+        of = [v for v in found if v.outcome == outcome]
+        names = ", ".join(f"{v.about[2]} ({v.part})" if v.part else v.about[2] for v in of)
+        each += [f"{outcome} in {names}"] if of else []
+    return f"; by family: {', '.join(each)}" if each else ""
+
+
+def _shares(table: pl.DataFrame, v: Said) -> str:
+    """The retained shares behind a supported claim: lowest to highest over families and sizes."""
+    name = "shared" if v.about[-1:] == ("shared core",) else v.part
+    if not v.about or not name or "retained" not in table.columns:
+        return ""
+    each = []
+    for variant in (f"keep_{name}", f"drop_{name}"):
+        of = table.filter(dataset=v.about[0], variant=variant)["retained"].drop_nulls()
+        each += [f"{variant} {of.min():.2f} to {of.max():.2f}"] if len(of) else []
+    return f" (retained over all families: {', '.join(each)})" if each else ""
+
+
+def planted(table: pl.DataFrame) -> list[str]:
+    """Detections and false positives of the rules on planted truths, with Wilson's interval."""
+    said = []
+    for expected, what in (
+        ("supported", "true claims that were found"),
+        ("not supported", "false claims that were supported"),
+    ):
+        of = table.filter(expected=expected)
+        if n := len(of):
+            hits = int(of["agree"].sum())
+            rate = (hits if expected == "supported" else n - hits) / n
+            lo, hi = wilson(rate, n)
+            said.append(f"{what}: {round(rate * n)} of {n}, {rate:.2f} [{lo:.2f}, {hi:.2f}]")
+    for r in table.filter(agree=False).iter_rows(named=True):
+        where = f"{r['plant']}, seed {r['seed']}, {r['rule']}"
+        said.append(f"disagrees with the truth: {where}: {r['outcome']}; {r['sentence']}")
+    return said
