@@ -10,7 +10,7 @@ Rule:       dW beats a way where the 95 % interval of their paired difference ex
     python experiments/report.py --tables artifacts/tables --out artifacts/report
 
 Reads the tables that are there and names those that are not, with the command that makes them. The
-lines of t1, t2, t3, t9 and t10 (t5 and t12 for other models) become one table: their items and the
+lines of t1, t3, t9 and t10 (t5 and t12 for other models) become one table: their items and the
 base's margins must agree, a line that several scripts scored stands once, and effects, differences
 and q are computed anew over all of it. Writes report.md, report.html (one file, opens without a
 network), report.parquet (the joined table), and the figure beside report.md.
@@ -28,7 +28,7 @@ import polars as pl
 from wscore.effect import effect_table
 from wscore.store import write_whole
 from wsrun import claims, figures
-from wsrun.benchmark import DW, span
+from wsrun.benchmark import DW, base_lines, span
 from wsrun.console import console, guarded
 from wsrun.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
 from wsrun.joined import Joined, Source, by_model, join, of_benchmark, read_sources
@@ -51,13 +51,11 @@ SCRIPTS = {
     "t13_planted": "Do the rules find what was planted, and only that?",
     "t14_monitor": "How far does a fine-tune move along a behaviour direction?",
 }
-BENCHMARK = ("t1_activation", "t3_prompts", "t9_synthetic", "t10_svd_steering", "t2_dilemmas")
-BENCHMARK += ("t5_replicate", "t12_larger")
+BENCHMARK = ("t1_activation", "t3_prompts", "t9_synthetic", "t10_svd_steering", "t5_replicate")
+BENCHMARK += ("t12_larger",)
 ANALYSIS = ("t6_shared_svd", "t7_sites", "t8_coordinates")
-OPTIONAL = ("t2_dilemmas",)  # all dilemmas: joined only where the others scored all of them, too
-CURVES = 10  # a figure with more is no longer read
 HEADS = ("data set", "way", "chosen", "method", "alpha", "effect, nats", "q", "minus dW, nats")
-HEADS += ("q", "dW", "bias", "discrim.", "mass", "flagged")
+HEADS += ("q", "dW, by the rule", "bias", "discrim.", "mass", "flagged")
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def main(cfg: Config) -> None:
             "experiments/t1_activation.py, or name their folder with --tables"
         )
     sources = [found[n] for n in BENCHMARK if n in found and of_benchmark(found[n])]
-    joined = {at: join(s, cfg.resamples, OPTIONAL) for at, s in by_model(sources).items()}
+    joined = {at: join(s, cfg.resamples) for at, s in by_model(sources).items()}
     figure = dose_response(cfg, found)
     answer = answers(found, joined)
     blocks = [Heading(TITLE, 1), Heading("Answer"), Points(answer)]
@@ -143,7 +141,7 @@ def benchmark(at: tuple[str, str], j: Joined, found: Mapping[str, Source]) -> li
     caption = (
         f"Model {at[0]}, behaviour {at[1]}; {sizes}. effect: mean rise of the log odds of the "
         "answer that shows the behaviour, against the base. Brackets: 95 % cluster-bootstrap "
-        "intervals. q: Benjamini-Hochberg over the whole table. dW: the rule, as seen from dW. "
+        "intervals. q: Benjamini-Hochberg over the whole table. The rule is told from dW. "
         "mass: probability on Yes and No. Set off: the dW that all are measured against."
     )
     duels = [claims.duel(r) for r in claims.rivals(table).iter_rows(named=True)]
@@ -182,7 +180,13 @@ def line(r: Mapping, extra: Sequence[str]) -> list[str]:
 
 def number(value: object) -> str:
     """Two digits after the point, a dash for none."""
-    return f"{value:.2f}" if isinstance(value, float) else "-" if value is None else str(value)
+    return (
+        f"{round(value, 2) + 0.0:.2f}"
+        if isinstance(value, float)
+        else "-"
+        if value is None
+        else str(value)
+    )
 
 
 ON = ("family", "variant", "alpha")
@@ -204,40 +208,39 @@ def dose_response(cfg: Config, found: Mapping[str, Source]) -> Block:
         table = None if rows is None else curves(rows, cfg.resamples)
         if table is None:
             continue
-        question = "How does the effect grow with the dose?"
+        question = "How does the effect of dW grow with its dose?"
         with TemporaryDirectory() as folder:
             path = Path(folder) / "report.doses.parquet"
             said = figures.doses(table, path, question)
             svg = path.with_suffix(".svg")
             if not svg.exists():
                 return Text(f"No figure: {said}.")
-            words = f"Effect by dose, from {name}; bands are 95 % cluster-bootstrap intervals."
+            words = f"From {name}: effect by dose, bands are 95 % cluster-bootstrap intervals."
             return Figure(svg.name, svg.read_bytes(), question, words)
-    return Text(f"No table has several doses of one change; {command('t2_dilemmas')} makes one.")
+    return Text(f"No table has several doses of dW; {command('t2_dilemmas')} makes one.")
 
 
 def curves(rows: pl.DataFrame, resamples: int) -> pl.DataFrame | None:
-    """Effects of every change that was scored at several doses, of one model; None without any.
+    """The effect of each family's dW at every dose of one model; None where all have a single one.
 
-    "-dW" at alpha -2 is dW at -2: one curve. Of more than CURVES changes, only whole ones are kept.
+    "-dW" at alpha -2 is dW at -2. A data set that only repeats the items of another is left out.
     """
     first = rows.select("model", "behaviour").row(0, named=True)
-    rows = rows.filter(**first).with_columns(variant=pl.col("variant").str.strip_prefix("-"))
-    curve = ["method", "family", "variant", "k"]
-    steered = rows.filter(pl.col("alpha") != 0)
-    several = (
-        steered.group_by("dataset", *curve)
-        .agg(doses=pl.col("alpha").n_unique())
-        .group_by(curve)
-        .agg(pl.col("doses").min())
-        .filter(pl.col("doses") > 1)
-    )
-    if len(several) > CURVES:
-        several = several.filter(pl.col("variant").is_in([DW, "full"]))
-    if several.is_empty() or len(several) > CURVES:
+    base = rows.filter(**first, alpha=0)
+    groups = base.group_by("dataset").agg(pl.col("item").sort()).sort("dataset")
+    datasets = groups.unique("item", keep="first", maintain_order=True)["dataset"].to_list()
+    whole = pl.col("variant").replace({f"-{DW}": DW, "full": DW})
+    steered = rows.filter(**first, method="weights").with_columns(variant=whole)
+    steered = steered.filter(pl.col("family").is_not_null(), variant=DW)
+    several = steered.group_by("family").agg(pl.col("alpha").n_unique()).filter(pl.col("alpha") > 1)
+    if several.is_empty():
         return None
-    kept = steered.join(several.select(curve), on=curve, how="semi", nulls_equal=True)
-    return effect_table(pl.concat([rows.filter(alpha=0), kept]), resamples=resamples)
+    kept = steered.filter(pl.col("family").is_in(several["family"].to_list()))
+    kept = kept.unique(["dataset", "family", "alpha", "seed", "item"], maintain_order=True)
+    both = pl.concat([base, kept]).filter(pl.col("dataset").is_in(datasets))
+    origin = base_lines(both).drop("family").join(several.select("family"), how="cross")
+    table = effect_table(both, resamples=resamples)
+    return pl.concat([table, origin], how="diagonal_relaxed")
 
 
 def shown(cfg: Config, found: Mapping[str, Source]) -> list[Block]:

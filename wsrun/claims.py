@@ -96,17 +96,18 @@ def dW_itself(own: pl.DataFrame) -> str:
 
 def _against(lines: pl.DataFrame) -> str:
     """Yes, no or in part; the counts per data set; the way that validation items put first."""
-    verbs = [verb(r) for r in lines.iter_rows(named=True)]
+    verbs, counts = [verb(r) for r in lines.iter_rows(named=True)], []
     beaten = verbs.count("beats")
     short = "Yes" if beaten == len(verbs) else "No" if not beaten else "In part"
-    counts = []
     for (dataset,), part in lines.group_by("dataset", maintain_order=True):
         found = [verb(r) for r in part.iter_rows(named=True)]
-        each = [f"{v} {found.count(v)}" for v in dict.fromkeys(sorted(found))]
-        counts.append(f"{dataset}: of {len(found)} it {', '.join(each)}")
+        others = [f"{v} {found.count(v)}" for v in dict.fromkeys(found) if v != "beats"]
+        each = ", ".join([f"beats {found.count('beats')} of {len(found)} ways", *others])
+        counts.append(f"on {dataset} it {each}")
     best = lines.filter(pl.col("validation") == pl.col("validation").max())
     first = "; ".join(duel(r) for r in best.iter_rows(named=True))
-    return f"{short} ({'; '.join(counts)}). The best on validation items, {first}."
+    said = f"{short}: {'; '.join(counts)}."
+    return f"{said} Against the way that is best on validation items, {first}." if first else said
 
 
 def controls(table: pl.DataFrame) -> list[str]:
@@ -150,20 +151,18 @@ def _walk(found: Any, about: tuple[str, ...]) -> Iterator[Said]:
 
 def parts(meta: Mapping[str, Any], table: pl.DataFrame) -> list[str]:
     """The verdicts of an analysis: one sentence a claim, with what single families say."""
-    found, said = verdicts(meta), []
-    of_family = [v for v in found if len(v.about) == 3 and v.about[2] != "all"]
-    for v in found:
-        if v in of_family:
-            continue
-        about = v.about[:2] if v.about[2:] == ("all",) else v.about
-        families = [f for f in of_family if f.about[:2] == about]
-        text = ": ".join([*([", ".join(about)] if about else []), *filter(None, [v.outcome])])
-        text = f"{text}: {v.sentence}" if text else v.sentence
-        said.append(text + _shares(table, v) + _families(families))
-    known = {v.about[:2] for v in found if v not in of_family}
-    for about in dict.fromkeys(f.about[:2] for f in of_family if f.about[:2] not in known):
-        own = [f for f in of_family if f.about[:2] == about]
-        said.append(f"{', '.join(about)}{_families(own)}")
+    claims: dict[tuple, list[Said]] = {}
+    for v in verdicts(meta):
+        claims.setdefault(v.about[:2] if len(v.about) == 3 else (v.about, v.sentence), []).append(v)
+    said = []
+    for found in claims.values():
+        whole = next((v for v in found if v.about[2:] in ((), ("all",))), None)
+        single = [v for v in found if v is not whole]
+        about = ", ".join(found[0].about[:2])
+        text = [] if whole is None else [*filter(None, [whole.outcome]), whole.sentence]
+        text = ": ".join([about, *text] if about else text)
+        text += "" if whole is None else _shares(table, whole)
+        said.append(text + _families(table, single))
     return said
 
 
@@ -177,26 +176,29 @@ def headline(meta: Mapping[str, Any]) -> str:
     return "; ".join(each)
 
 
-def _families(found: Sequence[Said]) -> str:
-    """; alone: supported in ia3 (attention), refuted in lora, dora."""
+def _families(table: pl.DataFrame, found: Sequence[Said]) -> str:
+    """; by family: supported in ia3 (attention: 0.98 kept, 0.02 left), refuted in lora, dora."""
     each = []
     for outcome in OUTCOMES:
         of = [v for v in found if v.outcome == outcome]
-        names = ", ".join(f"{v.about[2]} ({v.part})" if v.part else v.about[2] for v in of)
+        names = ", ".join(v.about[2] + _shares(table, v) for v in of)
         each += [f"{outcome} in {names}"] if of else []
     return f"; by family: {', '.join(each)}" if each else ""
 
 
 def _shares(table: pl.DataFrame, v: Said) -> str:
-    """The retained shares behind a supported claim: lowest to highest over families and sizes."""
+    """The retained shares of the part a claim names: lowest to highest over families and sizes."""
     name = "shared" if v.about[-1:] == ("shared core",) else v.part
     if not v.about or not name or "retained" not in table.columns:
         return ""
-    each = []
-    for variant in (f"keep_{name}", f"drop_{name}"):
-        of = table.filter(dataset=v.about[0], variant=variant)["retained"].drop_nulls()
-        each += [f"{variant} {of.min():.2f} to {of.max():.2f}"] if len(of) else []
-    return f" (retained over all families: {', '.join(each)})" if each else ""
+    lines, each = table.filter(dataset=v.about[0]), []
+    if v.about[2:] not in ((), ("all",)):
+        lines = lines.filter(family=v.about[2])
+    for part, word in (("keep", "kept"), ("drop", "left")):
+        found = lines.filter(variant=f"{part}_{name}")["retained"].drop_nulls().sort()
+        ends = dict.fromkeys(f"{found[i]:.2f}" for i in (0, -1)) if len(found) else ()
+        each += [f"{' to '.join(ends)} {word}"] if ends else []
+    return f" ({name}: {', '.join(each)})" if each else ""
 
 
 def planted(table: pl.DataFrame) -> list[str]:

@@ -172,5 +172,5 @@ def _numbers(lines: Sequence[Sequence[str]], columns: int) -> list[bool]:
 def _plain(text: str) -> str:
     """The text with a backslash before what Markdown would read as a mark; on one line."""
     text = " ".join(text.split())
-    text = re.sub(r"([\\`*<|]|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;))", r"\\\1", text)
+    text = re.sub(r"([\\`*|]|<(?=[\w/!?])|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;))", r"\\\1", text)
     return text.replace("](", "]\\(")

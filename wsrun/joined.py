@@ -5,13 +5,14 @@ stands once, and its difference to dW and its q are those of the whole table, no
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from wscore.effect import CELL
+from wscore.spread import DRAW
 from wsrun.benchmark import DW, compare
 from wsrun.tables import read_table
 
@@ -82,39 +83,29 @@ def by_model(sources: Iterable[Source]) -> dict[tuple[str, str], list[Source]]:
     return found
 
 
-def join(
-    sources: Sequence[Source], resamples: int = 2000, optional: Collection[str] = ()
-) -> Joined:
+def join(sources: Sequence[Source], resamples: int = 2000) -> Joined:
     """One table over the reported lines of all sources, which must be about the same rows.
 
     Raises ValueError, naming two tables, where their items or the margins of the base differ, or
     where one line has other margins in each; a control of one name is then kept twice, with the
-    script's name. A source in `optional` with other items is left out, with a remark. The reference
-    is the dW that most scripts chose.
+    script's name. The reference is the dW that most scripts chose.
     """
     first, *others = sources
     rows, lines = _reported(first)
     owners = {line: first.name for line in lines.select(LINE).rows()}
-    joined, left_out = [first], []
     for s in others:
         new, more = _reported(s)
-        if (odd := _other_items(rows, new)) and s.name in optional:
-            left_out.append(
-                f"{s.name} was scored on other items ({odd}) and stays out of the benchmark table."
-            )
-            continue
-        _check_base(first.name, rows, s.name, new, odd)
-        joined.append(s)
+        _check_base(first.name, rows, s.name, new)
         new, more = _renamed(s, rows, new, more)
         _check_lines(owners, rows, s.name, new)
         owners |= {line: s.name for line in more.select(LINE).rows() if line not in owners}
         key = [*ITEM, *LINE, "seed"]
         rows = pl.concat([rows, new.join(rows, on=key, how="anti", nulls_equal=True)])
         lines = pl.concat([lines, more], how="diagonal_relaxed")
-    reference, remarks = _reference(joined)
+    reference, remarks = _reference(sources)
     named = {"variant": DW, "family": reference[0], "alpha": reference[1]}
     table = compare(rows.with_columns(experiment=pl.lit("report")), named, resamples=resamples)
-    return Joined(rows, _noted(table, lines), reference, remarks + left_out + _matching(joined))
+    return Joined(rows, _noted(table, lines), reference, remarks + _matching(sources))
 
 
 def _rows(s: Source) -> pl.DataFrame:
@@ -124,7 +115,8 @@ def _rows(s: Source) -> pl.DataFrame:
 
 def _reported(s: Source) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The rows of the base and of the lines that have a role, and those lines with their notes."""
-    named = s.table.filter(pl.col("role").is_in(REPORTED))
+    draw = pl.col("variant").str.contains(DRAW)  # single draws of a null are for its script
+    named = s.table.filter(pl.col("role").is_in(REPORTED), ~draw)
     rest = [
         "dataset",
         *LINE,
@@ -141,32 +133,21 @@ def _reported(s: Source) -> tuple[pl.DataFrame, pl.DataFrame]:
     return pl.concat([rows.filter(alpha=0), mine]), lines
 
 
-def _bases(rows: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
-    """Each item of the data sets that both have, with its margins under either's base."""
+def _check_base(first: str, rows: pl.DataFrame, name: str, new: pl.DataFrame) -> None:
+    """Refuse other items, or another base, in the data sets that both tables have."""
     base, other = (
         x.filter(alpha=0).select(*ITEM, "label", "cluster", "margin") for x in (rows, new)
     )
     both = set(base["dataset"]) & set(other["dataset"])
     base, other = (x.filter(pl.col("dataset").is_in(both)) for x in (base, other))
-    return base.join(other, on=[*ITEM, "label", "cluster"], how="full", nulls_equal=True)
-
-
-def _other_items(rows: pl.DataFrame, new: pl.DataFrame) -> str:
-    """How the items differ, in words; nothing where they do not."""
-    pair = _bases(rows, new)
-    here, there = (pair[c].is_not_null().sum() for c in ("margin", "margin_right"))
-    common = pair.drop_nulls(["margin", "margin_right"])
-    return "" if here == there == len(common) else f"{here} and {there}, {len(common)} in both"
-
-
-def _check_base(first: str, rows: pl.DataFrame, name: str, new: pl.DataFrame, odd: str) -> None:
-    """Refuse other items, or another base, in the data sets that both tables have."""
-    if odd:
+    pair = base.join(other, on=[*ITEM, "label", "cluster"], how="inner", nulls_equal=True)
+    if not len(base) == len(other) == len(pair):
+        sizes = f"{len(base)} and {len(other)}, {len(pair)} of them in both"
         raise ValueError(
-            f"report: {first} and {name} do not hold the same items ({odd}); a benchmark needs "
+            f"report: {first} and {name} do not hold the same items ({sizes}); a benchmark needs "
             "identical rows, so run both with the same --data and --dilemmas"
         )
-    if (gap := _gap(_bases(rows, new))) > AGREE:
+    if (gap := _gap(pair)) > AGREE:
         raise ValueError(
             f"report: {first} and {name} differ by up to {gap:.3g} nats in the base's margins; "
             "run both again on the same model"
