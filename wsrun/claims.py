@@ -46,7 +46,7 @@ def setting(line: Mapping[str, Any]) -> str:
 
 def verb(line: Mapping[str, Any]) -> str:
     """What dW does to the way of a line: "beats", "loses to", "is not apart from"."""
-    said = winner(line)
+    said = winner({end: line[end] for end in ("diff_lo", "diff_hi")})
     return OF_DW.get(said, said)
 
 
