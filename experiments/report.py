@@ -17,7 +17,7 @@ network), report.parquet (the joined table), and the figure beside report.md.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -31,7 +31,7 @@ from wsrun import claims, figures
 from wsrun.benchmark import DW, base_lines, span
 from wsrun.console import console, guarded
 from wsrun.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
-from wsrun.joined import Joined, Source, by_model, join, of_benchmark, read_sources
+from wsrun.joined import LINE, Joined, Source, by_model, join, of_benchmark, read_sources
 from wsrun.tables import plain, provenance, read_table, write_table
 
 TITLE = "Weight steering: does dW beat the baselines, and which part of it carries the behaviour?"
@@ -54,6 +54,9 @@ SCRIPTS = {
 BENCHMARK = ("t1_activation", "t3_prompts", "t9_synthetic", "t10_svd_steering", "t5_replicate")
 BENCHMARK += ("t12_larger",)
 ANALYSIS = ("t6_shared_svd", "t7_sites", "t8_coordinates")
+COSTS = ("nll", "perplexity", "accuracy")
+WORDS = {"nll": "text, nats a token", "accuracy": "accuracy elsewhere", "kl": "KL, nats"}
+WORDS |= {"perplexity": "perplexity", "dose_norm": "norm of the dose"}
 HEADS = ("data set", "way", "chosen", "method", "alpha", "effect, nats", "q", "minus dW, nats")
 HEADS += ("q", "dW, by the rule", "bias", "discrim.", "mass", "flagged")
 
@@ -127,11 +130,13 @@ def answers(found: Mapping[str, Source], joined: Mapping[tuple[str, str], Joined
 def benchmark(at: tuple[str, str], j: Joined, found: Mapping[str, Source]) -> list[Block]:
     """The table of one model, the sentences of the rule, and the controls."""
     table = j.table.sort("dataset", "effect", descending=[False, True])
-    notes = [c for c in ("kl", "dose_norm") if c in table.columns]
-    cost = costs(found)
-    table = table.join(cost, on=list(ON), how="left", nulls_equal=True, maintain_order="left")
-    extra = [*notes, *(c for c in cost.columns if c not in ON)]
-    lines = [line(r, extra) for r in table.iter_rows(named=True)]
+    extra = [c for c in ("kl", "dose_norm") if c in table.columns]
+    if (cost := costs(at, found)) is not None:
+        table = table.join(cost, on=LINE, how="left", nulls_equal=True, maintain_order="left")
+        extra += COSTS
+    rivals = claims.rivals(table)
+    beside = set(rivals.select("dataset", *LINE).rows())
+    lines = [line(r, extra, beside) for r in table.iter_rows(named=True)]
     own = [i for i, r in enumerate(table.iter_rows(named=True)) if is_reference(r, j)]
     items = table.group_by("dataset", maintain_order=True).first()
     sizes = ", ".join(
@@ -144,10 +149,10 @@ def benchmark(at: tuple[str, str], j: Joined, found: Mapping[str, Source]) -> li
         "intervals. q: Benjamini-Hochberg over the whole table. The rule is told from dW. "
         "mass: probability on Yes and No. Set off: the dW that all are measured against."
     )
-    duels = [claims.duel(r) for r in claims.rivals(table).iter_rows(named=True)]
+    duels = [claims.duel(r) for r in rivals.iter_rows(named=True)]
     return [
         Heading(f"Benchmark: {at[0]}, {at[1]}"),
-        Grid((*HEADS, *(c.replace("_", " ") for c in extra), "from"), lines, caption, own),
+        Grid((*HEADS, *(WORDS.get(c, c) for c in extra), "from"), lines, caption, own),
         Heading("dW against every way, by the rule", 3),
         Points(duels or ["No way but dW was selected in these tables."]),
         Heading("Controls", 3),
@@ -159,21 +164,23 @@ def is_reference(r: Mapping, j: Joined) -> bool:
     return r["variant"] == DW and (r["family"], r["alpha"]) == j.reference
 
 
-def line(r: Mapping, extra: Sequence[str]) -> list[str]:
-    """The cells of one line."""
-    rule = "" if r["role"] == "control" or r["way"] == DW else claims.verb(r)
+def line(r: Mapping, extra: Sequence[str], rivals: Collection[tuple]) -> list[str]:
+    """The cells of one line; the rule is told of rivals only."""
+    rule = claims.verb(r) if tuple(r[c] for c in ("dataset", *LINE)) in rivals else ""
+    chosen = r["variant"].partition("@")[2] or r["family"] or ""
     return [
         r["dataset"],
         r["way"] + (" (control)" if r["role"] == "control" else ""),
-        r["variant"].partition("@")[2] or r["family"] or "",
+        chosen + ("" if r["k"] is None else f" k = {r['k']}"),
         r["method"],
         f"{r['alpha']:g}",
         span(r, "effect", "lo", "hi"),
         claims.q_value(r["q"]),
         span(r, "diff", "diff_lo", "diff_hi"),
         claims.q_value(r["diff_q"]),
-        "" if r["way"].startswith("-") else rule,
-        *(number(r[c]) for c in ("bias", "discrimination", "mass", "flagged_share", *extra)),
+        rule,
+        *(number(r[c]) for c in ("bias", "discrimination", "mass", "flagged_share")),
+        *(cost(r, c) for c in extra),
         r["source"] or "",
     ]
 
@@ -189,16 +196,35 @@ def number(value: object) -> str:
     )
 
 
-ON = ("family", "variant", "alpha")
+def cost(r: Mapping, column: str) -> str:
+    """A value with its interval, where it has one, to three digits after the point."""
+    value, ends = r[column], [r.get(f"{column}_{end}") for end in ("lo", "hi")]
+    if value is None:
+        return "-"
+    sign = "+" if f"{column}_lo" in r else ""
+    interval = "" if None in ends else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]"
+    return f"{value:{sign}.3f}{interval}"
 
 
-def costs(found: Mapping[str, Source]) -> pl.DataFrame:
-    """What t11 measured beside the effect of each line: its own columns, by family and dose."""
-    empty = pl.DataFrame(schema={"family": pl.String, "variant": pl.String, "alpha": pl.Float64})
+def costs(at: tuple[str, str], found: Mapping[str, Source]) -> pl.DataFrame | None:
+    """What t11 measured of each line of a model beside its effect; None without it."""
     if "t11_degradation" not in found:
-        return empty
-    table = found["t11_degradation"].table
-    return table.select(ON).unique() if set(ON) <= set(table.columns) else empty
+        return None
+    table = found["t11_degradation"].table.filter(model=at[0], behaviour=at[1])
+    ends = [f"{c}_{end}" for c in ("nll", "accuracy") for end in ("lo", "hi")]
+    if table.is_empty() or not {*LINE, *COSTS, *ends} <= set(table.columns):
+        return None
+    return table.select(*LINE, *COSTS, *ends).unique(LINE, maintain_order=True)
+
+
+def cost_grid(table: pl.DataFrame) -> Grid:
+    """The lines of t11 with their costs."""
+    lines = [
+        [r["way"], claims.setting(r), *(cost(r, c) for c in COSTS)]
+        for r in table.unique(LINE, maintain_order=True).iter_rows(named=True)
+    ]
+    caption = "Change against the base: nats a token of neutral texts, share of right answers."
+    return Grid(("way", "chosen", *(WORDS[c] for c in COSTS)), lines, caption)
 
 
 def dose_response(cfg: Config, found: Mapping[str, Source]) -> Block:
@@ -251,9 +277,13 @@ def shown(cfg: Config, found: Mapping[str, Source]) -> list[Block]:
         if name == "t13_planted" and (path := cfg.tables / f"{name}.verdicts.parquet").exists():
             said += claims.planted(read_table(path)[0])
         if name in BENCHMARK and of_benchmark(s):
-            said.append(f"{len(s.table)} lines; those that were reported stand in the benchmark.")
+            said += claims.added(s.table)
+            said.append("Its selected lines and its controls stand in the benchmark table.")
         blocks.append(Heading(f"{s.short}: {SCRIPTS[name]}", 3))
-        blocks.append(Points(said or [f"{len(s.table)} lines; no rule is recorded in this table."]))
+        if name == "t11_degradation" and set(COSTS) <= set(s.table.columns):
+            blocks.append(cost_grid(s.table.filter(pl.col("role") == "selected")))
+        else:
+            blocks.append(Points(said or ["No rule is recorded in this table."]))
     return blocks
 
 

@@ -20,6 +20,7 @@ METHODS = {
     "synthetic": "constructed changes",
     "weights": "other changes of the weights",
 }
+ASIDE = ("neutral", "finetuned")  # a prompt that asks for nothing; what finetuned+dW starts from
 OF_DW = {"beats": "loses to", "loses to": "beats"}  # the same seen from dW
 OUTCOMES = get_args(Outcome)
 
@@ -51,10 +52,15 @@ def verb(line: Mapping[str, Any]) -> str:
 
 
 def rivals(table: pl.DataFrame) -> pl.DataFrame:
-    """The selected lines that aim where dW aims, without dW; "-way" aims at the other pole."""
-    return table.filter(
-        pl.col("role") == "selected", pl.col("way") != DW, ~pl.col("way").str.starts_with("-")
-    )
+    """The selected lines that dW competes with: ways of their own towards the same pole.
+
+    Left out are dW, what is used together with it ("prompt+dW"), ASIDE, and ways named after the
+    other pole ("-dW", "simple_neg") that went there on validation items.
+    """
+    way = pl.col("way")
+    other = (way.str.starts_with("-") | way.str.ends_with("_neg")) & (pl.col("validation") < 0)
+    no_rival = (way == DW) | way.str.contains(f"+{DW}", literal=True) | way.is_in(ASIDE)
+    return table.filter(pl.col("role") == "selected", ~no_rival, ~other.fill_null(False))
 
 
 def duel(line: Mapping[str, Any]) -> str:
@@ -122,6 +128,22 @@ def controls(table: pl.DataFrame) -> list[str]:
         said.append(
             f"{r['dataset']}: {r['way']} ({r['method']}{draws}) {does}: "
             f"{span(r, 'effect', 'lo', 'hi')} nats"
+        )
+    return said
+
+
+def added(table: pl.DataFrame) -> list[str]:
+    """What a line adds to the one it builds on, where its script says so (over, over_diff)."""
+    if "over" not in table.columns:
+        return []
+    said = []
+    for r in table.filter(pl.col("over").is_not_null()).iter_rows(named=True):
+        lo, hi = r["over_lo"], r["over_hi"]
+        clear = lo is not None and hi is not None and (lo > 0 or hi < 0)
+        apart = "" if clear else ", not apart"
+        said.append(
+            f"{r['dataset']}: {r['way']} ({setting(r)}) minus {r['over']}: "
+            f"{span(r, 'over_diff', 'over_lo', 'over_hi')} nats{apart}"
         )
     return said
 
