@@ -129,7 +129,7 @@ def answers(found: Mapping[str, Source], joined: Mapping[tuple[str, str], Joined
 
 def benchmark(at: tuple[str, str], j: Joined, found: Mapping[str, Source]) -> list[Block]:
     """The table of one model, the sentences of the rule, and the controls."""
-    table = j.table.sort("dataset", "effect", descending=[False, True])
+    table = j.table.sort("dataset", "role", "effect", descending=[False, True, True])
     extra = [c for c in ("kl", "dose_norm") if c in table.columns]
     if (cost := costs(at, found)) is not None:
         table = table.join(cost, on=LINE, how="left", nulls_equal=True, maintain_order="left")

@@ -111,8 +111,8 @@ def test_the_rule_names_the_winner(made):
         r"dilemmas: dW loses to strong \(\\<b>be_honest\\\|, alpha 1\): strong minus dW \+1.00",
         r"Does dW beat prompting\? No: on claims it beats 0 of 1 ways, loses to 1; on dilemmas",
         r"Does dW beat activation steering\? In part: on claims it beats 1 of 2 ways, is not apart",
-        r"claims: random \(activation, 4 draws\) is not apart from the base: [+-]0.00",
-        r"claims: zero \(weights\) is not apart from the base: \+0.00 \[\+0.00, \+0.00\] nats",
+        r"claims: random \(activation, alpha 4, 4 draws\) is not apart from the base: [+-]0.00",
+        r"claims: zero \(weights, lora, alpha 1\) is not apart from the base: \+0.00 \[\+0.00",
         r"dW \(lora, alpha 2\) against the base, in nats: claims \+2.00 \[",
         r"- a rule \\<says> 1.25 of 7",
     ):
@@ -162,6 +162,57 @@ def test_controls_of_one_name_stand_apart(tmp_path):
     assert {"random", "random (t3)"} <= set(found["variant"])
     assert found.filter(variant="random (t3)")["source"].to_list() == ["t3", "t3"]
     assert (found.filter(variant="random (t3)")["seeds"] == 4).all()
+
+
+def test_one_way_under_two_names_is_one_line(tmp_path):
+    """the same margins under another name of the setting: the first name, both scripts"""
+    save(tmp_path, "t1_activation", WAYS | {"v@even": ("synthetic", None, 1.0, 1.0, "selected")})
+    save(tmp_path, "t3_prompts", WAYS | {"v@flat": ("synthetic", None, 1.0, 1.0, "selected")})
+    other = WAYS | {"v@more": ("synthetic", None, 1.0, 1.5, "selected")}
+    save(tmp_path, "t9_synthetic", other)
+    found = joined(tmp_path, "t1_activation", "t3_prompts", "t9_synthetic").table
+    lines = found.filter(dataset="claims", way="v").select("variant", "source").sort("variant")
+    assert lines.rows() == [("v@even", "t1, t3"), ("v@more", "t9")]
+
+
+def test_who_competes_with_dW():
+    """not dW, not what is used with it, not the other pole's ways; a way against an adapter is"""
+    ways = {"dW": 2, "-dW": -2, "simple": 3, "simple_neg": -3, "-tau_neg": 1, "prompt+dW": 4}
+    ways |= {"finetuned": -1, "finetuned+dW": 2, "neutral": 0, "failed": -0.1}
+    table = pl.DataFrame({"way": [*ways], "validation": [float(v) for v in ways.values()]})
+    table = table.with_columns(role=pl.lit("selected"))
+    assert claims.rivals(table)["way"].to_list() == ["simple", "-tau_neg", "failed"]
+
+
+def test_costs_stand_beside_effects(made, tmp_path):
+    """t11's columns join the line of the same change and dose, a dash elsewhere"""
+    for path in made[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    save(tmp_path, "t11_degradation", WAYS)
+    table, meta = read_table(tmp_path / "t11_degradation.parquet")
+    known = {"nll": 0.125, "nll_lo": 0.0625, "nll_hi": 0.25, "perplexity": 3.5}
+    known |= {"accuracy": -0.5, "accuracy_lo": -0.75, "accuracy_hi": None}
+    known = {c: pl.lit(v, pl.Float64) for c, v in known.items()}
+    write_table(table.with_columns(**known), tmp_path / "t11_degradation.parquet", meta)
+    text, _ = run(tmp_path, tmp_path / "out")
+    lines = [
+        x for x in text.splitlines() if x.startswith(("| **claims** | **dW**", "| claims | we"))
+    ]
+    dW, weak = lines
+    assert "**+0.125 [+0.062, +0.250]** | **3.500** | **-0.500** | **t1, t3** |" in dW
+    assert weak.endswith("| - | - | - | t1 |")
+    assert "| dW | lora, alpha 2 | +0.125 [+0.062, +0.250] | 3.500 | -0.500 |" in text
+
+
+def test_what_a_line_adds():
+    """over, over_diff: the line against the one it builds on"""
+    line = {"dataset": "claims", "way": "prompt+dW", "variant": "prompt+dW@p", "family": "ia3"}
+    line |= {"k": None, "alpha": 1.0, "over": "p", "over_diff": 0.5}
+    lines = [line | {"over_lo": 0.25, "over_hi": 0.75}, line | {"over_lo": -0.5, "over_hi": 1.5}]
+    assert claims.added(pl.DataFrame(lines)) == [
+        "claims: prompt+dW (p, alpha 1) minus p: +0.50 [+0.25, +0.75] nats",
+        "claims: prompt+dW (p, alpha 1) minus p: +0.50 [-0.50, +1.50] nats, not apart",
+    ]
 
 
 def test_another_dW_is_said(tmp_path):

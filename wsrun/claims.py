@@ -40,9 +40,10 @@ def q_value(q: float | None) -> str:
 
 
 def setting(line: Mapping[str, Any]) -> str:
-    """What was chosen of a way: its setting, or family, and the dose."""
-    of = line["variant"].partition("@")[2] or line["family"]
-    return ", ".join([*([of] if of else []), f"alpha {line['alpha']:g}"])
+    """What was chosen of a way: its setting, or family, its size and the dose."""
+    size = None if line.get("k") is None else f"k = {line['k']}"
+    of = [line["variant"].partition("@")[2] or line["family"], size, f"alpha {line['alpha']:g}"]
+    return ", ".join(filter(None, of))
 
 
 def verb(line: Mapping[str, Any]) -> str:
@@ -119,14 +120,18 @@ def _against(lines: pl.DataFrame) -> str:
 def controls(table: pl.DataFrame) -> list[str]:
     """Whether each control moves the behaviour, by the interval of its effect."""
     said = []
-    for r in table.filter(role="control").sort("dataset", "method", "way").iter_rows(named=True):
+    for r in (
+        table.filter(role="control")
+        .sort("dataset", "method", "way", "variant", "k")
+        .iter_rows(named=True)
+    ):
         lo, hi = r["lo"], r["hi"]
         does = "has no interval" if lo is None or hi is None else "is not apart from the base"
         if lo is not None and hi is not None and (lo > 0 or hi < 0):
             does = "raises the behaviour" if lo > 0 else "lowers the behaviour"
         draws = f", {r['seeds']} draws" if r["seeds"] > 1 else ""
         said.append(
-            f"{r['dataset']}: {r['way']} ({r['method']}{draws}) {does}: "
+            f"{r['dataset']}: {r['way']} ({r['method']}, {setting(r)}{draws}) {does}: "
             f"{span(r, 'effect', 'lo', 'hi')} nats"
         )
     return said

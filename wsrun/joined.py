@@ -97,6 +97,7 @@ def join(sources: Sequence[Source], resamples: int = 2000) -> Joined:
         new, more = _reported(s)
         _check_base(first.name, rows, s.name, new)
         new, more = _renamed(s, rows, new, more)
+        new, more = _known(rows, lines, new, more)
         _check_lines(owners, rows, s.name, new)
         owners |= {line: s.name for line in more.select(LINE).rows() if line not in owners}
         key = [*ITEM, *LINE, "seed"]
@@ -186,6 +187,25 @@ def _renamed(
         .otherwise("way")
     )
     return own(new), named
+
+
+def _known(
+    rows: pl.DataFrame, lines: pl.DataFrame, new: pl.DataFrame, more: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A way that another script chose under another name of its setting gets the name it has."""
+    same = ["way", "method", "family", "k", "alpha"]
+    pairs = lines.select(*same, to="variant").unique(maintain_order=True)
+    pairs = pairs.join(more.select(*same, "variant").unique(), on=same, nulls_equal=True)
+    for pair in pairs.filter(pl.col("to") != pl.col("variant")).iter_rows(named=True):
+        of = [pl.col(c).eq_missing(pl.lit(pair[c])) for c in same[1:]]
+        here = rows.filter(*of, pl.col("variant") == pair["to"])
+        there = new.filter(*of, pl.col("variant") == pair["variant"])
+        both = here.join(there, on=[*ITEM, "seed"], nulls_equal=True)
+        if len(here) == len(there) == len(both) and _gap(both) <= AGREE:
+            name = pl.when(*of, pl.col("variant") == pair["variant"]).then(pl.lit(pair["to"]))
+            renamed = {"variant": name.otherwise("variant")}
+            new, more = new.with_columns(**renamed), more.with_columns(**renamed)
+    return new, more
 
 
 def _shared(rows: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
