@@ -17,7 +17,7 @@ network), report.parquet (the joined table), and the figure beside report.md.
 """
 
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,11 +27,11 @@ import polars as pl
 
 from wscore.effect import effect_table
 from wscore.store import write_whole
-from wsrun import claims, figures
-from wsrun.benchmark import DW, base_lines, span
+from wsrun import claims, figures, sheet, verdicts
+from wsrun.benchmark import DW, base_lines
 from wsrun.console import console, guarded
 from wsrun.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
-from wsrun.joined import LINE, Joined, Source, by_model, join, of_benchmark, read_sources
+from wsrun.joined import Joined, Source, by_model, join, of_benchmark, read_sources
 from wsrun.tables import plain, provenance, read_table, write_table
 
 TITLE = "Weight steering: does dW beat the baselines, and which part of it carries the behaviour?"
@@ -51,14 +51,9 @@ SCRIPTS = {
     "t13_planted": "Do the rules find what was planted, and only that?",
     "t14_monitor": "How far does a fine-tune move along a behaviour direction?",
 }
-BENCHMARK = ("t1_activation", "t3_prompts", "t9_synthetic", "t10_svd_steering", "t5_replicate")
-BENCHMARK += ("t12_larger",)
+BENCHMARK = ("t1_activation", "t3_prompts", "t9_synthetic", "t10_svd_steering")
+REPLICATIONS = ("t5_replicate", "t12_larger")
 ANALYSIS = ("t6_shared_svd", "t7_sites", "t8_coordinates")
-COSTS = ("nll", "perplexity", "accuracy")
-WORDS = {"nll": "text, nats a token", "accuracy": "accuracy elsewhere", "kl": "KL, nats"}
-WORDS |= {"perplexity": "perplexity", "dose_norm": "norm of the dose"}
-HEADS = ("data set", "way", "chosen", "method", "alpha", "effect, nats", "q", "minus dW, nats")
-HEADS += ("q", "dW, by the rule", "bias", "discrim.", "mass", "flagged")
 
 
 @dataclass(frozen=True)
@@ -83,12 +78,12 @@ def main(cfg: Config) -> None:
             f"report: none of the tables is in {str(cfg.tables)!r}; run python "
             "experiments/t1_activation.py, or name their folder with --tables"
         )
-    sources = [found[n] for n in BENCHMARK if n in found and of_benchmark(found[n])]
-    joined = {at: join(s, cfg.resamples) for at, s in by_model(sources).items()}
+    joined = benchmarks(cfg, found)
     figure = dose_response(cfg, found)
     answer = answers(found, joined)
     blocks = [Heading(TITLE, 1), Heading("Answer"), Points(answer)]
-    blocks += [b for at, j in joined.items() for b in benchmark(at, j, found)]
+    costly = found["t11_degradation"].table if "t11_degradation" in found else None
+    blocks += [b for at, j in joined.items() for b in sheet.benchmark(at, j, costly)]
     blocks += [Heading("Dose and response"), figure]
     blocks += [Heading("What each part shows"), *shown(cfg, found)]
     blocks += [Heading("Where the numbers come from"), *origin(found)]
@@ -98,6 +93,19 @@ def main(cfg: Config) -> None:
         console.print(f"- {sentence}", markup=False, highlight=False)
     missing = [n for n in SCRIPTS if n not in found]
     console.print(f"next: {command(missing[0])}" if missing else "every table is there")
+
+
+def benchmarks(cfg: Config, found: Mapping[str, Source]) -> dict[tuple[str, str], Joined]:
+    """(model, behaviour) -> its joined benchmark; replications count for models of their own."""
+    first, again = (
+        by_model(found[n] for n in names if n in found and of_benchmark(found[n]))
+        for names in (BENCHMARK, REPLICATIONS)
+    )
+    joined = {at: join(s, cfg.resamples) for at, s in (again | first).items()}
+    for at in set(first) & set(again):
+        names = " and ".join(s.name for s in again[at])
+        joined[at].remarks.append(f"{names}: this model again; no line of it is in the table.")
+    return {at: joined[at] for at in (first | again)}
 
 
 def command(name: str) -> str:
@@ -114,7 +122,7 @@ def answers(found: Mapping[str, Source], joined: Mapping[tuple[str, str], Joined
     if not joined:
         said.append(f"Does dW beat the baselines? Not answered: {command('t1_activation')} first.")
     for name in ANALYSIS:
-        if name in found and (text := claims.headline(found[name].meta)):
+        if name in found and (text := verdicts.headline(found[name].meta)):
             said.append(f"{SCRIPTS[name]} {text[0].upper()}{text[1:]}.")
     models = {m for s in found.values() for m in s.table["model"].drop_nulls().unique()}
     if any(Path(m).name == "organism" for m in models):
@@ -125,106 +133,6 @@ def answers(found: Mapping[str, Source], joined: Mapping[tuple[str, str], Joined
     if missing := [n for n in SCRIPTS if n not in found]:
         said.append(f"Missing tables: {', '.join(missing)}; the last section says what makes them.")
     return said
-
-
-def benchmark(at: tuple[str, str], j: Joined, found: Mapping[str, Source]) -> list[Block]:
-    """The table of one model, the sentences of the rule, and the controls."""
-    table = j.table.sort("dataset", "role", "effect", descending=[False, True, True])
-    extra = [c for c in ("kl", "dose_norm") if c in table.columns]
-    if (cost := costs(at, found)) is not None:
-        table = table.join(cost, on=LINE, how="left", nulls_equal=True, maintain_order="left")
-        extra += COSTS
-    rivals = claims.rivals(table)
-    beside = set(rivals.select("dataset", *LINE).rows())
-    lines = [line(r, extra, beside) for r in table.iter_rows(named=True)]
-    own = [i for i, r in enumerate(table.iter_rows(named=True)) if is_reference(r, j)]
-    items = table.group_by("dataset", maintain_order=True).first()
-    sizes = ", ".join(
-        f"{r['dataset']} {r['n']} items in {r['clusters']} clusters"
-        for r in items.iter_rows(named=True)
-    )
-    caption = (
-        f"Model {at[0]}, behaviour {at[1]}; {sizes}. effect: mean rise of the log odds of the "
-        "answer that shows the behaviour, against the base. Brackets: 95 % cluster-bootstrap "
-        "intervals. q: Benjamini-Hochberg over the whole table. The rule is told from dW. "
-        "mass: probability on Yes and No. Set off: the dW that all are measured against."
-    )
-    duels = [claims.duel(r) for r in rivals.iter_rows(named=True)]
-    return [
-        Heading(f"Benchmark: {at[0]}, {at[1]}"),
-        Grid((*HEADS, *(WORDS.get(c, c) for c in extra), "from"), lines, caption, own),
-        Heading("dW against every way, by the rule", 3),
-        Points(duels or ["No way but dW was selected in these tables."]),
-        Heading("Controls", 3),
-        Points(claims.controls(table) or ["The tables hold no controls."]),
-    ]
-
-
-def is_reference(r: Mapping, j: Joined) -> bool:
-    return r["variant"] == DW and (r["family"], r["alpha"]) == j.reference
-
-
-def line(r: Mapping, extra: Sequence[str], rivals: Collection[tuple]) -> list[str]:
-    """The cells of one line; the rule is told of rivals only."""
-    rule = claims.verb(r) if tuple(r[c] for c in ("dataset", *LINE)) in rivals else ""
-    chosen = r["variant"].partition("@")[2] or r["family"] or ""
-    return [
-        r["dataset"],
-        r["way"] + (" (control)" if r["role"] == "control" else ""),
-        chosen + ("" if r["k"] is None else f" k = {r['k']}"),
-        r["method"],
-        f"{r['alpha']:g}",
-        span(r, "effect", "lo", "hi"),
-        claims.q_value(r["q"]),
-        span(r, "diff", "diff_lo", "diff_hi"),
-        claims.q_value(r["diff_q"]),
-        rule,
-        *(number(r[c]) for c in ("bias", "discrimination", "mass", "flagged_share")),
-        *(cost(r, c) for c in extra),
-        r["source"] or "",
-    ]
-
-
-def number(value: object) -> str:
-    """Two digits after the point, a dash for none."""
-    return (
-        f"{round(value, 2) + 0.0:.2f}"
-        if isinstance(value, float)
-        else "-"
-        if value is None
-        else str(value)
-    )
-
-
-def cost(r: Mapping, column: str) -> str:
-    """A value with its interval, where it has one, to three digits after the point."""
-    value, ends = r[column], [r.get(f"{column}_{end}") for end in ("lo", "hi")]
-    if value is None:
-        return "-"
-    sign = "+" if f"{column}_lo" in r else ""
-    interval = "" if None in ends else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]"
-    return f"{value:{sign}.3f}{interval}"
-
-
-def costs(at: tuple[str, str], found: Mapping[str, Source]) -> pl.DataFrame | None:
-    """What t11 measured of each line of a model beside its effect; None without it."""
-    if "t11_degradation" not in found:
-        return None
-    table = found["t11_degradation"].table.filter(model=at[0], behaviour=at[1])
-    ends = [f"{c}_{end}" for c in ("nll", "accuracy") for end in ("lo", "hi")]
-    if table.is_empty() or not {*LINE, *COSTS, *ends} <= set(table.columns):
-        return None
-    return table.select(*LINE, *COSTS, *ends).unique(LINE, maintain_order=True)
-
-
-def cost_grid(table: pl.DataFrame) -> Grid:
-    """The lines of t11 with their costs."""
-    lines = [
-        [r["way"], claims.setting(r), *(cost(r, c) for c in COSTS)]
-        for r in table.unique(LINE, maintain_order=True).iter_rows(named=True)
-    ]
-    caption = "Change against the base: nats a token of neutral texts, share of right answers."
-    return Grid(("way", "chosen", *(WORDS[c] for c in COSTS)), lines, caption)
 
 
 def dose_response(cfg: Config, found: Mapping[str, Source]) -> Block:
@@ -273,15 +181,18 @@ def shown(cfg: Config, found: Mapping[str, Source]) -> list[Block]:
     """Per table: its question, and what its rules said."""
     blocks: list[Block] = []
     for name, s in found.items():
-        said = claims.parts(s.meta, s.table)
+        said = verdicts.parts(s.meta, s.table)
         if name == "t13_planted" and (path := cfg.tables / f"{name}.verdicts.parquet").exists():
-            said += claims.planted(read_table(path)[0])
-        if name in BENCHMARK and of_benchmark(s):
+            said += verdicts.planted(read_table(path)[0])
+        if of_benchmark(s) and {"over", "over_diff"} <= set(s.table.columns):
             said += claims.added(s.table)
+        if name in REPLICATIONS and of_benchmark(s):
+            said += [claims.duel(r) for r in claims.rivals(s.table).iter_rows(named=True)]
+        if name in BENCHMARK and of_benchmark(s):
             said.append("Its selected lines and its controls stand in the benchmark table.")
         blocks.append(Heading(f"{s.short}: {SCRIPTS[name]}", 3))
-        if name == "t11_degradation" and set(COSTS) <= set(s.table.columns):
-            blocks.append(cost_grid(s.table.filter(pl.col("role") == "selected")))
+        if name == "t11_degradation" and set(sheet.COSTS) <= set(s.table.columns):
+            blocks.append(sheet.cost_grid(s.table.filter(pl.col("role") == "selected")))
         else:
             blocks.append(Points(said or ["No rule is recorded in this table."]))
     return blocks

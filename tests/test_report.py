@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from conftest import experiment
 
-from wsrun import claims, document
+from wsrun import claims, document, verdicts
 from wsrun.benchmark import compare
 from wsrun.document import Code, Figure, Grid, Heading, Points, Text
 from wsrun.joined import by_model, join, read_sources
@@ -178,7 +178,7 @@ def test_one_way_under_two_names_is_one_line(tmp_path):
 def test_who_competes_with_dW():
     """not dW, not what is used with it, not the other pole's ways; a way against an adapter is"""
     ways = {"dW": 2, "-dW": -2, "simple": 3, "simple_neg": -3, "-tau_neg": 1, "prompt+dW": 4}
-    ways |= {"finetuned": -1, "finetuned+dW": 2, "neutral": 0, "failed": -0.1}
+    ways |= {"finetuned": -1, "finetuned+dW": 2, "dW_lora": 1, "neutral": 0, "failed": -0.1}
     table = pl.DataFrame({"way": [*ways], "validation": [float(v) for v in ways.values()]})
     table = table.with_columns(role=pl.lit("selected"))
     assert claims.rivals(table)["way"].to_list() == ["simple", "-tau_neg", "failed"]
@@ -234,6 +234,10 @@ def test_models_have_tables_of_their_own(tmp_path):
     assert "## Benchmark: tiny, honest" in text and "## Benchmark: other, honest" in text
     assert "- other, honest: Does dW beat prompting? No" in text
     assert "- tiny, honest: Does dW beat prompting? Not answered" in text
+    save(tmp_path, "t5_replicate", WAYS | PROMPTS)  # the same model again: no table, no line
+    text, _ = run(tmp_path, tmp_path / "out")
+    assert "t5_replicate: this model again" in text and text.count("## Benchmark:") == 1
+    assert "| dilemmas | strong |" not in text and "- claims: dW loses to strong" in text
 
 
 class Page(HTMLParser):
@@ -313,7 +317,7 @@ def test_verdicts_however_they_are_nested():
              for f, r in zip(("lora", "ia3"), two, strict=True)]  # fmt: skip
     table = pl.DataFrame(lines, schema=["dataset", "family", "variant", "retained"], orient="row")
     core = {"outcome": "supported", "sentence": "it is shared", "part": None}
-    found = claims.parts({"verdicts": {"claims": {"shared core": core}}}, table)
+    found = verdicts.parts({"verdicts": {"claims": {"shared core": core}}}, table)
     assert found == [
         "claims, shared core: supported: it is shared (shared: 0.80 to 0.90 kept, 0.10 to 0.20 "
         "left)"
@@ -321,13 +325,13 @@ def test_verdicts_however_they_are_nested():
     sites = [["claims", "blocks", "all", "refuted", "none alone", None],
              ["claims", "blocks", "lora", "supported", "mlp alone", "mlp"],
              ["claims", "blocks", "ia3", "undetermined", "closest is mlp", None]]  # fmt: skip
-    assert claims.parts({"verdicts": sites}, table) == [
+    assert verdicts.parts({"verdicts": sites}, table) == [
         "claims, blocks: refuted: none alone; by family: supported in lora (mlp: 0.75 kept), "
         "undetermined in ia3"
     ]
-    assert claims.headline({"verdicts": sites}) == "refuted: claims/blocks"
-    assert claims.parts({"verdicts": ["one", "two"]}, table) == ["one", "two"]
-    assert claims.parts({}, table) == []
+    assert verdicts.headline({"verdicts": sites}) == "refuted: claims/blocks"
+    assert verdicts.parts({"verdicts": ["one", "two"]}, table) == ["one", "two"]
+    assert verdicts.parts({}, table) == []
 
 
 def test_planted_rates():
@@ -336,7 +340,7 @@ def test_planted_rates():
     lines = [line | {"expected": "supported", "agree": True}] * 5
     lines += [line | {"expected": "not supported", "agree": a} for a in (True, True, True, False)]
     # Wilson, z = 1.96: 5/5 from 1/(1 + z^2/5) = 0.57; 1/4: (0.25 + 0.48 -+ 0.654)/1.96
-    assert claims.planted(pl.DataFrame(lines)) == [
+    assert verdicts.planted(pl.DataFrame(lines)) == [
         "true claims that were found: 5 of 5, 1.00 [0.57, 1.00]",
         "false claims that were supported: 1 of 4, 0.25 [0.05, 0.70]",
         "disagrees with the truth: p, seed 0, layers: supported; s",
@@ -346,11 +350,12 @@ def test_planted_rates():
 def test_blocks_in_both_languages():
     """what Markdown or HTML would read as a mark is text in both"""
     grid = Grid(("way", "n"), (("a|b*", "1"), ("<i>", "-")), "c_d `e`", strong=(0,))
-    blocks = [Heading("T & <x>", 1), Text("[a](b)"), Points(["_x_"]), Code(["a < b"]), grid]
+    blocks = [Heading("T & <x>", 1), Text("[a](b) <u>"), Points(["_x_"]), Code(["a < b"]), grid]
     blocks.append(Figure("f.svg", b"<svg/>", 'a "title"', "words"))
     text, page = document.markdown(blocks), document.html("t", blocks)
     assert "| **a\\|b\\*** | **1** |" in text and "| --- | ---: |" in text
     assert "[a]\\(b)" in text and "- \\_x\\_" in text and "    a < b" in text
     assert "c_d \\`e\\`" in text and '![a "title"](f.svg)' in text
+    assert "<p>[a](b) &lt;u&gt;</p>" in page and Page(page).tags["u"] == 0
     assert "<h1>T &amp; &lt;x&gt;</h1>" in page and '<td class="n">1</td>' in page
     assert 'alt="a &quot;title&quot;"' in page and Page(page).open == []
