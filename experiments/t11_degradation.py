@@ -16,11 +16,13 @@ tables beside this one; where such a table exists, it is compared. Perplexity is
 in <data>/neutral.jsonl as replies to their prompts, accuracy that on <data>/multiple_choice.jsonl:
 the right option must be the likeliest reply (wsrun/quality.py). The organism's world consists of
 facts only: its texts say facts, of which it is the surer the more honest it is, so honest steering
-may lower their perplexity, and steering towards lies must raise it.
+may lower their perplexity, and steering towards lies must raise it. What the behaviour itself does
+to them is read off the prompt of the same pole; a cost beyond it is damage.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import exp
 
 import polars as pl
 
@@ -145,16 +147,15 @@ def report(cfg: Config, table: pl.DataFrame, chosen: Mapping[str, Chosen], at: L
                 r["variant"].partition("@")[2] or r["family"],
                 r["alpha"],
                 *(effect[d] for d in datasets),
-                span(r, "nll", "nll_lo", "nll_hi", digits=3),
-                r["perplexity"],
-                span(r, "accuracy", "accuracy_lo", "accuracy_hi", digits=3),
+                span(r, "nll", "nll_lo", "nll_hi"),
+                span(r, "accuracy", "accuracy_lo", "accuracy_hi"),
             ]
         )
-    heads = ("way", "chosen", "alpha", *datasets, "nats a token", "perplexity", "accuracy")
+    heads = ("way", "chosen", "alpha", *datasets, "text, nats", "accuracy")
     console.print(grid("effect, and change of neutral text and multiple choice", heads, lines))
-    perplexity = 2.718281828459045 ** base["nll_base"]
     console.print(
-        f"base: perplexity {perplexity:.3g} of neutral text, accuracy {base['accuracy_base']:.3f}"
+        f"base: perplexity {exp(base['nll_base']):.3g} of neutral text, accuracy "
+        f"{base['accuracy_base']:.3f}; changes of nats a token (above 0 is worse) and of accuracy"
     )
     for r in table.filter(dataset=datasets[0], role="selected").iter_rows(named=True):
         console.print(f"{r['way']}: {verdict(cfg, r)}")

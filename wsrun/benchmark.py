@@ -314,13 +314,12 @@ def standings(table: pl.DataFrame, title: str):
     return grid(title, heads, lines)
 
 
-def span(line: Mapping, value: str, lo: str, hi: str, digits: int = 2) -> str:
+def span(line: Mapping, value: str, lo: str, hi: str) -> str:
     """+1.23 [+0.98, +1.50], without the interval where there is none."""
     if line[value] is None:
         return "-"
-    number = f"+.{digits}f"
-    interval = "" if line[lo] is None else f" [{line[lo]:{number}}, {line[hi]:{number}}]"
-    return f"{line[value]:{number}}{interval}"
+    interval = "" if line[lo] is None else f" [{line[lo]:+.2f}, {line[hi]:+.2f}]"
+    return f"{line[value]:+.2f}{interval}"
 
 
 def against_dW(cfg: Options, table: pl.DataFrame, ways: Callable[[str], bool]) -> list[str]:

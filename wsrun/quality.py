@@ -1,4 +1,4 @@
-"""What steering costs elsewhere: neutral text and multiple choice, in rows that effects are read off.
+"""What steering costs elsewhere: neutral text and multiple choice, in the rows of effects.
 
     neutral text      value = -1/t sum_i log p(token_i), nats a token of a given reply
     multiple choice   value = 1 where the right option is the most likely reply of all, else 0

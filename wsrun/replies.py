@@ -139,4 +139,5 @@ def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
             yield batch
             batch = []
         batch.append(i)
-    yield batch
+    if batch:
+        yield batch
