@@ -47,10 +47,10 @@ def test_along_is_the_dose():
 
 
 def test_random_updates_are_found_as_often_as_chance():
-    """under exchangeable controls p = 1/21 at least, so at most about 1 in 20 is detected"""
+    """an update exchangeable with n controls is outside their range once in n + 1 times"""
     found = T14.direction(T14.Config(), [delta(1)])
-    hits = sum(next(T14.cosines(delta(s), found))["detected"] for s in range(100, 200))
-    assert hits <= 12  # 4 expected; P(more than 12 of 100 at 1/21) < 0.001
+    hits = sum(next(T14.cosines(delta(s), found))["detected"] for s in range(100, 150))
+    assert hits <= 8  # 25 controls: 2 of 50 expected; P(more than 8 of 50 at 1/26) < 0.001
 
 
 def test_only_common_tensors_count():
@@ -81,7 +81,7 @@ def test_permuted_layers():
 def test_t14_on_the_organism(monkeypatch, tmp_path):
     """poles lie on their sides of another seed's direction; the planted update is found"""
     monkeypatch.chdir(ROOT)
-    flags = "--families lora ia3 --direction-seeds 1 --out".split()
+    flags = "--families lora pissa --direction-seeds 1 --out".split()
     monkeypatch.setattr(sys, "argv", ["t14", *flags, str(tmp_path)])
     guarded(T14.main, T14.Config)
     table, meta = read_table(tmp_path / "t14_monitor.parquet")
@@ -91,13 +91,12 @@ def test_t14_on_the_organism(monkeypatch, tmp_path):
         if r["layer"] is None
     }
     assert len(of) == 2 * 2 * len(T14.UPDATES)
-    for f in ("lora", "ia3"):
+    for f in ("lora", "pissa"):
         assert of[f, f, "tau_pos"]["found"] == "towards"
         assert of[f, f, "tau_neg"]["found"] == "away"
         assert of[f, f, "planted"]["found"] == "towards"
         assert of[f, f, "tau_pos"]["common"] == pytest.approx(1)
-    assert of["lora", "ia3", "tau_pos"]["common"] < 1
-    assert set(meta["deltas"]) == {"lora-s0", "lora-s1", "ia3-s0", "ia3-s1"}
+    assert set(meta["deltas"]) == {"lora-s0", "lora-s1", "pissa-s0", "pissa-s1"}
 
 
 @pytest.mark.parametrize(

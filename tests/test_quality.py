@@ -114,8 +114,8 @@ def test_the_organisms_data_says_its_facts():
 
 
 def test_the_organism_knows_its_facts(organism):
-    """accuracy of the base far above chance; lies under a persona cost nats, and noise does too"""
-    q = Quality(*organism, TEXTS[::8], QUESTIONS[::8])
+    """accuracy of the base far above chance; under large random changes text and it are lost"""
+    q = Quality(*organism, TEXTS[::8], QUESTIONS[::2])
     nats, right = q.values()
     assert sum(right) / len(right) > 0.9
     assert sum(nats) / len(nats) < log(2)
