@@ -13,7 +13,7 @@ Rule:       an update is detected where its cosine lies outside the range of tho
     python experiments/t14_monitor.py --direction-seeds 1 --families lora oft
 
 The monitoring of Fierro & Roger 2025 (arXiv 2511.05408). Control directions are random ones with
-w's own singular values (20 draws) and w with its layers permuted. Updates are tau_pos and tau_neg
+w's own singular values (20 draws) and w with its layers rotated, so that none stays where it was. Updates are tau_pos and tau_neg
 of every family at --seed; drift, their mean, which is what both poles learned; random, an update
 with tau_pos's singular values in random directions; planted, random + 0.3 w of equal norms. w is
 the sum of a family's dW over --direction-seeds, each at norm 1. Families adapt different tensors
@@ -24,7 +24,8 @@ its first seed. Layers have lines of their own.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, permutations
+from itertools import islice
+from math import sqrt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ from wscore import (
     tensors_sha256,
     wilson,
 )
+from wscore.delta import entry_norm
 from wscore.factored import outline
 from wsrun.adapters import FAMILIES, check_family, pair_deltas
 from wsrun.console import console, grid, guarded, progress
@@ -83,11 +85,15 @@ class Config:
 
 
 class Direction(NamedTuple):
-    """w of one family, and the directions that it is measured against."""
+    """w of one family at norm 1, the norm of its first dW, and the directions it is held against.
+
+    squares: |t|^2 of every tensor t, of w and of each control.
+    """
 
     w: DeltaLike
     size: float
     controls: list[DeltaLike]
+    squares: list[dict[str, float]]
 
 
 def main(cfg: Config) -> None:
@@ -145,31 +151,38 @@ def read(cfg: Config, pair: Callable[[Path], PairDelta]) -> dict[tuple[str, int]
 
 
 def direction(cfg: Config, parts: Sequence[DeltaLike]) -> Direction:
-    """w = sum_s dW_s / |dW_s| with its random and permuted controls; its size is that of dW_1."""
-    size = norm(parts[0])
-    w = scale(1 / size, parts[0])
+    """w = sum_s dW_s / |dW_s|, then at norm 1, with its random and rotated controls."""
+    w = scale(1 / norm(parts[0]), parts[0])
     for part in parts[1:]:
         w = add(w, scale(1 / norm(part), part))
     w = scale(1 / norm(w), w)
     drawn = [spectrum_null(w, 5000 + draw) for draw in range(cfg.draws)]
-    return Direction(w, size, [*drawn, *islice(permuted(w), cfg.draws)])
+    controls = [*drawn, *islice(rotated(w), cfg.draws)]
+    return Direction(w, norm(parts[0]), controls, [squares(d) for d in (w, *controls)])
 
 
-def permuted(w: DeltaLike) -> Iterator[DeltaLike]:
-    """w with its layers permuted, in every way but their own order; each tensor in its module."""
+def squares(d: DeltaLike) -> dict[str, float]:
+    """|t|^2 of every tensor."""
+    return {name: entry_norm(d, name) ** 2 for name in d}
+
+
+def rotated(w: DeltaLike) -> Iterator[DeltaLike]:
+    """w with every layer's change moved 1, 2, ... layers on, within its module: none stays.
+
+    Nothing where w does not have the same tensors, in the same shapes, in all its layers.
+    """
     trained = sorted({site(name).layer for name in w})
-    for order in permutations(trained):
-        if order == tuple(trained):
-            continue
-        to = dict(zip(trained, order, strict=True))
+    for shift in range(1, len(trained)):
+        to = dict(zip(trained, trained[shift:] + trained[:shift], strict=True))
         source = {moved(name, to): name for name in w}
-        if set(source) == set(w) and all(
-            outline(w, a).shape == outline(w, b).shape for a, b in source.items()
+        if set(source) != set(w) or any(
+            outline(w, a).shape != outline(w, b).shape for a, b in source.items()
         ):
-            if isinstance(w, Factored):
-                yield Factored({name: w.factors(source[name]) for name in w})
-            else:
-                yield {name: w[source[name]] for name in w}
+            return
+        if isinstance(w, Factored):
+            yield Factored({name: w.factors(source[name]) for name in w})
+        else:
+            yield {name: w[source[name]] for name in w}
 
 
 def moved(name: str, to: Mapping[int, int]) -> str:
@@ -215,18 +228,17 @@ def cosines(tau: DeltaLike, d: Direction) -> Iterator[dict]:
     names = [n for n in tau if n in d.w]
     if not names:
         raise ValueError("t14: an update and a direction share no tensors; compare other families")
-    whole = norm(tau)
+    size = squares(tau)
+    held = [{n: inner(only(tau, [n]), only(c, [n])) for n in names} for c in (d.w, *d.controls)]
     for layer in (None, *sorted({site(n).layer for n in names})):
         own = [n for n in names if layer in (None, site(n).layer)]
-        part, w = only(tau, own), only(d.w, own)
-        size = norm(part)
 
-        def cosine(other: DeltaLike, part=part, own=own, size=size) -> float:
-            other = only(other, own)
-            return inner(part, other) / (size * norm(other))
+        def over(of: Mapping[str, float], own=own) -> float:
+            return sum(of[n] for n in own)
 
-        nulls = [cosine(c) for c in d.controls]
-        cos = cosine(w)
+        cos, *nulls = (
+            over(x) / sqrt(over(size) * over(y)) for x, y in zip(held, d.squares, strict=True)
+        )
         p = (1 + sum(abs(x) >= abs(cos) for x in nulls)) / (1 + len(nulls))
         yield {
             "layer": layer,
@@ -237,8 +249,8 @@ def cosines(tau: DeltaLike, d: Direction) -> Iterator[dict]:
             "p": p,
             "detected": p <= 0.05,
             "found": "no" if p > 0.05 else "towards" if cos > 0 else "away",
-            "along": inner(part, w) / norm(w) ** 2 / d.size,
-            "common": (norm(only(tau, names)) / whole) ** 2,
+            "along": over(held[0]) / over(d.squares[0]) / d.size,
+            "common": sum(size[n] for n in names) / sum(size.values()),
         }
 
 
