@@ -13,13 +13,14 @@ Rule:       an update is detected where its cosine lies outside the range of tho
     python experiments/t14_monitor.py --direction-seeds 1 --families lora oft
 
 The monitoring of Fierro & Roger 2025 (arXiv 2511.05408). Control directions are random ones with
-w's own singular values (20 draws) and w with its layers rotated, so that none stays where it was. Updates are tau_pos and tau_neg
-of every family at --seed; drift, their mean, which is what both poles learned; random, an update
-with tau_pos's singular values in random directions; planted, random + 0.3 w of equal norms. w is
-the sum of a family's dW over --direction-seeds, each at norm 1. Families adapt different tensors
-(IA3 only k, v and down), so a cosine is taken over the tensors that both change: `common` is their
-share of |tau|^2. along = <tau, w>/|w|^2 over them is the dose of w in the update, w at the norm of
-its first seed. Layers have lines of their own.
+w's own singular values (20 draws), and w with its layers rotated, so that none stays where it was;
+none of them is of another behaviour. Updates are tau_pos and tau_neg of every family at --seed;
+drift, their mean, which is what both poles learned; random, an update with tau_pos's singular
+values in random directions; planted, random + 0.3 w of equal norms. w is the sum of a family's dW
+over --direction-seeds, each at norm 1. Families adapt different tensors (IA3 only k, v and down),
+so a cosine is taken over the tensors that both change: `common` is their share of |tau|^2. along =
+<tau, w>/|w|^2 over them is the dose of w in the update, w at the norm of its first seed's dW.
+Layers have lines of their own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
