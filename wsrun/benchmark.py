@@ -3,7 +3,8 @@
 A script lists its candidates as variants named "way@setting" ("mean_diff@layer 3"), each with its
 own doses. `choose` scores them on the validation split and picks one (setting, dose) per way;
 `report_on` scores the picked ones on the test split beside controls, and gives one line per way
-with its paired difference to dW.
+with its paired difference to dW. With --match every candidate and control has one dose, found by
+dose.py, in place of its own doses.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,15 +19,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import Delta, benjamini_hochberg, contrast, effect_table, scale, spectrum_null
-from wscore.effect import SUMMARY_KEYS
-from wsrun.console import grid
+from wscore.effect import CELL, SUMMARY_KEYS
+from wsrun.console import grid, progress
+from wsrun.dose import SPLIT, TEXTS, Divergence, Dosed, matched, read_match
 from wsrun.items import Item, load_items
+from wsrun.replies import NEUTRAL, load_neutral
 from wsrun.runs import Common, Loaded, Pairs, check_common, load, run
 from wsrun.score import Variant, choice_ids, render
 
 DW = "dW"  # the way that the others are measured against
 MOST_FLAGGED = 0.1  # share of rows with little mass on Yes and No, above which a dose is no choice
-ROLES = ("selected", "control")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Options(Common):
     """a candidate with a larger share of flagged rows is not chosen"""
     randoms: int = 20
     """random controls"""
+    match: str | None = None
+    """equal doses for all: kl:X, X nats on neutral texts, or norm:X, |alpha dW| = X"""
 
 
 class Chosen(NamedTuple):
@@ -51,6 +55,12 @@ class Chosen(NamedTuple):
     validation: float
 
 
+class Picks(dict[str, Chosen]):
+    """{way: what was picked}, and `unmatched`, the candidates that no alpha brings to the dose."""
+
+    unmatched: Sequence[Dosed] = ()
+
+
 def check(cfg: Options, what: str) -> None:
     """Refuse options that cannot work before anything is loaded; `what` names the script."""
     check_common(cfg, what)
@@ -60,6 +70,9 @@ def check(cfg: Options, what: str) -> None:
         raise ValueError(f"{what}: --most-flagged {cfg.most_flagged} asked; it is a share, 0 to 1")
     if cfg.randoms < 2:
         raise ValueError(f"{what}: --randoms {cfg.randoms} asked; it must be 2 or more")
+    if cfg.match:
+        read_match(cfg.match)
+        load_neutral(cfg.data / NEUTRAL, SPLIT)
 
 
 def load_splits(cfg: Common) -> tuple[Loaded, Loaded]:
@@ -104,13 +117,33 @@ def choose(
 ) -> dict[str, Chosen] | None:
     """{way: the candidate with the largest effect on validation items}; None of a shard.
 
-    Ways in `against` aim at the other pole: theirs is the smallest effect.
+    Ways in `against` aim at the other pole: theirs is the smallest effect. With cfg.match only
+    candidates at that dose are scored.
     """
+    unmatched: list[Dosed] = []
+    if cfg.match:
+        dosed = at_dose(cfg, validation, candidates)
+        candidates = [d for d in dosed if d.dose.converged is not False]
+        unmatched = [d for d in dosed if d.dose.converged is False]
+        if not any(way(c.name) == DW for c in candidates):
+            raise ValueError(f"benchmark: no dW comes to {cfg.match}; ask for another --match")
     runs = sum(len(c.alphas or cfg.alphas) for c in candidates)
     rows = run(cfg, f"{experiment}.validation", validation, candidates, runs)
     if rows is None:
         return None
-    return picked(rows, candidates, cfg.most_flagged, against)
+    picks = Picks(picked(rows, candidates, cfg.most_flagged, against))
+    picks.unmatched = unmatched
+    return picks
+
+
+def at_dose(cfg: Options, at: Loaded, variants: Sequence[Variant]) -> list[Dosed]:
+    """The variants at the alphas that --match asks for, with what is known of their doses."""
+    assert cfg.match
+    match, texts = read_match(cfg.match), load_neutral(cfg.data / NEUTRAL, SPLIT)[:TEXTS]
+    kl = Divergence(at.model, at.tok, texts)
+    candidates = len({(v.method, v.name, v.family, v.k) for v in variants})
+    with progress(f"matching {cfg.match}", candidates) as done:
+        return matched(match, kl, variants, cfg.alphas, done)
 
 
 def picked(
@@ -164,6 +197,7 @@ def report_on(
     several seeds: the interval of its line then covers the draws, too.
     """
     cfg = replace(cfg, shard=None)
+    controls = at_dose(cfg, test, controls) if cfg.match and controls else controls
     variants = [*(c.variant for c in chosen.values()), *controls]
     rows = run(cfg, experiment, test, variants, len(variants))
     assert rows is not None
@@ -186,9 +220,40 @@ def report_on(
     table = table.join(
         selected, on=("variant", "family"), how="left", nulls_equal=True, maintain_order="left"
     )
-    return rows, table.with_columns(
-        pl.col("role").fill_null("control"), way=pl.col("variant").str.split("@").list.first()
+    table = table.with_columns(pl.col("role").fill_null("control"))
+    if cfg.match:
+        unmatched = chosen.unmatched if isinstance(chosen, Picks) else ()
+        table = _with_doses(cfg.match, table, variants, unmatched)
+    return rows, table.with_columns(way=pl.col("variant").str.split("@").list.first())
+
+
+def _with_doses(
+    match: str, table: pl.DataFrame, variants: Sequence[Variant], unmatched: Sequence[Dosed]
+) -> pl.DataFrame:
+    """The table with match, dose_norm, kl, converged, and a line for each unmatched candidate.
+
+    Those lines have the role "unmatched" and neither alpha nor effect.
+    """
+    own = ("method", "variant", "family", "k", "alpha")
+    lines = [
+        (d.method, d.name, d.family, d.k, (d.alphas or (None,))[0], *d.dose)
+        for d in (*variants, *unmatched)
+        if isinstance(d, Dosed)
+    ]
+    schema = {c: table.schema[c] for c in own}
+    schema |= {"dose_norm": pl.Float64, "kl": pl.Float64, "converged": pl.Boolean}
+    doses = pl.DataFrame(lines, schema=schema, orient="row").with_columns(match=pl.lit(match))
+    table = table.join(
+        doses.unique(own), on=own, how="left", nulls_equal=True, maintain_order="left"
     )
+    if not unmatched:
+        return table
+    cells = table.select("experiment", *CELL).unique(maintain_order=True)
+    lost = doses.tail(len(unmatched)).with_columns(
+        alpha=pl.lit(None, pl.Float64), role=pl.lit("unmatched")
+    )
+    lost = cells.join(lost.unique(maintain_order=True), how="cross")
+    return pl.concat([table, lost], how="diagonal_relaxed")
 
 
 def random_changes(cfg: Options, dW: Variant) -> list[Variant]:
@@ -281,7 +346,7 @@ def standings(table: pl.DataFrame, title: str):
             span(r, "diff", "diff_lo", "diff_hi"),
             *(r[c] for c in ("bias", "discrimination", "mass", "flagged_share")),
         ]
-        for r in table.sort("effect", descending=True).iter_rows(named=True)
+        for r in table.sort("effect", descending=True, nulls_last=True).iter_rows(named=True)
     ]
     return grid(title, heads, lines)
 

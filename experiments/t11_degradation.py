@@ -1,0 +1,208 @@
+"""What does steering cost elsewhere, at the coefficients that were chosen for its effect?
+
+Question:   where dW, or a prompt, moves the behaviour, what becomes of text and of questions that
+            have nothing to do with it?
+Prediction: at its chosen dose dW costs more than the prompt, and less than 0.1 nats a token and 5
+            points of accuracy.
+Rule:       a way costs on a measure where the 95 % interval of the paired change lies on the worse
+            side of 0; its cost is bounded where the interval stays below --nats-at-most and
+            --points-at-most. Neither, or both, can be true of a way.
+
+    python experiments/t11_degradation.py
+    python experiments/t11_degradation.py --match kl:0.1
+
+Ways are chosen on validation items as in every script of the benchmark, so doses are those of the
+tables beside this one; where such a table exists, it is compared. Perplexity is that of the texts
+in <data>/neutral.jsonl as replies to their prompts, accuracy that on <data>/multiple_choice.jsonl:
+the right option must be the likeliest reply (wsrun/quality.py). The organism's world consists of
+facts only: its texts say facts, of which it is the surer the more honest it is, so honest steering
+may lower their perplexity, and steering towards lies must raise it. What the behaviour itself does
+to them is read off the prompt of the same pole; a cost beyond it is damage.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+
+import polars as pl
+
+from wscore import spectrum_null
+from wsrun.benchmark import (
+    DW,
+    Chosen,
+    Options,
+    at_dose,
+    check,
+    choose,
+    compare,
+    load_splits,
+    nothing,
+    of_dW,
+    report_on,
+    span,
+)
+from wsrun.console import console, grid, guarded, progress
+from wsrun.items import load_personas
+from wsrun.quality import QUESTIONS, Quality, costs, load_questions
+from wsrun.replies import NEUTRAL, load_neutral
+from wsrun.runs import Loaded, read_pairs, record, share, write
+from wsrun.score import Variant
+from wsrun.tables import items_sha256, read_table
+
+EXPERIMENT = "t11_degradation"
+PROMPT = "prompt"
+AGAINST = (f"-{DW}", f"-{PROMPT}")
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """Options of T11."""
+
+    pos: str = "honest"
+    """persona of personas.json whose wordings are the prompts towards the behaviour"""
+    neg: str = "dishonest"
+    """persona whose wordings are the prompts away from it"""
+    nats_at_most: float = 0.1
+    """a cost in text is bounded below this many nats a token"""
+    points_at_most: float = 5.0
+    """a cost in accuracy is bounded below this many percentage points"""
+
+
+def main(cfg: Config) -> None:
+    """Choose as elsewhere, measure effect and cost of what was chosen, print one table."""
+    check(cfg, "t11")
+    if cfg.nats_at_most <= 0 or cfg.points_at_most <= 0:
+        raise ValueError("t11: --nats-at-most and --points-at-most must be above 0")
+    share(cfg)
+    texts = load_neutral(cfg.data / NEUTRAL, "test")
+    questions = load_questions(cfg.data / QUESTIONS, "test")
+    wordings = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
+    validation, test = load_splits(cfg)
+    pairs = read_pairs(test.model, cfg)
+    candidates = [*of_dW(cfg, pairs), *prompts(wordings)]
+    chosen = choose(cfg, EXPERIMENT, validation, candidates, AGAINST)
+    if chosen is None:  # a shard
+        return
+    controls: Sequence[Variant] = [nothing(chosen), *randoms(cfg, chosen)]
+    if cfg.match:
+        controls = at_dose(cfg, test, controls)
+    rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
+    quality = Quality(test.model, test.tok, texts, questions)
+    spent, cost = measure(cfg, quality, chosen, controls)
+    table = table.join(
+        cost,
+        on=["method", "variant", "family", "k", "alpha"],
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
+    )
+    hashes = {"texts": items_sha256(texts), "questions": items_sha256(questions)}
+    made = record(cfg, test, pairs, **hashes)
+    write(cfg, EXPERIMENT, pl.concat([rows, spent]), table, made)
+    report(cfg, table, chosen, test)
+
+
+def prompts(wordings: Sequence[Sequence[str]]) -> Iterator[Variant]:
+    """Every wording of both personas as a system turn."""
+    for name, texts in zip((PROMPT, f"-{PROMPT}"), wordings, strict=True):
+        for i, text in enumerate(texts):
+            yield Variant(f"{name}@{i}", method="prompt", system=text, alphas=(1.0,))
+
+
+def randoms(cfg: Config, chosen: Mapping[str, Chosen]) -> Iterator[Variant]:
+    """Random directions with the chosen dW's singular values, at its dose."""
+    dW = chosen[DW].variant
+    for draw in range(cfg.randoms):
+        null = spectrum_null(dW.change(), draw)
+        yield Variant("random", null, family=dW.family, seed=draw, alphas=dW.alphas)
+
+
+def measure(
+    cfg: Config, quality: Quality, chosen: Mapping[str, Chosen], controls: Sequence[Variant]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(rows, costs) of what was chosen and of the controls."""
+    variants = [*(c.variant for c in chosen.values()), *controls]
+    context = {"experiment": EXPERIMENT, "model": cfg.model, "behaviour": cfg.behaviour}
+    with progress("measuring costs", len(variants)) as done:
+        rows = quality.rows(variants, context, done)
+    dW = chosen[DW].variant
+    line = {"variant": DW, "family": dW.family, "alpha": (dW.alphas or cfg.alphas)[0]}
+    return rows, costs(compare(rows, line, resamples=cfg.resamples), rows)
+
+
+def report(cfg: Config, table: pl.DataFrame, chosen: Mapping[str, Chosen], at: Loaded) -> None:
+    """Print effect and cost beside one another, the rule's sentences, and where doses differ."""
+    base = table.row(0, named=True)
+    datasets = sorted(set(table["dataset"]))
+    keys = ["way", "variant", "family", "k", "alpha"]
+    lines = []
+    for _, part in table.sort("effect", descending=True, nulls_last=True).group_by(
+        keys, maintain_order=True
+    ):
+        r = part.row(0, named=True)
+        effect = {p["dataset"]: span(p, "effect", "lo", "hi") for p in part.iter_rows(named=True)}
+        lines.append(
+            [
+                r["way"],
+                r["variant"].partition("@")[2] or r["family"],
+                r["alpha"],
+                *(effect[d] for d in datasets),
+                span(r, "nll", "nll_lo", "nll_hi"),
+                span(r, "accuracy", "accuracy_lo", "accuracy_hi"),
+            ]
+        )
+    heads = ("way", "chosen", "alpha", *datasets, "text, nats", "accuracy")
+    console.print(grid("effect, and change of neutral text and multiple choice", heads, lines))
+    console.print(
+        f"base: perplexity {exp(base['nll_base']):.3g} of neutral text, accuracy "
+        f"{base['accuracy_base']:.3f}; changes of nats a token (above 0 is worse) and of accuracy"
+    )
+    for r in table.filter(dataset=datasets[0], role="selected").iter_rows(named=True):
+        console.print(f"{r['way']}: {verdict(cfg, r)}")
+    for sentence in agreement(cfg, chosen):
+        console.print(sentence)
+    console.print("next: python experiments/t14_monitor.py, whether a fine-tune moved along dW")
+
+
+def verdict(cfg: Config, r: Mapping) -> str:
+    """The rule on one line, for both measures."""
+    points = cfg.points_at_most / 100
+    said = []
+    for what, worse, bound in (
+        ("text", (r["nll_lo"], r["nll_hi"]), cfg.nats_at_most),
+        ("accuracy", (neg(r["accuracy_hi"]), neg(r["accuracy_lo"])), points),
+    ):
+        lo, hi = worse
+        if lo is None or hi is None:
+            said.append(f"no interval for {what}")
+            continue
+        costs = "costs" if lo > 0 else "gains" if hi < 0 else "no clear cost"
+        unit = "nats a token" if what == "text" else "of accuracy"
+        bounded = f"below {bound:g} {unit}" if hi < bound else f"not bounded by {bound:g} {unit}"
+        said.append(f"{what}: {costs}, {bounded}")
+    return "; ".join(said)
+
+
+def neg(x: float | None) -> float | None:
+    """-x, None for None."""
+    return None if x is None else -x
+
+
+def agreement(cfg: Config, chosen: Mapping[str, Chosen]) -> Iterator[str]:
+    """For every other table of the benchmark here, whether its dW is the one measured here."""
+    own = chosen[DW].variant
+    dose = own.family, (own.alphas or cfg.alphas)[0]
+    for path in sorted(cfg.out.glob("t*.parquet")):
+        if path.stem.startswith(EXPERIMENT) or path.stem.endswith(".rows"):
+            continue
+        table, _ = read_table(path)
+        if not {"role", "variant", "family", "alpha", "model"} <= set(table.columns):
+            continue
+        theirs = table.filter(role="selected", variant=DW, model=cfg.model)
+        for other in theirs.select("family", "alpha").unique().sort("family", "alpha").rows():
+            same = "the same dW" if other == dose else f"another dW, {other[0]} at {other[1]:g}"
+            yield f"{path.name}: {same}"
+
+
+if __name__ == "__main__":
+    guarded(main, Config)
