@@ -2,18 +2,15 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ORGANISM, ROOT, experiment
-from wsrun.benchmark import Chosen
 from wsrun.console import guarded
 from wsrun.models import load_tokenizer, tiny_gemma3, tiny_qwen3
 from wsrun.pairs import load_pairs
-from wsrun.replicate import Options, other_seeds, settled
-from wsrun.score import Variant
+from wsrun.replicate import Options, settled
 from wsrun.tables import read_table
 
 REFUSES_SYSTEM = """\
@@ -100,15 +97,6 @@ def test_auto_follows_the_model():
     assert hub.adapters == Path("artifacts/adapters/google--gemma-3-1b-it")
     lacks = settled(Options(seeds=(7,)))  # nothing is ever trained into the embedded folder
     assert lacks.adapters == Path("artifacts/adapters/organism")
-
-
-def test_other_seeds_are_reported_too():
-    """a choice is made over seeds, so every seed is scored at the chosen dose"""
-    seeds = [Variant("dW", family="lora", seed=s, alphas=(1.0, 2.0)) for s in range(3)]
-    others = [Variant("dW", family="dora", seed=s) for s in range(3)]
-    chosen = {"dW": Chosen(replace(seeds[2], alphas=(2.0,)), 1.0)}
-    found = [(v.family, v.seed, v.alphas) for v in other_seeds(chosen, [*seeds, *others])]
-    assert found == [("lora", 0, (2.0,)), ("lora", 1, (2.0,))]
 
 
 @pytest.mark.parametrize(

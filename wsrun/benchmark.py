@@ -48,11 +48,14 @@ class Options(Common):
 class Chosen(NamedTuple):
     """A candidate picked on validation items: the variant at its one dose, and what it did there.
 
-    validation = effect in nats, the mean over data sets.
+    validation = effect in nats, the mean over data sets and seeds. `others` are its other seeds.
+    role: "selected", or "flagged" where all candidates of its way have too many flagged rows.
     """
 
     variant: Variant
     validation: float
+    others: tuple[Variant, ...] = ()
+    role: str = "selected"
 
 
 class Picks(dict[str, Chosen]):
@@ -154,8 +157,9 @@ def picked(
 ) -> dict[str, Chosen]:
     """{way: the candidate with the largest effect of `rows`, the mean over data sets and seeds}.
 
-    A candidate with more than `most_flagged` of its rows flagged does not count, unless all of a
-    way's are: then ValueError. Ways in `against` are picked by the smallest effect.
+    A candidate with more than `most_flagged` of its rows flagged does not count; of a way that has
+    no other, the least flagged is taken, with the role "flagged", and ValueError raised for dW.
+    Ways in `against` are picked by the smallest effect.
     """
     key = ["method", "family", "variant", "k", "alpha"]
     found = (
@@ -165,22 +169,25 @@ def picked(
         .with_columns(way=pl.col("variant").str.split("@").list.first())
     )
     aim = pl.when(pl.col("way").is_in(list(against))).then(-1).otherwise(1)
-    good = found.filter(pl.col("flagged") <= most_flagged)
-    if lost := sorted(set(found["way"]) - set(good["way"])):
+    allowed = pl.max_horizontal(pl.col("flagged").min().over("way"), pl.lit(most_flagged))
+    good = found.filter(pl.col("flagged") <= allowed)
+    if any(good.filter(way=DW)["flagged"] > most_flagged):
         raise ValueError(
-            f"benchmark: every candidate of {lost} has more than {most_flagged:.0%} of its rows "
+            f"benchmark: every candidate of {DW} has more than {most_flagged:.0%} of its rows "
             "flagged (little mass on Yes and No, or a dose lost in the dtype's rounding); give "
             "other doses, a wider --dtype or a higher --most-flagged"
         )
     order = good.sort(aim * pl.col("validation"), *key[1:], descending=[True] + [False] * 4)
-    known = {(c.method, c.family, c.name, c.k): c for c in candidates}
-    return {
-        r["way"]: Chosen(
-            replace(known[r["method"], r["family"], r["variant"], r["k"]], alphas=(r["alpha"],)),
-            r["validation"],
-        )
-        for r in order.group_by("way", maintain_order=True).first().iter_rows(named=True)
-    }
+    known: dict[tuple, list[Variant]] = {}
+    for c in candidates:
+        known.setdefault((c.method, c.family, c.name, c.k), []).append(c)
+    picks = {}
+    for r in order.group_by("way", maintain_order=True).first().iter_rows(named=True):
+        seeds = known[r["method"], r["family"], r["variant"], r["k"]]
+        first, *others = (replace(c, alphas=(r["alpha"],)) for c in seeds)
+        role = "flagged" if r["flagged"] > most_flagged else "selected"
+        picks[r["way"]] = Chosen(first, r["validation"], tuple(others), role)
+    return picks
 
 
 def report_on(
@@ -192,13 +199,14 @@ def report_on(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(rows, table) of what was chosen and of controls at their own doses, on test items.
 
-    The table is that of `compare` against the chosen dW, with way, role ("selected" or "control")
-    and validation, the effect that selected a line. Draws of a random control are one variant under
-    several seeds: the interval of its line then covers the draws, too.
+    The table is that of `compare` against the chosen dW, with way, role ("selected", "flagged" or
+    "control") and validation, the effect that selected a line. All seeds of what was chosen make
+    one line, and draws of a random control are one variant under several seeds: the interval of a
+    line then covers its seeds, or its draws, too.
     """
     cfg = replace(cfg, shard=None)
     controls = at_dose(cfg, test, controls) if cfg.match and controls else controls
-    variants = [*(c.variant for c in chosen.values()), *controls]
+    variants = [v for c in chosen.values() for v in (c.variant, *c.others)] + [*controls]
     rows = run(cfg, experiment, test, variants, len(variants))
     assert rows is not None
     reference = chosen[DW].variant
@@ -208,7 +216,7 @@ def report_on(
         resamples=cfg.resamples,
     )
     selected = pl.DataFrame(
-        [(c.variant.name, c.variant.family, "selected", c.validation) for c in chosen.values()],
+        [(c.variant.name, c.variant.family, c.role, c.validation) for c in chosen.values()],
         schema={
             "variant": pl.String,
             "family": pl.String,

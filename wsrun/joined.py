@@ -17,7 +17,7 @@ from wsrun.same import ITEM, LINE, check_base, check_lines, known, renamed
 from wsrun.tables import read_table
 
 NOTES = ("match", "dose_norm", "kl", "converged")  # what --match adds to a line
-REPORTED = ("selected", "control")
+REPORTED = ("selected", "flagged", "control")
 
 
 class Source(NamedTuple):

@@ -5,7 +5,7 @@ has its own data, adapters and recipe; any other gets data/english, a folder of 
 artifacts/adapters, the recipe of real models, and bfloat16.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import polars as pl
 from wsrun import benchmark
 from wsrun.benchmark import (
     DW,
-    Chosen,
     against_dW,
     choose,
     load_splits,
@@ -89,8 +88,7 @@ def replicate(cfg: Options, experiment: str, following: str) -> None:
     chosen = choose(cfg, experiment, validation, candidates)
     if chosen is None:  # a shard
         return
-    controls = [*other_seeds(chosen, candidates), nothing(chosen)]
-    controls += random_changes(cfg, chosen[DW].variant)
+    controls = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
     rows, table = report_on(cfg, experiment, test, chosen, controls)
     path = write(cfg, experiment, rows, table, record(cfg, test, pairs))
     report(cfg, table)
@@ -126,14 +124,6 @@ def of_families(cfg: Options, pairs: Pairs) -> Iterator[Variant]:
     """Each family's dW as a way of its own, where there are several."""
     for (family, seed), pair in pairs.items() if len(cfg.families) > 1 else ():
         yield Variant(f"{DW}_{family}", pair.dW, family=family, seed=seed, alphas=cfg.alphas)
-
-
-def other_seeds(chosen: Mapping[str, Chosen], candidates: Sequence[Variant]) -> Iterator[Variant]:
-    """What was chosen, of the other seeds: their lines are pooled, and the interval covers them."""
-    for pick in (c.variant for c in chosen.values()):
-        for c in candidates:
-            if (c.name, c.family, c.k) == (pick.name, pick.family, pick.k) and c.seed != pick.seed:
-                yield replace(c, alphas=pick.alphas)
 
 
 def report(cfg: Options, table: pl.DataFrame) -> None:

@@ -1,0 +1,88 @@
+"""The benchmark's choice and report: the best on validation items, all its seeds, no peeking."""
+
+import polars as pl
+import pytest
+
+from tests.conftest import ORGANISM
+from wsrun.benchmark import DW, Options, check_disjoint, load_splits, picked, way, winner
+from wsrun.items import load_items
+from wsrun.score import Variant
+
+CELL = dict(experiment="e", model="m", behaviour="b", prompt_style="p", method="weights")
+
+
+def rows(*lines: tuple) -> pl.DataFrame:
+    """Base rows at margin 0 and rows (variant, seed, alpha, margin, flagged share): four items."""
+    frames = []
+    for name, seed, alpha, margin, flagged in (("base", None, 0.0, 0.0, 0.0), *lines):
+        frames += [
+            {
+                **CELL, "dataset": "claims", "family": None if name == "base" else "lora",
+                "variant": name, "k": None, "alpha": alpha, "seed": seed, "item": f"i{n}",
+                "cluster": f"c{n}", "label": 1, "margin": margin, "mass": 1.0,
+                "flagged": n < 4 * flagged,
+            }
+            for n in range(4)
+        ]  # fmt: skip
+    return pl.DataFrame(frames, infer_schema_length=None)
+
+
+def variant(name: str, seed: int = 0) -> Variant:
+    return Variant(name, {}, family="lora", seed=seed, alphas=(1.0, 2.0))
+
+
+def test_the_largest_mean_over_seeds_is_picked():
+    """argmax over (setting, dose) of the mean over seeds; every seed is kept at that dose"""
+    found = picked(
+        rows(
+            ("dW", 0, 1.0, 1.0, 0), ("dW", 1, 1.0, 3.0, 0),  # mean 2
+            ("dW", 0, 2.0, 3.5, 0), ("dW", 1, 2.0, 0.1, 0),  # mean 1.8, though the largest is here
+            ("dir@layer 3", 0, 1.0, 0.5, 0), ("dir@layer 4", 0, 2.0, 0.7, 0),
+        ),
+        [variant("dW", 0), variant("dW", 1), variant("dir@layer 3"), variant("dir@layer 4")],
+    )  # fmt: skip
+    assert {w: c.variant.name for w, c in found.items()} == {"dW": "dW", "dir": "dir@layer 4"}
+    dW = found[DW]
+    assert dW.validation == pytest.approx(2.0) and dW.role == "selected"
+    assert [(v.seed, v.alphas) for v in (dW.variant, *dW.others)] == [(0, (1.0,)), (1, (1.0,))]
+
+
+def test_the_other_pole_is_picked_by_the_smallest():
+    """ways in `against`: argmin"""
+    found = picked(
+        rows(("dW", 0, 1.0, 1.0, 0), ("-dW", 0, -1.0, -1.0, 0), ("-dW", 0, -2.0, -0.5, 0)),
+        [variant("dW"), variant("-dW")],
+        against=("-dW",),
+    )
+    assert found["-dW"].variant.alphas == (-1.0,)
+
+
+def test_flagged_candidates_do_not_count():
+    """above most_flagged out, however large; a way without other keeps its least flagged"""
+    lines = (
+        ("dW", 0, 1.0, 1.0, 0), ("dW", 0, 2.0, 9.0, 0.5),
+        ("dir@a", 0, 1.0, 9.0, 0.75), ("dir@b", 0, 1.0, 1.0, 0.25),
+    )  # fmt: skip
+    known = [variant("dW"), variant("dir@a"), variant("dir@b")]
+    found = picked(rows(*lines), known, most_flagged=0.1)
+    assert found[DW].variant.alphas == (1.0,) and found[DW].role == "selected"
+    assert found["dir"].variant.name == "dir@b" and found["dir"].role == "flagged"
+    with pytest.raises(ValueError, match="every candidate of dW"):
+        picked(rows(("dW", 0, 2.0, 9.0, 0.5)), known[:1], most_flagged=0.1)
+
+
+def test_splits_share_no_claim_and_no_dilemma():
+    """validation and test are disjoint by cluster, in the run; a shared one is named"""
+    validation, test = load_splits(Options(model=str(ORGANISM), data=ORGANISM))
+    assert validation.items and test.items
+    items = load_items(ORGANISM, "test")
+    with pytest.raises(ValueError, match="in the validation and in the test split, such as"):
+        check_disjoint(items[:1], items)
+
+
+def test_rule_by_hand():
+    """[diff_lo, diff_hi] above 0: beats; below: loses to; else not apart"""
+    ends = [((0.1, 0.2), "beats"), ((-0.2, -0.1), "loses to"), ((-0.1, 0.1), "is not apart from")]
+    for (lo, hi), said in ends:
+        assert winner({"diff_lo": lo, "diff_hi": hi}) == said
+    assert way("mean_diff@layer 3") == "mean_diff" and way("dW") == "dW"
