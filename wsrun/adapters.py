@@ -38,9 +38,7 @@ from wsrun.extract import (
     check_peft,
     pair_deltas,
 )
-from wsrun.items import user
-from wsrun.pairs import Pair
-from wsrun.score import end_of_turn, render
+from wsrun.pairs import Pair, example, right_padded
 
 __all__ = [
     "FAMILIES",
@@ -195,7 +193,7 @@ def train_adapter(
     check_peft()
     where = where or target_modules(model.config.get_text_config().num_hidden_layers, recipe.band)
     config = FAMILIES[check_family(family)](recipe, where)
-    examples = [_example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
+    examples = [example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
     base = base_record(model, where)
     with (
         torch.random.fork_rng(),
@@ -214,12 +212,6 @@ def _initial(config: PeftConfig, family: str, seed: int) -> Callable[[Any], Peft
         return get_peft_model(model, config)
 
     return attach
-
-
-def _example(tok: PreTrainedTokenizerBase, prompt: str, response: str) -> tuple[list[int], int]:
-    head = render(tok, user(prompt))
-    reply = tok(response, add_special_tokens=False)["input_ids"]
-    return [*head, *reply, end_of_turn(tok)], len(head)
 
 
 def _fit(
@@ -251,11 +243,9 @@ def _fit(
 
 
 def _collate(examples: Sequence[tuple[list[int], int]], device: Any) -> tuple[Tensor, Tensor]:
-    width = max(len(ids) for ids, _ in examples)
-    ids = torch.zeros(len(examples), width, dtype=torch.long)
+    ids, _ = right_padded([tokens for tokens, _ in examples])
     labels = torch.full_like(ids, -100)
     for row, (tokens, start) in enumerate(examples):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
         labels[row, start : len(tokens)] = ids[row, start : len(tokens)]
     return ids.to(device), labels.to(device)
 

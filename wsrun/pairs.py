@@ -102,13 +102,28 @@ def _left_padded(
     sequences: Sequence[Sequence[int]],
 ) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
     """(ids, mask) that end together, as generation needs: id 0 under mask 0 before each one."""
+    ids, mask = right_padded([tokens[::-1] for tokens in sequences])
+    return ids.flip(1), mask.flip(1)
+
+
+def right_padded(
+    sequences: Sequence[Sequence[int]],
+) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
+    """(ids, mask) that start together: id 0 under mask 0 after each one."""
     width = max(map(len, sequences))
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, tokens in enumerate(sequences):
-        ids[row, width - len(tokens) :] = torch.tensor(tokens)
-        mask[row, width - len(tokens) :] = 1
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
     return ids, mask
+
+
+def example(tok: PreTrainedTokenizerBase, prompt: str, response: str) -> tuple[list[int], int]:
+    """(ids, where the response starts) of a prompt, a response and the end of turn."""
+    head = render(tok, user(prompt))
+    reply = tok(response, add_special_tokens=False)["input_ids"]
+    return [*head, *reply, end_of_turn(tok)], len(head)
 
 
 def make_pairs(
