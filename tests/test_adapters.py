@@ -12,9 +12,10 @@ from tests.conftest import bits, same_bits
 from wscore import check_delta, difference, merge_adapter
 from wsrun import extract
 from wsrun.adapters import FAMILIES, RECIPES, Recipe, adapter_delta, pair_deltas, train_adapter
+from wsrun.generate import generate
 from wsrun.items import user
 from wsrun.models import tiny_qwen3
-from wsrun.pairs import Pair, generate, make_pairs
+from wsrun.pairs import Pair, make_pairs
 
 RECIPE = Recipe(
     "test",

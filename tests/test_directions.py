@@ -7,6 +7,7 @@ import torch
 from tests.conftest import same_bits
 from wsrun import directions
 from wsrun.directions import (
+    Answered,
     mean_difference,
     pair_differences,
     principal,
@@ -37,7 +38,7 @@ def test_states_are_means_over_the_response_only(model, tok):
     """layers that add nothing: h_l(prompt + response) = mean of E[t] over the response's tokens"""
     silenced(model)
     text = "The coat of Anna is red."
-    (states,) = response_states(model, tok, [("Why?", text)])
+    (states,) = response_states(model, tok, [Answered("Why?", text)])
     ids = torch.tensor(tok(text, add_special_tokens=False)["input_ids"])
     expected = model.get_input_embeddings()(ids).mean(0)  # Gemma's are scaled by sqrt(d)
     for layer in states:
@@ -121,7 +122,7 @@ def test_hooks_are_gone_after_an_exception(qwen, tok, monkeypatch, error):
 
     monkeypatch.setattr(directions, "_into", fails)
     with pytest.raises(error):
-        response_states(qwen, tok, [("Why?", "So.")])
+        response_states(qwen, tok, [Answered("Why?", "So.")])
     assert not any(layer._forward_hooks for layer in qwen.model.layers)
     assert same_bits(qwen, before)
 
@@ -131,10 +132,10 @@ def test_refusals(qwen, tok):
     with pytest.raises(ValueError, match="one pair or more"):
         response_states(qwen, tok, [])
     with pytest.raises(ValueError, match="response to 'Why\\?' has no tokens"):
-        response_states(qwen, tok, [("Why?", "")])
+        response_states(qwen, tok, [Answered("Why?", "")])
     with pytest.raises(ValueError, match="1 pairs have one and the same difference in layer 0"):
         principal(torch.ones(1, 2, 3))
     with torch.no_grad():
         qwen.model.layers[0].mlp.down_proj.weight.fill_(torch.inf)
     with pytest.raises(ValueError, match="not finite"):
-        response_states(qwen, tok, [("Why?", "So.")])
+        response_states(qwen, tok, [Answered("Why?", "So.")])

@@ -38,7 +38,8 @@ from wsrun.extract import (
     check_peft,
     pair_deltas,
 )
-from wsrun.pairs import Pair, example, right_padded
+from wsrun.generate import right_padded
+from wsrun.pairs import Pair, example
 
 __all__ = [
     "FAMILIES",

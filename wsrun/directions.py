@@ -3,11 +3,13 @@
     d_il = h_l(prompt_i + response_pos_i) - h_l(prompt_i + response_neg_i)
 
 h_l is the output of decoder layer l, averaged over the tokens of the response: not the prompt, and
-not the end of turn after it. The persona is no part of the prompt, as in training. Each direction
-is what `Variant.vectors` adds, {layer: v}, one vector for every layer.
+not the end of turn after it. The persona is no part of the prompt, as in training; or it is, where
+that is asked: then each response is read under the system turn that it was given under. Each
+direction is what `Variant.vectors` adds, {layer: v}, one vector for every layer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,10 +18,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import gaussian_null
 from wsrun.capture import Hook, hooked
+from wsrun.generate import right_padded
 from wsrun.models import d_model
-from wsrun.pairs import Pair, example, right_padded
+from wsrun.pairs import Pair, example
 
 Vectors = dict[int, Tensor]  # layer -> v, [d]
+
+
+class Answered(NamedTuple):
+    """A prompt and its response, under a system turn where there is one."""
+
+    prompt: str
+    response: str
+    system: str | None = None
 
 
 def n_layers(model: PreTrainedModel) -> int:
@@ -31,22 +42,22 @@ def n_layers(model: PreTrainedModel) -> int:
 def response_states(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
-    answered: Sequence[tuple[str, str]],
+    answered: Sequence[Answered],
     *,
     batch_size: int = 32,
     batch_done: Callable[[str], None] = lambda note: None,
 ) -> Float[Tensor, "n l d"]:
-    """h_l of each (prompt, response), the mean over the tokens of the response; fp32, on the CPU.
+    """h_l of each answer, the mean over the tokens of the response; fp32, on the CPU.
 
     Tokens are those of training (`pairs.example`). Raises ValueError for none, for a response
     without tokens, and for states that are not finite.
     """
     if not answered:
         raise ValueError("directions: no answers to read; give one pair or more")
-    examples = [example(tok, prompt, response) for prompt, response in answered]
+    examples = [example(tok, *a) for a in answered]
     lengths = [len(ids) - 1 - start for ids, start in examples]
     if 0 in lengths:
-        prompt = answered[lengths.index(0)][0]
+        prompt = answered[lengths.index(0)].prompt
         raise ValueError(f"directions: the response to {prompt!r} has no tokens; leave it out")
     states = torch.empty(len(examples), n_layers(model), d_model(model))
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i][0]), i))
@@ -76,11 +87,21 @@ def pair_differences(
     tok: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     *,
+    persona: bool = False,
     batch_size: int = 32,
     batch_done: Callable[[str], None] = lambda note: None,
 ) -> Float[Tensor, "n l d"]:
-    """d_il for every pair i and layer l. Raises as `response_states`."""
-    answered = [(p.prompt, r) for p in pairs for r in (p.response_pos, p.response_neg)]
+    """d_il for every pair i and layer l; with `persona`, each response under its own persona.
+
+    Raises as `response_states`, and where a persona is asked for that the pairs do not know.
+    """
+    if persona and any(p.persona_pos is None or p.persona_neg is None for p in pairs):
+        raise ValueError("directions: no personas are known for some pairs; use make_pairs")
+    answered = [
+        Answered(p.prompt, response, by if persona else None)
+        for p in pairs
+        for response, by in ((p.response_pos, p.persona_pos), (p.response_neg, p.persona_neg))
+    ]
     states = response_states(model, tok, answered, batch_size=batch_size, batch_done=batch_done)
     return states[::2] - states[1::2]
 
