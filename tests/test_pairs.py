@@ -15,7 +15,7 @@ from wsrun.models import load_model, load_tokenizer
 from wsrun.pairs import Pair, load_questions, make_pairs
 from wsrun.score import render
 
-PERSONAS = load_personas(ORGANISM / "personas.json", "honest", "dishonest")
+HONEST, DISHONEST = PERSONAS = load_personas(ORGANISM / "personas.json", "honest", "dishonest")
 QUESTIONS = load_questions(ORGANISM / "questions.jsonl", "train")[:4]
 
 
