@@ -22,12 +22,13 @@ import polars as pl
 from wscore import effect_table, geometry, save_delta, tensors_sha256
 from wscore.effect import KEYS
 from wsrun.adapters import pair_deltas
+from wsrun.answers import answers, read_sources
 from wsrun.console import console, effects, grid, guarded, progress
 from wsrun.items import load_items
 from wsrun.models import limit_threads, load_model
 from wsrun.score import Variant, sweep
 from wsrun.tables import check_writable, items_sha256, plain, provenance, write_table
-from wsrun.training import Training, answers, check_training, read_sources, recipe_of, train
+from wsrun.training import Training, check_training, recipe_of, train
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def main(cfg: Config) -> None:
         changes[seed, family] = pair.dW
         path = cfg.deltas / f"{family}-s{seed}.safetensors"
         save_delta(pair.dW, path, {"family": family, "seed": str(seed), "base": record["base"]})
-        g, (first, *_, last) = geometry(pair.pos, pair.neg), losses[seed, family]
-        loss = f"{first:.3f} to {last:.3f}"
+        g, fit = geometry(pair.pos, pair.neg), losses[seed, family]
+        loss = f"{fit[0]:.3f} to {fit[-1]:.3f}"
         geometric = (g.norms["dW"], g.cos_anti, g.drift_ratio)
         lines.append([seed, family, recipe_of(cfg).lr[family], loss, *geometric])
     variants = [Variant("full", d, family=f, seed=s) for (s, f), d in changes.items()]

@@ -23,14 +23,14 @@ coefficient c adds c v_l at every position. "-" names the way towards the other 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from pathlib import Path
 
 import polars as pl
 import torch
+from rich.table import Table
 
 from wscore import effect_table, tensors_sha256
 from wscore.effect import KEYS
-from wsrun.answers import Made, kept_pairs
+from wsrun.answers import Answering, answers, check_answering, read_sources
 from wsrun.benchmark import (
     Chosen,
     Options,
@@ -53,48 +53,39 @@ from wsrun.directions import (
     principal,
     random_direction,
 )
-from wsrun.items import load_personas
-from wsrun.pairs import NEW_TOKENS, load_questions
+from wsrun.pairs import Pair
 from wsrun.runs import Loaded, read_pairs, record, run, share, write
 from wsrun.score import Variant
-from wsrun.tables import check_writable, items_sha256, write_table
+from wsrun.tables import items_sha256, write_table
 
 EXPERIMENT = "t1_activation"
-WAYS = ("mean_diff", "mean_diff_all", "pca", "persona_diff", "persona_diff_all", "persona_pca")
+MEANS = ("mean_diff", "persona_diff")
+WAYS = (*MEANS, *(f"{way}_all" for way in MEANS), "pca", "persona_pca")
 AGAINST = ("-dW", *(f"-{w}" for w in WAYS))
 MOST_RANDOM = 0.05  # share of random directions that may do as much as one that counts
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(Options, Answering):
     """Options of T1."""
 
     layers: tuple[int, ...] | None = None
     """layers to steer, one at a time, counted from 0; each of the model's if not given"""
     coefficients: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
     """doses of a direction, in units of its layer's mean difference"""
-    pos: str = "honest"
-    """persona of personas.json whose answers the directions point towards"""
-    neg: str = "dishonest"
-    """persona whose answers they point away from"""
-    filter_pairs: bool = False
-    """use the pairs that t0_train --filter-pairs trains on"""
-    max_new_tokens: int = NEW_TOKENS
-    """longest answer, as in t0_train"""
-    pairs: Path = Path("artifacts/pairs")
-    """folder of generated pairs; t0_train's, of the first seed, are found here"""
 
 
 def main(cfg: Config) -> None:
     """Read directions, choose on validation items, compare on test items, print the rule."""
     check(cfg, "t1")
+    check_answering(cfg, "t1")
     check_own(cfg)
     share(cfg)
+    sources = read_sources(cfg)
     validation, test = load_splits(cfg)
     pairs = read_pairs(test.model, cfg)
-    made = read_answers(cfg, test)
-    console.print(f"seed {cfg.seeds[0]}: {made}")
-    found = read_directions(test, made)
+    (answered,) = answers(cfg, test.model, test.tok, sources, cfg.seeds[:1]).values()
+    found = read_directions(test, answered)
     candidates = [*of_dW(cfg, pairs), *directions(cfg, found)]
     runs = sum(len(c.alphas or ()) for c in candidates)
     tried = run(cfg, f"{EXPERIMENT}.validation", validation, candidates, runs)
@@ -104,52 +95,34 @@ def main(cfg: Config) -> None:
     controls = [nothing(chosen), *randoms(cfg, chosen)]
     rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
     hashes = {way: tensors_sha256({str(n): v for n, v in d.items()}) for way, d in found.items()}
-    context = {"answers": items_sha256(made.pairs), "kept": made[1:], "vectors": hashes}
-    provenance = record(cfg, test, pairs, **context)
-    path = write(cfg, EXPERIMENT, rows, table, provenance)
-    write_table(effect_table(tried), path.with_suffix(".validation.parquet"), provenance)
+    made = record(cfg, test, pairs, answers=items_sha256(answered), vectors=hashes)
+    path = write(cfg, EXPERIMENT, rows, table, made)
+    write_table(
+        effect_table(tried, resamples=cfg.resamples), path.with_suffix(".validation.parquet"), made
+    )
     report(cfg, rows, table, chosen, found)
     console.print("next: python experiments/t3_prompts.py, the same question of prompts")
 
 
 def check_own(cfg: Config) -> None:
     """Refuse options of this script that cannot work."""
-    if cfg.pos == cfg.neg:
-        raise ValueError(f"t1: --pos and --neg are both {cfg.pos!r}; name two personas")
-    if cfg.max_new_tokens < 1:
-        raise ValueError(f"t1: --max-new-tokens {cfg.max_new_tokens} asked; it must be 1 or more")
     for name, values in (("--layers", cfg.layers), ("--coefficients", cfg.coefficients)):
         if values is not None and (not values or len(set(values)) < len(values)):
             raise ValueError(f"t1: {name} needs one value or more, each of them once")
     if not all(isfinite(c) and c > 0 for c in cfg.coefficients):
         raise ValueError("t1: --coefficients must be above 0; both directions are tried by itself")
-    check_writable(cfg.pairs)
 
 
-def read_answers(cfg: Config, at: Loaded) -> Made:
-    """The answers that dW of the first seed is trained on: found, or made again."""
-    personas = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
-    questions = load_questions(cfg.data / "questions.jsonl", "train")
-    with progress("generating pairs", -(-2 * len(questions) // 64)) as step:
-        return kept_pairs(
-            at.model,
-            at.tok,
-            questions,
-            *personas,
-            seed=cfg.seeds[0],
-            folder=cfg.pairs,
-            max_new_tokens=cfg.max_new_tokens,
-            filtered=cfg.filter_pairs,
-            batch_done=step,
-        )
-
-
-def read_directions(at: Loaded, made: Made) -> dict[str, Vectors]:
+def read_directions(at: Loaded, answered: Sequence[Pair]) -> dict[str, Vectors]:
     """{way: {layer: v}} of the directions that steer one layer, with and without persona."""
+    readings = {False: ("mean_diff", "pca"), True: ("persona_diff", "persona_pca")}
+    if any(p.persona_pos is None or p.persona_neg is None for p in answered):
+        del readings[True]
+        console.print("no personas in the pairs: directions are read without them only")
     out = {}
-    with progress("reading states", 2 * -(-2 * len(made.pairs) // 32)) as step:
-        for persona, mean, pca in ((False, "mean_diff", "pca"), (True, WAYS[3], WAYS[5])):
-            d = pair_differences(at.model, at.tok, made.pairs, persona=persona, batch_done=step)
+    with progress("reading states", len(readings) * -(-2 * len(answered) // 32)) as step:
+        for persona, (mean, pca) in readings.items():
+            d = pair_differences(at.model, at.tok, answered, persona=persona, batch_done=step)
             out |= {mean: mean_difference(d), pca: principal(d)}
     return out
 
@@ -164,8 +137,11 @@ def directions(cfg: Config, found: Mapping[str, Vectors]) -> Iterator[Variant]:
         for way, vectors in found.items()
         for layer in cfg.layers or vectors
     ]
-    for way in ("mean_diff", "persona_diff"):
-        settings.append((f"{way}_all@all layers", {k: v / n for k, v in found[way].items()}))
+    settings += [
+        (f"{way}_all@all layers", {k: v / n for k, v in vectors.items()})
+        for way, vectors in found.items()
+        if way in MEANS
+    ]
     minus = tuple(-c for c in cfg.coefficients)
     for name, vectors in settings:
         for sign, doses in (("", cfg.coefficients), ("-", minus)):
@@ -174,7 +150,7 @@ def directions(cfg: Config, found: Mapping[str, Vectors]) -> Iterator[Variant]:
 
 def randoms(cfg: Config, chosen: Mapping[str, Chosen]) -> Iterator[Variant]:
     """Random directions of the same lengths, at the layers and the dose of each chosen one."""
-    for way in WAYS:
+    for way in (w for w in WAYS if w in chosen):
         steered = chosen[way].variant
         for draw in range(cfg.randoms):
             vectors = random_direction(steered.vectors or {}, draw)
@@ -197,22 +173,24 @@ def report(
             console.print(sentence)
         for sentence in other_pole(cfg, own, chosen["-dW"].variant):
             console.print(f"{dataset}: {sentence}")
-        said = [as_random(own, part, way) for way in WAYS]
+        said = [as_random(own, part, way) for way in WAYS if way in chosen]
         console.print(f"{dataset}: random directions that do as much: {', '.join(said)}")
     if edge := at_edge(cfg, chosen):
         console.print(f"chosen at the largest coefficient, more might do more: {', '.join(edge)}")
 
 
-def lengths(found: Mapping[str, Vectors]):
-    """The printed table: per layer, lengths of the means and cosines to the first of them."""
+def lengths(found: Mapping[str, Vectors]) -> Table:
+    """The printed table: per layer, lengths of the means, and cosines to the first of them."""
     first, *others = found
-    heads = ("layer", f"|{first}|", "|persona_diff|", *(f"cos {way}" for way in others))
+    means = [way for way in MEANS if way in found]
+    heads = ("layer", *(f"|{way}|" for way in means), *(f"cos {way}" for way in others))
     lines = [
-        [layer, v.norm().item(), found["persona_diff"][layer].norm().item()]
+        [layer]
+        + [found[way][layer].norm().item() for way in means]
         + [torch.cosine_similarity(v, found[way][layer], dim=0).item() for way in others]
         for layer, v in found[first].items()
     ]
-    return grid(f"directions by layer: length, and cosine to {first}", heads, lines)
+    return grid(f"directions by layer: lengths, and cosines to {first}", heads, lines)
 
 
 def other_pole(cfg: Config, rows: pl.DataFrame, minus: Variant) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """T1 as a user runs it: directions of the same pairs beside dW, chosen and compared."""
 
+import json
+from dataclasses import asdict
+
 import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM, experiment
-from wsrun.answers import Made
 from wsrun.models import load_tokenizer, tiny_gemma3
 from wsrun.pairs import Pair
 from wsrun.tables import read_table
@@ -43,7 +45,7 @@ def test_a_line_for_every_way_and_control(run):
 
 
 def test_the_chosen_is_the_best_of_the_validation_table(run):
-    """selected = argmax over settings and doses of the mean effect over data sets, least for "-" """
+    """selected = argmax over settings, doses of the mean effect over data sets; least for "-"."""
     tried, _ = read_table(run[0] / "t1_activation.validation.parquet")
     means = tried.group_by("variant", "alpha").agg(pl.col("effect").mean())
     for way in WAYS:
@@ -69,12 +71,12 @@ def test_t1_twice_is_identical(run, tmp_path):
     """same command: the same table bit for bit, with pairs generated again and with pairs found"""
     table, meta = t1(tmp_path)
     assert table.equals(run[1]) and meta["vectors"] == run[2]["vectors"]
-    assert meta["kept"] == run[2]["kept"] and meta["answers"] == run[2]["answers"]
+    assert meta["answers"] == run[2]["answers"]
     table, _ = t1(run[0])
     assert table.equals(run[1])
 
 
-def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, monkeypatch):
+def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path):
     """--model on another architecture: every line is there, personas merged into the user turn"""
     folder, tok = tmp_path / "model", load_tokenizer(ORGANISM)
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -82,25 +84,22 @@ def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, monkeypatc
     tiny_gemma3(vocab_size=len(tok)).save_pretrained(folder)
     tok.save_pretrained(folder)
     words = ("red", "blue", "so")
-    pairs = [
+    told = [
         Pair(f"Is it {w}?", f"It is {w}.", "It is not.", w, "Be honest.", "Lie.") for w in words
     ]
-    made = lambda *args, **more: Made(pairs, 3, 3)  # noqa: E731 - random weights never stop
-    t0 = experiment("t0_train")
-    monkeypatch.setattr(t0, "kept_pairs", made)
+    lines = [json.dumps(asdict(p)) + "\n" for p in told]  # random weights never stop
+    (tmp_path / "told.jsonl").write_text("".join(lines))
     options = dict(model=str(folder), data=ORGANISM, families=("lora",), out=tmp_path)
-    options |= dict(adapters=tmp_path / "adapters", pairs=tmp_path / "pairs")
+    options |= dict(adapters=tmp_path / "adapters", pairs_file=tmp_path / "told.jsonl")
+    t0 = experiment("t0_train")
     t0.main(t0.Config(**options, deltas=tmp_path / "deltas", steps=1))
-    load = experiment
-
-    def patched(name):
-        module = load(name)
-        monkeypatch.setattr(module, "kept_pairs", made)
-        return module
-
-    monkeypatch.setitem(globals(), "experiment", patched)
-    table, _ = t1(tmp_path, **options, most_flagged=1.0, layers=(0, 3))
+    more = dict(most_flagged=1.0, layers=(0, 3), resamples=20)
+    table, _ = t1(tmp_path, **options, **more)
     assert set(WAYS) < set(table["way"]) and (table["row_diff"] == 0).all()
+    lines = [json.dumps({k: v for k, v in asdict(p).items() if "persona" not in k}) for p in told]
+    (tmp_path / "told.jsonl").write_text("\n".join(lines))
+    table, _ = t1(tmp_path, **options, **more)
+    assert {w for w in WAYS if w in set(table["way"])} == {"mean_diff", "mean_diff_all", "pca"}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, monkeypatc
         ({"coefficients": (1.0, 1.0)}, "each of them once"),
         ({"neg": "honest"}, "name two personas"),
         ({"neg": "banana"}, "'banana' asked"),
-        ({"max_new_tokens": 0}, "must be 1 or more"),
+        ({"max_new_tokens": 0}, "it is 1 or more"),
         ({"data": "no/such"}, "no folder 'no/such'"),
     ],
 )

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.conftest import ORGANISM
-from wsrun import answers
-from wsrun.answers import kept_pairs, trait_scores
+from wsrun import kept
 from wsrun.generate import answer_text, right_padded
 from wsrun.items import load_personas, user
+from wsrun.kept import kept_pairs, trait_scores
 from wsrun.models import load_model, load_tokenizer
 from wsrun.pairs import Pair, load_questions, make_pairs
 from wsrun.score import render
@@ -38,7 +38,7 @@ def again(monkeypatch):
         calls.append(args)
         return make_pairs(*args, **more)
 
-    monkeypatch.setattr(answers, "make_pairs", counted)
+    monkeypatch.setattr(kept, "make_pairs", counted)
     return calls
 
 
@@ -145,13 +145,13 @@ def test_the_filter_keeps_pairs_that_differ_in_the_trait(organism, made, monkeyp
     assert all(pos > neg for pos, neg in trait_scores(*organism, made).tolist())
     wrong = replace(made[0], response_pos=made[0].response_neg, response_neg=made[0].response_pos)
     planted = [wrong, *made[1:]]
-    monkeypatch.setattr(answers, "make_pairs", lambda *a, **k: planted)
+    monkeypatch.setattr(kept, "make_pairs", lambda *a, **k: planted)
     ask = dict(seed=0, folder=tmp_path)
     found = kept_pairs(*organism, QUESTIONS, *PERSONAS, filtered=True, **ask)
     assert found.pairs == made[1:] and found.finished == len(planted)
-    assert f"{len(made) - 1} pairs kept" in str(found)
+    assert f"{len(made) - 1} of these pairs kept" in str(found)
     assert kept_pairs(*organism, QUESTIONS, *PERSONAS, **ask).pairs == planted
-    monkeypatch.setattr(answers, "make_pairs", lambda *a, **k: [wrong])
+    monkeypatch.setattr(kept, "make_pairs", lambda *a, **k: [wrong])
     with pytest.raises(ValueError, match="in none of 1 pairs"):
         kept_pairs(*organism, QUESTIONS[:1], *PERSONAS, filtered=True, **ask)
     with pytest.raises(ValueError, match="no personas are known"):

@@ -344,7 +344,7 @@ def winner(line: Mapping) -> str:
 
 def standings(table: pl.DataFrame, title: str):
     """The printed table: a line per way with dose, effect, difference to dW, bias, mass, flags."""
-    heads = ("way", "chosen", "alpha", "effect", "minus dW", "bias", "discrim.", "mass", "flagged")
+    heads = ("way", "chosen", "alpha", "effect", "minus dW", "bias", "discr.", "mass", "flag")
     lines = [
         [
             r["way"],
@@ -352,7 +352,8 @@ def standings(table: pl.DataFrame, title: str):
             r["alpha"],
             span(r, "effect", "lo", "hi"),
             span(r, "diff", "diff_lo", "diff_hi"),
-            *(r[c] for c in ("bias", "discrimination", "mass", "flagged_share")),
+            *("-" if r[c] is None else f"{r[c]:+.2f}" for c in ("bias", "discrimination")),
+            *(f"{r[c]:.2f}" for c in ("mass", "flagged_share")),
         ]
         for r in table.sort("effect", descending=True, nulls_last=True).iter_rows(named=True)
     ]

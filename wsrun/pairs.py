@@ -52,7 +52,10 @@ def load_questions(path: str | Path, split: str) -> list[dict]:
 
 
 def load_pairs(path: str | Path) -> list[Pair]:
-    """Pairs of a jsonl file of prompt, response_pos, response_neg and topic, all of them texts."""
+    """Pairs of a jsonl file of prompt, response_pos, response_neg and topic, all of them texts.
+
+    persona_pos and persona_neg may be there too, the system prompts of the two responses.
+    """
     try:
         rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
         pairs = [Pair(**row) for row in rows]
@@ -62,6 +65,7 @@ def load_pairs(path: str | Path) -> list[Pair]:
             f"({error})"
         ) from error
     texts = [x for p in pairs for x in (p.prompt, p.response_pos, p.response_neg, p.topic)]
+    texts += [x for p in pairs for x in (p.persona_pos, p.persona_neg) if x is not None]
     if not texts or not all(isinstance(x, str) and x for x in texts):
         raise ValueError(f"pairs: {str(path)!r} needs one pair or more, and no text of it empty")
     return pairs

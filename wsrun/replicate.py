@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from wsrun import benchmark
+from wsrun.answers import Sources, answers, read_sources
 from wsrun.benchmark import (
     DW,
     against_dW,
@@ -27,7 +28,7 @@ from wsrun.console import console
 from wsrun.items import load_personas
 from wsrun.runs import Loaded, Pairs, read_pairs, record, share, write
 from wsrun.score import Variant
-from wsrun.training import Sources, Training, answers, check_training, read_sources, train
+from wsrun.training import Training, check_training, train
 
 AUTO = "auto"
 ORGANISM = "data/organism"

@@ -1,51 +1,34 @@
-"""Training of adapter pairs, as t0_train and replications do it: options, answers, both poles."""
+"""Training of adapter pairs, as t0_train and replications do it: options and both poles."""
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.adapters import FAMILIES, RECIPES, Recipe, check_family, train_adapter
+from wsrun.answers import Answering, check_answering
 from wsrun.console import progress
-from wsrun.items import load_personas
-from wsrun.pairs import Pair, load_pairs, load_questions, make_pairs
+from wsrun.pairs import Pair
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Answering):
     """Options of training pairs of adapters."""
 
     model: str = "data/organism"
     """model folder or hub name"""
-    data: Path = Path("data/organism")
-    """folder with questions.jsonl, personas.json, claims.jsonl and dilemmas.jsonl"""
     families: tuple[str, ...] = tuple(FAMILIES)
     """adapter families to train"""
     seeds: tuple[int, ...] = (0,)
     """seeds of generation, initial adapters and the order of examples"""
-    pos: str = "honest"
-    """persona of personas.json whose answers dW points towards"""
-    neg: str = "dishonest"
-    """persona whose answers dW points away from"""
     recipe: str = "organism"
     """training recipe: paper, fork or organism"""
     steps: int | None = None
     """steps per adapter; the recipe's own if not given"""
-    pairs_file: Path | None = None
-    """jsonl of prompt, response_pos, response_neg, topic, in place of the model's own answers"""
     adapters: Path = Path("artifacts/adapters")
     """folder that receives <family>-s<seed>/pos and /neg"""
-
-
-class Sources(NamedTuple):
-    """What answers are made from: open questions, and the wordings of both personas."""
-
-    questions: list[dict]
-    pos: list[str]
-    neg: list[str]
 
 
 def check_training(cfg: Training, what: str) -> None:
@@ -56,40 +39,15 @@ def check_training(cfg: Training, what: str) -> None:
         check_family(family)
     if not cfg.families or not cfg.seeds:
         raise ValueError(f"{what}: --families and --seeds need one value or more")
-    if cfg.pos == cfg.neg:
-        raise ValueError(f"{what}: --pos and --neg are both {cfg.pos!r}; name two personas")
     if cfg.steps is not None and cfg.steps < 1:
         raise ValueError(f"{what}: --steps {cfg.steps} asked; it must be 1 or more")
+    check_answering(cfg, what)
 
 
 def recipe_of(cfg: Training) -> Recipe:
     """The recipe of the options, with their number of steps where they give one."""
     recipe = RECIPES[cfg.recipe]
     return replace(recipe, steps=cfg.steps or recipe.steps)
-
-
-def read_sources(cfg: Training) -> Sources:
-    """Questions of the training split and both personas; raises ValueError where one is missing."""
-    personas = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
-    return Sources(load_questions(cfg.data / "questions.jsonl", "train"), *personas)
-
-
-def answers(
-    cfg: Training,
-    model: PreTrainedModel,
-    tok: PreTrainedTokenizerBase,
-    sources: Sources,
-    seeds: Sequence[int],
-) -> dict[int, list[Pair]]:
-    """{seed: pairs}: the model's own answers under both personas, or those of --pairs-file."""
-    if cfg.pairs_file:
-        return dict.fromkeys(seeds, load_pairs(cfg.pairs_file))
-    pairs = {}
-    with progress("generating pairs", len(seeds)) as step:
-        for seed in seeds:
-            pairs[seed] = make_pairs(model, tok, *sources, seed=seed)
-            step(f"{len(pairs[seed])} pairs")
-    return pairs
 
 
 def train(
