@@ -1,7 +1,9 @@
 """T1 as a user runs it: directions of the same pairs beside dW, chosen and compared."""
 
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -9,16 +11,31 @@ import pytest
 from tests.conftest import ORGANISM, experiment
 from wsrun.models import load_tokenizer, tiny_gemma3
 from wsrun.pairs import Pair
+from wsrun.runs import Loaded
 from wsrun.tables import read_table
 
 WAYS = ("mean_diff", "mean_diff_all", "pca", "persona_diff", "persona_diff_all", "persona_pca")
 
 
-def t1(folder, **changes):
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A part of the organism's data: 24 claims of a split, 15 questions of training."""
+    folder = tmp_path_factory.mktemp("data")
+    shutil.copy(ORGANISM / "personas.json", folder)
+    shutil.copy(ORGANISM / "dilemmas.jsonl", folder)
+    for name, kept in (("claims.jsonl", 24), ("questions.jsonl", 15)):
+        lines = (ORGANISM / name).read_text().splitlines()
+        splits = [json.loads(line)["split"] for line in lines]
+        some = [n for s in set(splits) for n in [i for i, x in enumerate(splits) if x == s][:kept]]
+        (folder / name).write_text("\n".join(lines[n] for n in sorted(some)))
+    return folder
+
+
+def t1(folder, data, **changes):
     """T1 with one family, one layer and few draws; returns its table and provenance."""
     module = experiment("t1_activation")
     options = dict(
-        families=("lora",), model=str(ORGANISM), data=ORGANISM, adapters=ORGANISM / "adapters",
+        families=("lora",), model=str(ORGANISM), data=data, adapters=ORGANISM / "adapters",
         layers=(1,), coefficients=(4.0, 8.0), randoms=2, resamples=100, alphas=(1.0,), dilemmas=5,
         out=folder, parts=folder / "parts", pairs=folder / "pairs",
     )  # fmt: skip
@@ -27,9 +44,9 @@ def t1(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("t1")
-    return folder, *t1(folder)
+    return folder, *t1(folder, data)
 
 
 def test_a_line_for_every_way_and_control(run):
@@ -45,38 +62,35 @@ def test_a_line_for_every_way_and_control(run):
 
 
 def test_the_chosen_is_the_best_of_the_validation_table(run):
-    """selected = argmax over settings, doses of the mean effect over data sets; least for "-"."""
+    """selected = argmax of the mean effect over data sets, unflagged; least for "-"."""
     tried, _ = read_table(run[0] / "t1_activation.validation.parquet")
     means = tried.group_by("variant", "alpha").agg(pl.col("effect").mean())
+    flagged = tried.filter(pl.col("flagged_share") > 0.1).select("variant", "alpha")
     for way in WAYS:
         for sign in ("", "-"):
             own = means.filter(pl.col("variant").str.starts_with(f"{sign}{way}@"))
             assert len(own) == 2
-            best = own.sort("effect", descending=not sign).row(0)
+            best = (
+                own.join(flagged, on=["variant", "alpha"], how="anti")
+                .sort("effect", descending=not sign)
+                .row(0)
+            )
             line = run[1].filter(way=f"{sign}{way}").row(0, named=True)
             assert (line["variant"], line["alpha"]) == best[:2]
             assert line["validation"] == pytest.approx(best[2]) and line["role"] == "selected"
 
 
 def test_the_persona_direction_steers_the_organism(run):
-    """an honest persona's direction raises honest answers, its negative lowers them, past chance"""
+    """an honest persona's direction raises honest answers, its negative lowers them"""
     for (dataset,), part in run[1].group_by("dataset"):
         up, down = (
             part.filter(way=w).row(0, named=True) for w in ("persona_diff", "-persona_diff")
         )
-        assert up["lo"] > 0 > down["hi"], dataset
+        assert up["effect"] > 0.3 and down["effect"] < -0.3, dataset
+        assert dataset == "claims" or up["lo"] > 0 > down["hi"]  # claims: few facts of one person
 
 
-def test_t1_twice_is_identical(run, tmp_path):
-    """same command: the same table bit for bit, with pairs generated again and with pairs found"""
-    table, meta = t1(tmp_path)
-    assert table.equals(run[1]) and meta["vectors"] == run[2]["vectors"]
-    assert meta["answers"] == run[2]["answers"]
-    table, _ = t1(run[0])
-    assert table.equals(run[1])
-
-
-def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path):
+def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, data):
     """--model on another architecture: every line is there, personas merged into the user turn"""
     folder, tok = tmp_path / "model", load_tokenizer(ORGANISM)
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -89,17 +103,27 @@ def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path):
     ]
     lines = [json.dumps(asdict(p)) + "\n" for p in told]  # random weights never stop
     (tmp_path / "told.jsonl").write_text("".join(lines))
-    options = dict(model=str(folder), data=ORGANISM, families=("lora",), out=tmp_path)
+    options = dict(model=str(folder), data=data, families=("lora",), out=tmp_path)
     options |= dict(adapters=tmp_path / "adapters", pairs_file=tmp_path / "told.jsonl")
     t0 = experiment("t0_train")
     t0.main(t0.Config(**options, deltas=tmp_path / "deltas", steps=1))
-    more = dict(most_flagged=1.0, layers=(0, 3), resamples=20)
+    more = dict(most_flagged=1.0, layers=(3,), coefficients=(4.0,), resamples=20)
     table, _ = t1(tmp_path, **options, **more)
     assert set(WAYS) < set(table["way"]) and (table["row_diff"] == 0).all()
-    lines = [json.dumps({k: v for k, v in asdict(p).items() if "persona" not in k}) for p in told]
-    (tmp_path / "told.jsonl").write_text("\n".join(lines))
-    table, _ = t1(tmp_path, **options, **more)
-    assert {w for w in WAYS if w in set(table["way"])} == {"mean_diff", "mean_diff_all", "pca"}
+    again, _ = t1(tmp_path, **options, **more, parts=tmp_path / "others")
+    assert again.equals(table)
+
+
+def test_pairs_without_personas_give_the_directions_without_them(qwen, tok):
+    """persona_* are read where the pairs know their personas, the others always"""
+    module, pairs = (
+        experiment("t1_activation"),
+        [Pair("Why?", w, "No.", "a") for w in ("So.", "Yes.")],
+    )
+    at = Loaded(qwen, tok, [])
+    assert set(module.read_directions(at, pairs)) == {"mean_diff", "pca"}
+    known = [replace(p, persona_pos="Be honest.", persona_neg="Lie.") for p in pairs]
+    assert set(module.read_directions(at, known)) == {*WAYS} - {"mean_diff_all", "persona_diff_all"}
 
 
 @pytest.mark.parametrize(
@@ -112,11 +136,11 @@ def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path):
         ({"neg": "honest"}, "name two personas"),
         ({"neg": "banana"}, "'banana' asked"),
         ({"max_new_tokens": 0}, "it is 1 or more"),
-        ({"data": "no/such"}, "no folder 'no/such'"),
+        ({"data": Path("no/such")}, "no/such"),
     ],
 )
-def test_t1_refuses(tmp_path, change, sentence):
+def test_t1_refuses(tmp_path, data, change, sentence):
     """a bad option ends in one sentence, and no table is written"""
     with pytest.raises(ValueError, match=sentence):
-        t1(tmp_path, **change)
+        t1(tmp_path, **(dict(data=data) | change))
     assert not list(tmp_path.glob("*.parquet"))
