@@ -3,7 +3,7 @@
 Question:   dW and activation steering can be had from one set of paired answers. At the layer and
             coefficient that do best on validation items, does a direction in the residual stream
             move held-out items as far as dW does?
-Prediction: no direction beats dW; the mean difference of one middle layer comes nearest, and the
+Prediction: the mean difference of one middle layer comes close to dW and does not beat it; the
             centred principal direction, from which the persona is taken away, does far less.
 Rule:       a way beats dW where the 95 % interval of the paired difference of their effects lies
             above 0, and loses to it where it lies below. A direction counts as one only where
@@ -71,7 +71,7 @@ class Config(Options, Answering):
 
     layers: tuple[int, ...] | None = None
     """layers to steer, one at a time, counted from 0; each of the model's if not given"""
-    coefficients: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    coefficients: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
     """doses of a direction, in units of its layer's mean difference"""
 
 
@@ -199,8 +199,13 @@ def other_pole(cfg: Config, rows: pl.DataFrame, minus: Variant) -> Iterator[str]
     reference = {"variant": "-dW", "family": minus.family, "alpha": (minus.alphas or (0.0,))[0]}
     for r in compare(against, reference, resamples=cfg.resamples).iter_rows(named=True):
         if r["method"] == "activation":
-            word = "goes further than" if (r["diff_hi"] or 0) < 0 else "does not go further than"
-            yield f"{r['variant']} {word} -dW: {span(r, 'diff', 'diff_lo', 'diff_hi')} nats"
+            lo, hi = r["diff_lo"] or 0.0, r["diff_hi"] or 0.0
+            word = "beats" if hi < 0 else "loses to" if lo > 0 else "is not apart from"
+            name, _, setting = r["variant"].partition("@")
+            yield (
+                f"{name} ({setting}, alpha {r['alpha']:g}) {word} -dW towards the other pole: "
+                f"{span(r, 'diff', 'diff_lo', 'diff_hi')} nats"
+            )
 
 
 def as_random(rows: pl.DataFrame, table: pl.DataFrame, way: str) -> str:
