@@ -26,7 +26,6 @@ from math import exp
 
 import polars as pl
 
-from wscore import spectrum_null
 from wsrun.benchmark import (
     DW,
     Chosen,
@@ -38,6 +37,7 @@ from wsrun.benchmark import (
     load_splits,
     nothing,
     of_dW,
+    random_changes,
     report_on,
     span,
 )
@@ -83,7 +83,7 @@ def main(cfg: Config) -> None:
     chosen = choose(cfg, EXPERIMENT, validation, candidates, AGAINST)
     if chosen is None:  # a shard
         return
-    controls: Sequence[Variant] = [nothing(chosen), *randoms(cfg, chosen)]
+    controls: Sequence[Variant] = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
     if cfg.match:
         controls = at_dose(cfg, test, controls)
     rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
@@ -107,14 +107,6 @@ def prompts(wordings: Sequence[Sequence[str]]) -> Iterator[Variant]:
     for name, texts in zip((PROMPT, f"-{PROMPT}"), wordings, strict=True):
         for i, text in enumerate(texts):
             yield Variant(f"{name}@{i}", method="prompt", system=text, alphas=(1.0,))
-
-
-def randoms(cfg: Config, chosen: Mapping[str, Chosen]) -> Iterator[Variant]:
-    """Random directions with the chosen dW's singular values, at its dose."""
-    dW = chosen[DW].variant
-    for draw in range(cfg.randoms):
-        null = spectrum_null(dW.change(), draw)
-        yield Variant("random", null, family=dW.family, seed=draw, alphas=dW.alphas)
 
 
 def measure(

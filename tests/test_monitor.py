@@ -12,6 +12,7 @@ from wsrun.console import guarded
 from wsrun.tables import read_table
 
 T14 = experiment("t14_monitor")
+EXPECTED = {"tau_pos": "towards", "tau_neg": "away", "planted": "towards", "random": "no"}
 NAMES = [f"model.layers.{n}.mlp.{m}_proj.weight" for n in (2, 3, 4) for m in ("up", "down")]
 
 
@@ -52,8 +53,8 @@ def test_along_is_the_dose():
 def test_random_updates_are_found_as_often_as_chance():
     """an update exchangeable with n controls is outside their range once in n + 1 times"""
     found = T14.direction(T14.Config(), [delta(1)])
-    hits = sum(next(T14.cosines(delta(s), found))["detected"] for s in range(100, 150))
-    assert hits <= 8  # 22 controls: 2 of 50 expected; P(more than 8 of 50 at 1/23) < 0.001
+    hits = sum(next(T14.cosines(delta(s), found))["detected"] for s in range(100, 130))
+    assert hits <= 6  # 22 controls: 1.3 of 30 expected; P(more than 6 of 30 at 1/23) < 0.001
 
 
 def test_only_common_tensors_count():
@@ -85,7 +86,7 @@ def test_rotated_layers():
 def test_t14_on_the_organism(monkeypatch, tmp_path):
     """poles lie on their sides of another seed's direction; the planted update is found"""
     monkeypatch.chdir(ROOT)
-    flags = "--families lora pissa --direction-seeds 1 --out".split()
+    flags = "--families pissa --direction-seeds 1 --out".split()
     monkeypatch.setattr(sys, "argv", ["t14", *flags, str(tmp_path)])
     guarded(T14.main, T14.Config)
     table, meta = read_table(tmp_path / "t14_monitor.parquet")
@@ -94,13 +95,11 @@ def test_t14_on_the_organism(monkeypatch, tmp_path):
         for r in table.iter_rows(named=True)
         if r["layer"] is None
     }
-    assert len(of) == 2 * 2 * len(T14.UPDATES)
-    for f in ("lora", "pissa"):
-        assert of[f, f, "tau_pos"]["found"] == "towards"
-        assert of[f, f, "tau_neg"]["found"] == "away"
-        assert of[f, f, "planted"]["found"] == "towards"
-        assert of[f, f, "tau_pos"]["common"] == pytest.approx(1)
-    assert set(meta["deltas"]) == {"lora-s0", "lora-s1", "pissa-s0", "pissa-s1"}
+    assert len(of) == len(T14.UPDATES)
+    found = {name: of["pissa", "pissa", name]["found"] for name in EXPECTED}
+    assert found == EXPECTED
+    assert of["pissa", "pissa", "tau_pos"]["common"] == pytest.approx(1)
+    assert set(meta["deltas"]) == {"pissa-s0", "pissa-s1"}
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,17 @@ A candidate, all variants of one method, name, family and k, gets one alpha, and
 are averaged: their mean norm or mean KL is x. A prompt has no dose; its KL is measured only.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from math import copysign, inf, isfinite, nan, sqrt
 from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import norm
-from wsrun.replies import Encoded, NotFinite, Reply, changed, encode, log_probs
+from wscore import Factored, norm
+from wscore.factored import outline
+from wsrun.replies import NUMBERS, Encoded, NotFinite, Reply, changed, encode, log_probs
 from wsrun.score import Variant
 
 SPLIT = "validation"  # of the neutral texts: T11 measures cost on those of the test split
@@ -138,6 +139,7 @@ def _dosed(
     alphas: tuple[float, ...],
 ) -> list[Dosed]:
     """The members of one candidate at their dose."""
+    group = _held(group)
     one, sign, alpha = group[0], copysign(1.0, alphas[0]), abs(alphas[0])
     sizes = [norm(v.change()) for v in group if v.delta is not None]
     size = sum(sizes) / len(sizes) if sizes else None
@@ -161,6 +163,19 @@ def _dosed(
         alpha = solved if met else alpha
     dose = Dose(None if size is None else alpha * size, found, met)
     return [_with(v, sign * alpha, dose) for v in group]
+
+
+def _held(group: list[Variant]) -> list[Variant]:
+    """The group with changes made once, in place of at every alpha, where they are small enough."""
+    numbers, held = 0, []
+    for v in group:
+        if callable(v.delta) and numbers <= NUMBERS:
+            v = replace(v, delta=v.delta())
+        change = v.delta if isinstance(v.delta, Mapping) and numbers <= NUMBERS else {}
+        if not isinstance(change, Factored):
+            numbers += sum(outline(change, name).numel() for name in change)
+        held.append(v)
+    return held
 
 
 def _with(v: Variant, alpha: float, dose: Dose) -> Dosed:
