@@ -113,7 +113,7 @@ def measure(
     cfg: Config, quality: Quality, chosen: Mapping[str, Chosen], controls: Sequence[Variant]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(rows, costs) of what was chosen and of the controls."""
-    variants = [*(c.variant for c in chosen.values()), *controls]
+    variants = [v for c in chosen.values() for v in (c.variant, *c.others)] + [*controls]
     context = {"experiment": EXPERIMENT, "model": cfg.model, "behaviour": cfg.behaviour}
     with progress("measuring costs", len(variants)) as done:
         rows = quality.rows(variants, context, done)
@@ -149,7 +149,9 @@ def report(cfg: Config, table: pl.DataFrame, chosen: Mapping[str, Chosen], at: L
         f"base: perplexity {exp(base['nll_base']):.3g} of neutral text, accuracy "
         f"{base['accuracy_base']:.3f}; changes of nats a token (above 0 is worse) and of accuracy"
     )
-    for r in table.filter(dataset=datasets[0], role="selected").iter_rows(named=True):
+    for r in table.filter(
+        pl.col("role").is_in(["selected", "flagged"]), dataset=datasets[0]
+    ).iter_rows(named=True):
         console.print(f"{r['way']}: {verdict(cfg, r)}")
     for sentence in agreement(cfg, chosen):
         console.print(sentence)
