@@ -298,11 +298,12 @@ def _steered(
 
 
 def _room(model: PreTrainedModel) -> int:
-    """Bytes for states: a quarter of a GPU's free memory; on a CPU 1/32 of the weights' size, at
-    least 64 MiB."""
-    if model.device.type != "cuda":
-        return max(2**26, sum(p.nbytes for p in model.parameters()) // 32)
-    return torch.cuda.mem_get_info(model.device)[0] // 4
+    """Bytes for states: a quarter of a GPU's free memory; on a CPU 256 MiB, and a 32nd of the
+    weights' size where they take more than 1 GiB."""
+    if model.device.type == "cuda":
+        return torch.cuda.mem_get_info(model.device)[0] // 4
+    weights = sum(p.nbytes for p in model.parameters())
+    return 2**28 if weights < 2**30 else weights // 32
 
 
 class _Parts(NamedTuple):
