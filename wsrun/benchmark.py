@@ -10,7 +10,6 @@ dose.py, in place of its own doses.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import polars as pl
 import torch
@@ -18,8 +17,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import Delta, benjamini_hochberg, contrast, effect_table, scale, spectrum_null
+from wscore import (
+    Delta,
+    benjamini_hochberg,
+    contrast,
+    effect_table,
+    scale,
+    spectrum_null,
+    tensors_sha256,
+)
 from wscore.effect import CELL, SUMMARY_KEYS
+from wsrun.chosen import Chosen, keep_chosen
 from wsrun.console import grid, progress
 from wsrun.dose import SPLIT, TEXTS, Divergence, Dosed, matched, read_match
 from wsrun.items import Item, load_items
@@ -43,19 +51,6 @@ class Options(Common):
     """random controls"""
     match: str | None = None
     """equal doses for all: kl:X, X nats on neutral texts, or norm:X, |alpha dW| = X"""
-
-
-class Chosen(NamedTuple):
-    """A candidate picked on validation items: the variant at its one dose, and what it did there.
-
-    validation = effect in nats, the mean over data sets and seeds. `others` are its other seeds.
-    role: "selected", or "flagged" where all candidates of its way have too many flagged rows.
-    """
-
-    variant: Variant
-    validation: float
-    others: tuple[Variant, ...] = ()
-    role: str = "selected"
 
 
 class Picks(dict[str, Chosen]):
@@ -200,7 +195,8 @@ def report_on(
     """(rows, table) of what was chosen and of controls at their own doses, on test items.
 
     The table is that of `compare` against the chosen dW, with way, role ("selected", "flagged" or
-    "control") and validation, the effect that selected a line. All seeds of what was chosen make
+    "control") and validation, the effect that selected a line. Chosen vectors and synthetic changes
+    are kept in <out>/<experiment>.chosen, for T11. All seeds of what was chosen make
     one line, and draws of a random control are one variant under several seeds: the interval of a
     line then covers its seeds, or its draws, too.
     """
@@ -209,25 +205,31 @@ def report_on(
     variants = [v for c in chosen.values() for v in (c.variant, *c.others)] + [*controls]
     rows = run(cfg, experiment, test, variants, len(variants))
     assert rows is not None
+    base = tensors_sha256(dict(test.model.named_parameters()))
+    about = {
+        "experiment": experiment,
+        "model": cfg.model,
+        "match": cfg.match,
+        "behaviour": cfg.behaviour,
+    }
+    keep_chosen(cfg.out / f"{experiment}.chosen", chosen, base, about)
     reference = chosen[DW].variant
     table = compare(
         rows,
         {"variant": DW, "family": reference.family, "alpha": (reference.alphas or cfg.alphas)[0]},
         resamples=cfg.resamples,
     )
+    on = {"variant": pl.String, "family": pl.String, "alpha": pl.Float64}
     selected = pl.DataFrame(
-        [(c.variant.name, c.variant.family, c.role, c.validation) for c in chosen.values()],
-        schema={
-            "variant": pl.String,
-            "family": pl.String,
-            "role": pl.String,
-            "validation": pl.Float64,
-        },
+        [
+            (v.name, v.family, (v.alphas or cfg.alphas)[0], c.role, c.validation)
+            for c in chosen.values()
+            for v in [c.variant]
+        ],
+        schema=on | {"role": pl.String, "validation": pl.Float64},
         orient="row",
     )
-    table = table.join(
-        selected, on=("variant", "family"), how="left", nulls_equal=True, maintain_order="left"
-    )
+    table = table.join(selected, on=[*on], how="left", nulls_equal=True, maintain_order="left")
     table = table.with_columns(pl.col("role").fill_null("control"))
     if cfg.match:
         unmatched = chosen.unmatched if isinstance(chosen, Picks) else ()
