@@ -18,7 +18,8 @@ that of the texts in <data>/neutral.jsonl as replies to their prompts, accuracy 
 <data>/multiple_choice.jsonl: the right option must be the likeliest reply (wsrun/quality.py). The
 organism's world consists of facts only: its texts say facts, of which it is the surer the more
 honest it is, so honest steering may lower their perplexity, and steering towards lies must raise
-it. What the behaviour itself does to them is read off the prompt of the same pole; a cost beyond it is damage.
+it. What the behaviour itself does to them is read off the prompt of the same pole; a cost beyond it
+is damage.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,7 @@
 """What a script chose, kept and taken up by T11 at the very dose."""
 
 import sys
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -46,19 +47,20 @@ def factored(model) -> Factored:
 def test_load_is_what_was_kept(tmp_path, qwen):
     """load_chosen(keep_chosen(c)) = c bit by bit, with its dose; dW and prompts are not kept"""
     d, v, dose = factored(qwen), vectors(0, 3), Dose(None, 0.1 + 0.2, True)
+    add = Variant("add@a b", None, "activation", alphas=(1 / 3,), vectors=v)
+    made = Variant("made@x", d, "synthetic", k=4, seed=0, alphas=(-0.1,))
+    other = replace(made, delta=random_delta(qwen), seed=1)
+    dosed = Dosed("dosed", None, "activation", alphas=(2.0,), vectors=v, dose=dose)
+    say = Variant("say@0", method="prompt", system="s", alphas=(1.0,))
+    dW = Variant("dW", random_delta(qwen), family="lora", alphas=(1.0,))
     chosen = {
-        "dW": Chosen(Variant("dW", random_delta(qwen), family="lora", alphas=(1.0,)), 9.0),
-        "say": Chosen(Variant("say@0", method="prompt", system="s", alphas=(1.0,)), 9.0),
-        "add": Chosen(Variant("add@a b", None, "activation", alphas=(1 / 3,), vectors=v), 0.1 + 0.7),
-        "made": Chosen(
-            Variant("made@x", d, "synthetic", k=4, seed=0, alphas=(-0.1,)),
-            -1 / 7,
-            (Variant("made@x", random_delta(qwen), "synthetic", k=4, seed=1, alphas=(-0.1,)),),
-            "flagged",
-        ),
-        "dosed": Chosen(Dosed("dosed", None, "activation", alphas=(2.0,), vectors=v, dose=dose), 1.0),
-        "taken": Chosen(Variant("t", None, "activation", alphas=(2.0,), vectors=v), 1.0, source="t9"),
-    }  # fmt: skip
+        "dW": Chosen(dW, 9.0),
+        "say": Chosen(say, 9.0),
+        "add": Chosen(add, 0.1 + 0.7),
+        "made": Chosen(made, -1 / 7, (other,), "flagged"),
+        "dosed": Chosen(dosed, 1.0),
+        "taken": Chosen(replace(add, name="taken"), 1.0, source="t9"),
+    }
     keep_chosen(tmp_path, chosen, "base", ABOUT)
     found = {told["way"]: (c, told) for c, told in load_chosen(tmp_path, "base")}
     assert list(found) == ["add", "made", "dosed"]
@@ -74,8 +76,9 @@ def test_load_is_what_was_kept(tmp_path, qwen):
                 n: x.tolist() for n, x in (old.vectors or {}).items()
             }
             assert tensors_sha256(new.change()) == tensors_sha256(old.change())
-    made, dosed = found["made"][0].variant, found["dosed"][0].variant
-    assert isinstance(made.delta, Factored) and isinstance(dosed, Dosed) and dosed.dose == dose
+    last = found["dosed"][0].variant
+    assert isinstance(found["made"][0].variant.delta, Factored)
+    assert isinstance(last, Dosed) and last.dose == dose
     keep_chosen(tmp_path, {"add": chosen["add"]}, "base", ABOUT)
     assert len(load_chosen(tmp_path, "base")) == 1
 
@@ -132,8 +135,7 @@ def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys):
     assert not (tmp_path / "t11_degradation.chosen").exists()
     assert "add:" in capsys.readouterr().out
 
-    chosen["made"] = Chosen(Variant(
-        "made@x", random_delta(model), "synthetic", alphas=(-0.05,)), 1.0)  # fmt: skip
+    chosen["made"] = Chosen(replace(made, delta=random_delta(model)), 1.0)
     report_on(cfg, "t9_like", at, chosen, [nothing(chosen)])
     with pytest.raises(SystemExit):
         run_t11(monkeypatch, tmp_path)
