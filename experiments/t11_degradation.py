@@ -93,7 +93,7 @@ def main(cfg: Config) -> None:
     controls: Sequence[Variant] = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
     if cfg.match:
         controls = at_dose(cfg, test, controls)
-    rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
+    rows, table = report_on(cfg, EXPERIMENT, test, chosen, held=controls)
     quality = Quality(test.model, test.tok, texts, questions)
     spent, cost = measure(cfg, quality, chosen, controls)
     table = table.join(

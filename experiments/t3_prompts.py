@@ -84,12 +84,14 @@ def main(cfg: Config) -> None:
     best = best_prompt(chosen)
     both = choose(cfg, EXPERIMENT, validation, [chosen[DW].variant, *with_dW(cfg, best, chosen)])
     assert both is not None
-    chosen["prompt+dW"] = both["prompt+dW"]
+    chosen |= {way: c for way, c in both.items() if way == "prompt+dW"}
     controls = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
     rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
     over = {"prompt+dW": best.name, "finetuned+dW": "finetuned"}
-    over |= {way: f"-{DW}" for way in AGAINST[1:] if way in chosen}
-    table = above(cfg, rows, table, {chosen[way].variant.name: of for way, of in over.items()})
+    over |= {way: f"-{DW}" for way in AGAINST[1:]}
+    known = {c.variant.name for c in chosen.values()}
+    over = {chosen[way].variant.name: of for way, of in over.items() if way in chosen}
+    table = above(cfg, rows, table, {name: of for name, of in over.items() if of in known})
     systems = {c.variant.name: c.variant.system for c in chosen.values()}
     table = table.with_columns(system=pl.col("variant").replace_strict(systems, default=None))
     table = deltas(with_base(rows, table), best.name)
@@ -154,7 +156,8 @@ def above(
     cfg: Config, rows: pl.DataFrame, table: pl.DataFrame, over: Mapping[str, str]
 ) -> pl.DataFrame:
     """Columns over, over_diff, over_lo, over_hi: a line against the line that it builds on."""
-    found = []
+    found = [pl.DataFrame(schema=dict.fromkeys(("dataset", "variant", "over"), pl.String()))]
+    found[0] = found[0].with_columns(pl.lit(0.0).alias(c) for c in OVER)
     for name, reference in over.items():
         of = rows.filter(pl.col("variant").is_in(["base", name, reference]))
         apart = contrast(of, {"variant": reference}, resamples=cfg.resamples).filter(variant=name)
@@ -175,7 +178,8 @@ def deltas(table: pl.DataFrame, best: str) -> pl.DataFrame:
     """Columns prompt_baseline_delta and weight_steer_delta: the effects of the best prompt and of
     the chosen dW on the same items of a data set."""
     for column, name in {"prompt_baseline_delta": best, "weight_steer_delta": DW}.items():
-        line = table.filter(variant=name).select("dataset", pl.col("effect").alias(column))
+        has = table.filter(pl.col("role") != "unmatched", variant=name)
+        line = has.select("dataset", pl.col("effect").alias(column))
         table = table.join(line, on="dataset", how="left", maintain_order="left")
     return table
 

@@ -105,6 +105,11 @@ def own_doses(cfg: Config, validation: Loaded, pairs: Pairs) -> dict[str, float]
     chosen = choose(cfg, EXPERIMENT, validation, candidates, against=())
     if chosen is None:
         return None
+    if lost := [f for f in cfg.families if f not in chosen]:
+        raise ValueError(
+            f"t4: no alpha brings dW of {', '.join(lost)} to {cfg.match}; leave these --families "
+            "out, or ask for another --match"
+        )
     return {name: (c.variant.alphas or cfg.alphas)[0] for name, c in chosen.items()}
 
 

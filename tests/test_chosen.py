@@ -112,8 +112,8 @@ def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys):
     """cost of a way of report_on = change of the mean nats under its own vectors and dose"""
     module = experiment("t11_degradation")
     cfg = module.Config(out=tmp_path, parts=tmp_path / "parts", resamples=20)
-    at = Loaded(*organism, load_items(ORGANISM, "test", 1)[:4])
-    model = organism[0]
+    model, tok = organism
+    at = Loaded(model, tok, load_items(ORGANISM, "test", 1)[:4])
     dW = Variant("dW", random_delta(model), family="oft", seed=0, alphas=(1.0,))
     add = Variant("add@layer 2", None, "activation", alphas=(1.5,), vectors=vectors(2))
     made = Variant("made@x", factored(model), "synthetic", alphas=(-0.05,))
@@ -121,7 +121,7 @@ def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys):
     for script in ("t1_like", "t9_like"):  # the second one chose the same: taken once
         report_on(cfg, script, at, chosen, [nothing(chosen)])
     table = run_t11(monkeypatch, tmp_path)
-    q = Quality(*organism, TEXTS, [])
+    q = Quality(model, tok, TEXTS, [])
     base = sum(q.values()[0]) / len(TEXTS)
     for v in (add, made):
         lines = table.filter(variant=v.name)

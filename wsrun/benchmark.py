@@ -28,7 +28,7 @@ from wscore import (
 )
 from wscore.effect import CELL, SUMMARY_KEYS
 from wsrun.chosen import Chosen, keep_chosen
-from wsrun.console import grid, progress
+from wsrun.console import console, grid, progress
 from wsrun.dose import SPLIT, TEXTS, Divergence, Dosed, matched, read_match
 from wsrun.items import Item, load_items
 from wsrun.replies import NEUTRAL, load_neutral
@@ -54,8 +54,12 @@ class Options(Common):
 
 
 class Picks(dict[str, Chosen]):
-    """{way: what was picked}, and `unmatched`, the candidates that no alpha brings to the dose."""
+    """{way: what was picked}, the rows of all candidates, and those that no alpha brings to the dose.
 
+    rows are of validation items; unmatched is empty without --match.
+    """
+
+    rows: pl.DataFrame
     unmatched: Sequence[Dosed] = ()
 
 
@@ -112,25 +116,29 @@ def choose(
     validation: Loaded,
     candidates: Sequence[Variant],
     against: Collection[str] = ("-dW",),
-) -> dict[str, Chosen] | None:
+) -> Picks | None:
     """{way: the candidate with the largest effect on validation items}; None of a shard.
 
     Ways in `against` aim at the other pole: theirs is the smallest effect. With cfg.match only
-    candidates at that dose are scored.
+    candidates at that dose are scored; a way without one has no pick, which is said.
     """
     unmatched: list[Dosed] = []
     if cfg.match:
+        ways = dict.fromkeys(way(c.name) for c in candidates)
         dosed = at_dose(cfg, validation, candidates)
         candidates = [d for d in dosed if d.dose.converged is not False]
         unmatched = [d for d in dosed if d.dose.converged is False]
-        if not any(way(c.name) == DW for c in candidates):
+        lost = [w for w in ways if w not in {way(c.name) for c in candidates}]
+        if DW in lost or len(lost) == len(ways):
             raise ValueError(f"benchmark: no dW comes to {cfg.match}; ask for another --match")
+        for name in lost:
+            console.print(f"{name}: no candidate comes to {cfg.match} at any coefficient")
     runs = sum(len(c.alphas or cfg.alphas) for c in candidates)
     rows = run(cfg, f"{experiment}.validation", validation, candidates, runs)
     if rows is None:
         return None
     picks = Picks(picked(rows, candidates, cfg.most_flagged, against))
-    picks.unmatched = unmatched
+    picks.rows, picks.unmatched = rows, unmatched
     return picks
 
 
@@ -191,8 +199,11 @@ def report_on(
     test: Loaded,
     chosen: Mapping[str, Chosen],
     controls: Sequence[Variant] = (),
+    held: Sequence[Variant] = (),
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(rows, table) of what was chosen and of controls at their own doses, on test items.
+
+    With cfg.match the controls are brought to its dose first, those in `held` stay at theirs.
 
     The table is that of `compare` against the chosen dW, with way, role ("selected", "flagged" or
     "control") and validation, the effect that selected a line. Chosen vectors and synthetic changes
@@ -202,7 +213,7 @@ def report_on(
     """
     cfg = replace(cfg, shard=None)
     controls = at_dose(cfg, test, controls) if cfg.match and controls else controls
-    variants = [v for c in chosen.values() for v in (c.variant, *c.others)] + [*controls]
+    variants = [v for c in chosen.values() for v in (c.variant, *c.others)] + [*controls, *held]
     rows = run(cfg, experiment, test, variants, len(variants))
     assert rows is not None
     base = tensors_sha256(dict(test.model.named_parameters()))
@@ -358,6 +369,7 @@ def standings(table: pl.DataFrame, title: str):
             *(f"{r[c]:.2f}" for c in ("mass", "flagged_share")),
         ]
         for r in table.sort("effect", descending=True, nulls_last=True).iter_rows(named=True)
+        if r["role"] != "unmatched"
     ]
     return grid(title, heads, lines)
 
