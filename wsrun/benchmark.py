@@ -54,7 +54,7 @@ class Options(Common):
 
 
 class Picks(dict[str, Chosen]):
-    """{way: what was picked}, the rows of all candidates, and those that no alpha brings to the dose.
+    """{way: what was picked}, rows of all candidates, and those that no alpha brings to the dose.
 
     rows are of validation items; unmatched is empty without --match.
     """
