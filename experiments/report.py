@@ -27,7 +27,7 @@ import polars as pl
 
 from wscore.effect import effect_table
 from wscore.store import write_whole
-from wsrun import claims, figures, sheet, verdicts
+from wsrun import claims, sheet, verdicts
 from wsrun.benchmark import DW, base_lines
 from wsrun.console import console, guarded
 from wsrun.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
@@ -145,7 +145,7 @@ def dose_response(cfg: Config, found: Mapping[str, Source]) -> Block:
         question = "How does the effect of dW grow with its dose?"
         with TemporaryDirectory() as folder:
             path = Path(folder) / "report.doses.parquet"
-            said = figures.doses(table, path, question)
+            said = curves.doses(table, path, question)
             svg = path.with_suffix(".svg")
             if not svg.exists():
                 return Text(f"No figure: {said}.")

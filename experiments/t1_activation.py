@@ -30,6 +30,7 @@ from rich.table import Table
 
 from wscore import effect_table, tensors_sha256
 from wscore.effect import KEYS
+from wsrun import curves
 from wsrun.answers import Answering, answers, check_answering, read_sources
 from wsrun.benchmark import (
     Chosen,
@@ -55,7 +56,7 @@ from wsrun.directions import (
 )
 from wsrun.dose import read_match
 from wsrun.pairs import Pair
-from wsrun.runs import Loaded, read_pairs, record, share, write
+from wsrun.runs import Loaded, draw, read_pairs, record, share, write
 from wsrun.score import Variant
 from wsrun.tables import items_sha256, write_table
 
@@ -99,6 +100,10 @@ def main(cfg: Config) -> None:
     tried = effect_table(chosen.rows, resamples=cfg.resamples)
     write_table(tried, path.with_suffix(".validation.parquet"), made)
     report(cfg, rows, table, chosen, found)
+    if not cfg.match:  # with it, every candidate has one coefficient, of its own
+        own = tried.filter(method="activation")
+        question = "At which layer and coefficient does a direction steer? (validation items)"
+        draw(curves.layers, own, path, question, cfg.most_flagged)
     console.print("next: python experiments/t3_prompts.py, the same question of prompts")
 
 
@@ -152,9 +157,9 @@ def randoms(cfg: Config, chosen: Mapping[str, Chosen]) -> Iterator[Variant]:
     """Random directions of the same lengths, at the layers and the dose of each chosen one."""
     for way in (w for w in WAYS if w in chosen):
         steered = chosen[way].variant
-        for draw in range(cfg.randoms):
-            vectors = random_direction(steered.vectors or {}, draw)
-            yield replace(steered, name=f"random_{way}", vectors=vectors, seed=draw)
+        for seed in range(cfg.randoms):
+            vectors = random_direction(steered.vectors or {}, seed)
+            yield replace(steered, name=f"random_{way}", vectors=vectors, seed=seed)
 
 
 def report(
