@@ -67,7 +67,7 @@ def curves(top=2.0):
 
 
 def grid():
-    """effect = layer + coefficient / 2, one less in the second data set; coefficient 4 is flagged."""
+    """effect = layer + c / 2, one less in the second data set; coefficient c = 4 is flagged."""
     places = [("mean_diff@layer 2", 2), ("mean_diff@layer 10", 4), ("mean_diff_all@all layers", 0)]
     lines = [
         {"model": "tiny", "behaviour": "honest", "dataset": dataset, "variant": variant, "alpha": a}
