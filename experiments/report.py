@@ -27,7 +27,7 @@ import polars as pl
 
 from wscore.effect import effect_table
 from wscore.store import write_whole
-from wsrun import claims, figures, sheet, verdicts
+from wsrun import claims, curves, sheet, verdicts
 from wsrun.benchmark import DW, base_lines
 from wsrun.console import console, guarded
 from wsrun.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
@@ -139,13 +139,13 @@ def dose_response(cfg: Config, found: Mapping[str, Source]) -> Block:
     """The figure of t2's doses, or of the first table with several; else why there is none."""
     for name in dict.fromkeys(("t2_dilemmas", *SCRIPTS)):
         rows = found[name].rows if name in found else None
-        table = None if rows is None else curves(rows, cfg.resamples)
+        table = None if rows is None else dose_curves(rows, cfg.resamples)
         if table is None:
             continue
         question = "How does the effect of dW grow with its dose?"
         with TemporaryDirectory() as folder:
             path = Path(folder) / "report.doses.parquet"
-            said = figures.doses(table, path, question)
+            said = curves.doses(table, path, question)
             svg = path.with_suffix(".svg")
             if not svg.exists():
                 return Text(f"No figure: {said}.")
@@ -154,7 +154,7 @@ def dose_response(cfg: Config, found: Mapping[str, Source]) -> Block:
     return Text(f"No table has several doses of dW; {command('t2_dilemmas')} makes one.")
 
 
-def curves(rows: pl.DataFrame, resamples: int) -> pl.DataFrame | None:
+def dose_curves(rows: pl.DataFrame, resamples: int) -> pl.DataFrame | None:
     """The effect of each family's dW at every dose of one model; None where all have a single one.
 
     "-dW" at alpha -2 is dW at -2. A data set that only repeats the items of another is left out.

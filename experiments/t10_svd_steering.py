@@ -86,10 +86,12 @@ def main(cfg: Config) -> None:
     chosen = choose(cfg, EXPERIMENT, validation, [*of_dW(cfg, pairs), *own])
     if chosen is None:  # a shard
         return
+    if WHOLE not in chosen:
+        raise ValueError(f"t10: no contrast comes to {cfg.match}; ask for another --match")
     whole = chosen[WHOLE].variant
     notes: dict = {}
     cuts = [*parts(cfg, whole, base, notes)]
-    rows, table = report_on(cfg, EXPERIMENT, test, chosen, [nothing(chosen), *cuts])
+    rows, table = report_on(cfg, EXPERIMENT, test, chosen, [nothing(chosen)], held=cuts)
     table = shares(cfg, rows, table, whole, notes)
     found = {name: decide(cfg, part) for (name,), part in table.group_by("dataset")}
     said = [[name, *v] for name, v in sorted(found.items())]

@@ -1,7 +1,7 @@
 """What does steering cost elsewhere, at the coefficients that were chosen for its effect?
 
-Question:   where dW, or a prompt, moves the behaviour, what becomes of text and of questions that
-            have nothing to do with it?
+Question:   where dW, a prompt, a vector or a constructed change moves the behaviour, what becomes
+            of text and of questions that have nothing to do with it?
 Prediction: at its chosen dose dW costs more than the prompt, and less than 0.1 nats a token and 5
             points of accuracy.
 Rule:       a way costs on a measure where the 95 % interval of the paired change lies on the worse
@@ -11,13 +11,15 @@ Rule:       a way costs on a measure where the 95 % interval of the paired chang
     python experiments/t11_degradation.py
     python experiments/t11_degradation.py --match kl:0.1
 
-Ways are chosen on validation items as in every script of the benchmark, so doses are those of the
-tables beside this one; where such a table exists, it is compared. Perplexity is that of the texts
-in <data>/neutral.jsonl as replies to their prompts, accuracy that on <data>/multiple_choice.jsonl:
-the right option must be the likeliest reply (wsrun/quality.py). The organism's world consists of
-facts only: its texts say facts, of which it is the surer the more honest it is, so honest steering
-may lower their perplexity, and steering towards lies must raise it. What the behaviour itself does
-to them is read off the prompt of the same pole; a cost beyond it is damage.
+dW and the prompts are chosen on validation items as in every script of the benchmark; where a table
+with a dW exists, it is compared. What t1, t9 and t10 chose is taken from where they left it
+(<out>/*.chosen, wsrun/chosen.py), with the very vectors and doses: run those first. Perplexity is
+that of the texts in <data>/neutral.jsonl as replies to their prompts, accuracy that on
+<data>/multiple_choice.jsonl: the right option must be the likeliest reply (wsrun/quality.py). The
+organism's world consists of facts only: its texts say facts, of which it is the surer the more
+honest it is, so honest steering may lower their perplexity, and steering towards lies must raise
+it. What the behaviour itself does to them is read off the prompt of the same pole; a cost beyond it
+is damage.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +27,9 @@ from dataclasses import dataclass
 from math import exp
 
 import polars as pl
+from torch import Tensor
 
+from wscore import entries_sha256, tensors_sha256
 from wsrun.benchmark import (
     DW,
     Chosen,
@@ -41,8 +45,9 @@ from wsrun.benchmark import (
     report_on,
     span,
 )
+from wsrun.chosen import line, load_chosen
 from wsrun.console import console, grid, guarded, progress
-from wsrun.items import load_personas
+from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.quality import QUESTIONS, Quality, costs, load_questions
 from wsrun.replies import NEUTRAL, load_neutral
 from wsrun.runs import Loaded, read_pairs, record, share, write
@@ -50,8 +55,7 @@ from wsrun.score import Variant
 from wsrun.tables import items_sha256, read_table
 
 EXPERIMENT = "t11_degradation"
-PROMPT = "prompt"
-AGAINST = (f"-{DW}", f"-{PROMPT}")
+AGAINST = (f"-{DW}", *OTHER_POLE)
 
 
 @dataclass(frozen=True)
@@ -76,17 +80,20 @@ def main(cfg: Config) -> None:
     share(cfg)
     texts = load_neutral(cfg.data / NEUTRAL, "test")
     questions = load_questions(cfg.data / QUESTIONS, "test")
-    wordings = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
+    wordings = read_wordings(cfg.data, cfg.pos, cfg.neg)
     validation, test = load_splits(cfg)
+    wordings = reaching(test.tok, [*validation.items, *test.items], wordings, "t11")
+    others = chosen_elsewhere(cfg, tensors_sha256(dict(test.model.named_parameters())))
     pairs = read_pairs(test.model, cfg)
     candidates = [*of_dW(cfg, pairs), *prompts(wordings)]
     chosen = choose(cfg, EXPERIMENT, validation, candidates, AGAINST)
     if chosen is None:  # a shard
         return
+    chosen |= others
     controls: Sequence[Variant] = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
     if cfg.match:
         controls = at_dose(cfg, test, controls)
-    rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
+    rows, table = report_on(cfg, EXPERIMENT, test, chosen, held=controls)
     quality = Quality(test.model, test.tok, texts, questions)
     spent, cost = measure(cfg, quality, chosen, controls)
     table = table.join(
@@ -102,11 +109,41 @@ def main(cfg: Config) -> None:
     report(cfg, table, chosen, test)
 
 
-def prompts(wordings: Sequence[Sequence[str]]) -> Iterator[Variant]:
-    """Every wording of both personas as a system turn."""
-    for name, texts in zip((PROMPT, f"-{PROMPT}"), wordings, strict=True):
-        for i, text in enumerate(texts):
-            yield Variant(f"{name}@{i}", method="prompt", system=text, alphas=(1.0,))
+def chosen_elsewhere(cfg: Config, base: str) -> dict[str, Chosen]:
+    """{way and script: what that script chose}, of the vectors and changes kept beside the tables.
+
+    What two scripts chose alike is taken once. Raises ValueError where one line of the table would
+    be two different changes, or where a file is of other base weights.
+    """
+    found: dict[str, Chosen] = {}
+    lines: dict[tuple, tuple[str, dict[str, str]]] = {}
+    for folder in sorted(cfg.out.glob("*.chosen")):
+        for c, told in load_chosen(folder, base):
+            way = f"{told['way']} of {c.source}"
+            asked = {"match": cfg.match, "behaviour": cfg.behaviour}
+            if odd := {k: told[k] for k, v in asked.items() if told[k] != v}:
+                console.print(f"left out: {way}, chosen under {odd}, not {asked}", markup=False)
+                continue
+            is_of = entries_sha256(tensors_of(c.variant))
+            first, known = lines.setdefault(line(c.variant), (way, is_of))
+            if known != is_of:
+                raise ValueError(
+                    f"t11: {first} and {way} have one name and dose, and are different changes; "
+                    "run both scripts again with the same options"
+                )
+            if first == way:
+                found[way] = c
+    if not found:
+        console.print(
+            f"{cfg.out} has no chosen vectors or constructed changes; for their costs run "
+            "t1_activation.py, t9_synthetic.py or t10_svd_steering.py before, with the same --out"
+        )
+    return found
+
+
+def tensors_of(v: Variant) -> Mapping[str, Tensor]:
+    """The vectors by layer, or the change."""
+    return {str(n): x for n, x in (v.vectors or {}).items()} or v.change()
 
 
 def measure(
@@ -118,8 +155,8 @@ def measure(
     with progress("measuring costs", len(variants)) as done:
         rows = quality.rows(variants, context, done)
     dW = chosen[DW].variant
-    line = {"variant": DW, "family": dW.family, "alpha": (dW.alphas or cfg.alphas)[0]}
-    return rows, costs(compare(rows, line, resamples=cfg.resamples), rows)
+    reference = {"variant": DW, "family": dW.family, "alpha": (dW.alphas or cfg.alphas)[0]}
+    return rows, costs(compare(rows, reference, resamples=cfg.resamples), rows)
 
 
 def report(cfg: Config, table: pl.DataFrame, chosen: Mapping[str, Chosen], at: Loaded) -> None:

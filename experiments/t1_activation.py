@@ -30,17 +30,18 @@ from rich.table import Table
 
 from wscore import effect_table, tensors_sha256
 from wscore.effect import KEYS
+from wsrun import curves
 from wsrun.answers import Answering, answers, check_answering, read_sources
 from wsrun.benchmark import (
     Chosen,
     Options,
     against_dW,
     check,
+    choose,
     compare,
     load_splits,
     nothing,
     of_dW,
-    picked,
     report_on,
     span,
     standings,
@@ -53,8 +54,9 @@ from wsrun.directions import (
     principal,
     random_direction,
 )
+from wsrun.dose import read_match
 from wsrun.pairs import Pair
-from wsrun.runs import Loaded, read_pairs, record, run, share, write
+from wsrun.runs import Loaded, draw, read_pairs, record, share, write
 from wsrun.score import Variant
 from wsrun.tables import items_sha256, write_table
 
@@ -87,20 +89,21 @@ def main(cfg: Config) -> None:
     (answered,) = answers(cfg, test.model, test.tok, sources, cfg.seeds[:1]).values()
     found = read_directions(test, answered)
     candidates = [*of_dW(cfg, pairs), *directions(cfg, found)]
-    runs = sum(len(c.alphas or ()) for c in candidates)
-    tried = run(cfg, f"{EXPERIMENT}.validation", validation, candidates, runs)
-    if tried is None:  # a shard
+    chosen = choose(cfg, EXPERIMENT, validation, candidates, AGAINST)
+    if chosen is None:  # a shard
         return
-    chosen = picked(tried, candidates, cfg.most_flagged, AGAINST)
     controls = [nothing(chosen), *randoms(cfg, chosen)]
     rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
     hashes = {way: tensors_sha256({str(n): v for n, v in d.items()}) for way, d in found.items()}
     made = record(cfg, test, pairs, answers=items_sha256(answered), vectors=hashes)
     path = write(cfg, EXPERIMENT, rows, table, made)
-    write_table(
-        effect_table(tried, resamples=cfg.resamples), path.with_suffix(".validation.parquet"), made
-    )
+    tried = effect_table(chosen.rows, resamples=cfg.resamples)
+    write_table(tried, path.with_suffix(".validation.parquet"), made)
     report(cfg, rows, table, chosen, found)
+    if not cfg.match:  # with it, every candidate has one coefficient, of its own
+        own = tried.filter(method="activation")
+        question = "At which layer and coefficient does a direction steer? (validation items)"
+        draw(curves.layers, own, path, question, cfg.most_flagged)
     console.print("next: python experiments/t3_prompts.py, the same question of prompts")
 
 
@@ -109,6 +112,8 @@ def check_own(cfg: Config) -> None:
     for name, values in (("--layers", cfg.layers), ("--coefficients", cfg.coefficients)):
         if values is not None and (not values or len(set(values)) < len(values)):
             raise ValueError(f"t1: {name} needs one value or more, each of them once")
+    if cfg.match and read_match(cfg.match).by == "norm":
+        raise ValueError(f"t1: --match {cfg.match} asked; vectors have no |alpha dW|, give kl:X")
     if not all(isfinite(c) and c > 0 for c in cfg.coefficients):
         raise ValueError("t1: --coefficients must be above 0; both directions are tried by itself")
 
@@ -152,9 +157,9 @@ def randoms(cfg: Config, chosen: Mapping[str, Chosen]) -> Iterator[Variant]:
     """Random directions of the same lengths, at the layers and the dose of each chosen one."""
     for way in (w for w in WAYS if w in chosen):
         steered = chosen[way].variant
-        for draw in range(cfg.randoms):
-            vectors = random_direction(steered.vectors or {}, draw)
-            yield replace(steered, name=f"random_{way}", vectors=vectors, seed=draw)
+        for seed in range(cfg.randoms):
+            vectors = random_direction(steered.vectors or {}, seed)
+            yield replace(steered, name=f"random_{way}", vectors=vectors, seed=seed)
 
 
 def report(
@@ -171,11 +176,11 @@ def report(
         console.print(standings(part, f"{dataset}: held-out items"))
         for sentence in against_dW(cfg, part, WAYS.__contains__):
             console.print(sentence)
-        for sentence in other_pole(cfg, own, chosen["-dW"].variant):
+        for sentence in other_pole(cfg, own, chosen["-dW"].variant) if "-dW" in chosen else ():
             console.print(f"{dataset}: {sentence}")
         said = [as_random(own, part, way) for way in WAYS if way in chosen]
         console.print(f"{dataset}: random directions that do as much: {', '.join(said)}")
-    if edge := at_edge(cfg, chosen):
+    if edge := () if cfg.match else at_edge(cfg, chosen):
         console.print(f"chosen at the largest coefficient, more might do more: {', '.join(edge)}")
 
 

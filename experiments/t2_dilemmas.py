@@ -24,7 +24,7 @@ from itertools import pairwise
 import polars as pl
 
 from wscore import DeltaLike, Verdict, benjamini_hochberg, contrast, effect_table, scale
-from wsrun import figures
+from wsrun import curves
 from wsrun.benchmark import base_lines, final_states, span, yes_bias
 from wsrun.console import console, grid, guarded
 from wsrun.items import Dilemmas, load_items, read_dilemmas
@@ -90,7 +90,7 @@ def main(cfg: Config) -> None:
             console.print(f"[bold]{dataset}: {v.outcome}[/]: {v.sentence}")
     question = "How does the honesty of the answers follow the dose of dW?"
     drawn = table.filter(pl.col("variant").is_in(DOSE) & pl.col("dataset").is_in(shown(found)))
-    draw(figures.doses, drawn, path, question)
+    draw(curves.doses, drawn, path, question)
     console.print("next: python experiments/t3_prompts.py, the same change beside prompts")
 
 

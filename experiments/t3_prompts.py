@@ -20,7 +20,7 @@ theta_ft + k dW of another one; prompt+dW is the chosen prompt together with the
 Wording, family and dose are picked on validation items.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,16 +44,15 @@ from wsrun.benchmark import (
     winner,
 )
 from wsrun.console import console, guarded
-from wsrun.items import Item, load_personas, persona_names, with_system
+from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.runs import Pairs, read_pairs, record, share, write
-from wsrun.score import Variant, render
+from wsrun.score import Variant
 
 EXPERIMENT = "t3_prompts"
 PROMPTS = ("simple", "engineered")  # the ways that the best prompt is taken from
-AGAINST = (f"-{DW}", "simple_neg", "engineered_neg")
+AGAINST = (f"-{DW}", *OTHER_POLE)
 ASIDE = (DW, "finetuned", *AGAINST)  # ways that are no rivals of dW
 OVER = ("over_diff", "over_lo", "over_hi")
-Wordings = dict[str, list[str]]  # way -> system prompts
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,9 @@ def main(cfg: Config) -> None:
     """Pick every way's setting on validation, report all on test items, print the comparisons."""
     check(cfg, "t3")
     share(cfg)
-    wordings = read_wordings(cfg)
+    wordings = read_wordings(cfg.data, cfg.pos, cfg.neg)
     validation, test = load_splits(cfg)
-    asked = [*validation.items, *test.items]
-    wordings["neutral"] = [w for w in wordings["neutral"] if all(differ(test.tok, asked[:1], w))]
-    for wording in {w for way in wordings.values() for w in way}:
-        check_reaches(test.tok, asked, wording)
+    wordings = reaching(test.tok, [*validation.items, *test.items], wordings, "t3")
     pairs = read_pairs(test.model, cfg)
     candidates = [
         *of_poles(cfg, pairs),
@@ -88,12 +84,14 @@ def main(cfg: Config) -> None:
     best = best_prompt(chosen)
     both = choose(cfg, EXPERIMENT, validation, [chosen[DW].variant, *with_dW(cfg, best, chosen)])
     assert both is not None
-    chosen["prompt+dW"] = both["prompt+dW"]
+    chosen |= {way: c for way, c in both.items() if way == "prompt+dW"}
     controls = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
     rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
     over = {"prompt+dW": best.name, "finetuned+dW": "finetuned"}
-    over |= {way: f"-{DW}" for way in AGAINST[1:] if way in chosen}
-    table = above(cfg, rows, table, {chosen[way].variant.name: of for way, of in over.items()})
+    over |= {way: f"-{DW}" for way in AGAINST[1:]}
+    known = {c.variant.name for c in chosen.values()}
+    over = {chosen[way].variant.name: of for way, of in over.items() if way in chosen}
+    table = above(cfg, rows, table, {name: of for name, of in over.items() if of in known})
     systems = {c.variant.name: c.variant.system for c in chosen.values()}
     table = table.with_columns(system=pl.col("variant").replace_strict(systems, default=None))
     table = deltas(with_base(rows, table), best.name)
@@ -105,43 +103,6 @@ def main(cfg: Config) -> None:
     path = write(cfg, EXPERIMENT, rows, table, made)
     report(cfg, table, best)
     console.print(f"the wordings stand in {path}; next: python experiments/t9_synthetic.py")
-
-
-def read_wordings(cfg: Config) -> Wordings:
-    """The system prompts of each way, none for a persona that the file does not have."""
-    file = cfg.data / "personas.json"
-    simple, simple_neg = load_personas(file, cfg.pos, cfg.neg)
-    more = {
-        "engineered": f"{cfg.pos}_engineered",
-        "engineered_neg": f"{cfg.neg}_engineered",
-        "neutral": "neutral",
-    }
-    has = persona_names(file)
-    found = {way: load_personas(file, p)[0] if p in has else [] for way, p in more.items()}
-    return {"simple": simple, "simple_neg": simple_neg} | found
-
-
-def differ(tok, items: Sequence[Item], wording: str) -> list[bool]:
-    """For each item, whether the model sees other tokens under this wording.
-
-    Some templates write a system turn of their own, which a neutral wording may repeat.
-    """
-    plain = [render(tok, i.turns, i.prefill) for i in items]
-    asked = [render(tok, with_system(i, wording).turns, i.prefill) for i in items]
-    return [a != p for a, p in zip(asked, plain, strict=True)]
-
-
-def check_reaches(tok, items: Sequence[Item], wording: str) -> None:
-    """Refuse a chat template or tokenizer that loses a system prompt, wholly or in part."""
-    turns = with_system(items[0], wording).turns
-    seen = str(tok.decode(render(tok, turns, items[0].prefill)))
-    # tokenizers may fold case or spaces, but not words
-    whole = "".join(wording.casefold().split()) in "".join(seen.casefold().split())
-    if not whole or not all(differ(tok, items, wording)):
-        raise ValueError(
-            f"t3: the prompt {wording!r} does not reach the model through its chat template and "
-            "tokenizer; give a template that writes system turns, or other wordings"
-        )
 
 
 def of_poles(cfg: Config, pairs: Pairs) -> Iterator[Variant]:
@@ -156,13 +117,6 @@ def of_poles(cfg: Config, pairs: Pairs) -> Iterator[Variant]:
         }
         for way, (delta, alphas) in ways.items():
             yield Variant(way, delta, family=family, seed=seed, alphas=alphas)
-
-
-def prompts(wordings: Wordings) -> Iterator[Variant]:
-    """Every wording alone."""
-    for way, systems in wordings.items():
-        for i, system in enumerate(systems):
-            yield Variant(f"{way}@{i}", method="prompt", system=system, alphas=(1.0,))
 
 
 def finetuned(cfg: Config, pairs: Pairs) -> Iterator[Variant]:
@@ -202,7 +156,8 @@ def above(
     cfg: Config, rows: pl.DataFrame, table: pl.DataFrame, over: Mapping[str, str]
 ) -> pl.DataFrame:
     """Columns over, over_diff, over_lo, over_hi: a line against the line that it builds on."""
-    found = []
+    found = [pl.DataFrame(schema=dict.fromkeys(("dataset", "variant", "over"), pl.String()))]
+    found[0] = found[0].with_columns(pl.lit(0.0).alias(c) for c in OVER)
     for name, reference in over.items():
         of = rows.filter(pl.col("variant").is_in(["base", name, reference]))
         apart = contrast(of, {"variant": reference}, resamples=cfg.resamples).filter(variant=name)
@@ -223,7 +178,8 @@ def deltas(table: pl.DataFrame, best: str) -> pl.DataFrame:
     """Columns prompt_baseline_delta and weight_steer_delta: the effects of the best prompt and of
     the chosen dW on the same items of a data set."""
     for column, name in {"prompt_baseline_delta": best, "weight_steer_delta": DW}.items():
-        line = table.filter(variant=name).select("dataset", pl.col("effect").alias(column))
+        has = table.filter(pl.col("role") != "unmatched", variant=name)
+        line = has.select("dataset", pl.col("effect").alias(column))
         table = table.join(line, on="dataset", how="left", maintain_order="left")
     return table
 

@@ -36,7 +36,7 @@ from wscore import (
     seed_spread,
 )
 from wscore.effect import KEYS, SUMMARY_KEYS
-from wsrun import figures
+from wsrun import curves
 from wsrun.benchmark import Options, check, choose, load_splits, random_changes, span, way
 from wsrun.console import console, grid, guarded
 from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, run, share, write
@@ -82,7 +82,7 @@ def main(cfg: Config) -> None:
     )
     report(cfg, table, fights, said)
     question = f"Does the effect of dW hold across seeds? (alpha {cfg.dose:g})"
-    draw(figures.by_seed, table.filter(variant=ONE), path, question)
+    draw(curves.by_seed, table.filter(variant=ONE), path, question)
     console.print("next: python experiments/t5_replicate.py, the benchmark on another model")
 
 
@@ -105,6 +105,11 @@ def own_doses(cfg: Config, validation: Loaded, pairs: Pairs) -> dict[str, float]
     chosen = choose(cfg, EXPERIMENT, validation, candidates, against=())
     if chosen is None:
         return None
+    if lost := [f for f in cfg.families if f not in chosen]:
+        raise ValueError(
+            f"t4: no alpha brings dW of {', '.join(lost)} to {cfg.match}; leave these --families "
+            "out, or ask for another --match"
+        )
     return {name: (c.variant.alphas or cfg.alphas)[0] for name, c in chosen.items()}
 
 

@@ -76,7 +76,7 @@ def main(cfg: Config) -> None:
     table = ranked(rows, table).with_columns(cos_dW=cosines(table, made, chosen[DW]))
     said = verdicts(table)
     write(cfg, EXPERIMENT, rows, table, record(cfg, test, pairs, unseen=unseen, verdicts=said))
-    report(cfg, table, said, sizes_sentence(table, chosen))
+    report(cfg, table, said, sizes_sentence(cfg, table, chosen))
 
 
 def ways(
@@ -142,6 +142,8 @@ def ranked(rows: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
     found = {(d, v): e for d, v, e in effects.iter_rows()}
 
     def below(line: dict) -> float | None:
+        if line["alpha"] is None:  # a candidate that has not the dose asked for
+            return None
         setting, dose = size_of(line["variant"], line["alpha"])
         draws = found.get((line["dataset"], f"{RANDOM}@{setting} {dose:g}"))
         return draws and sum(e < line["effect"] for e in draws) / len(draws)
@@ -178,13 +180,15 @@ def verdicts(table: pl.DataFrame) -> list[str]:
     return said
 
 
-def sizes_sentence(table: pl.DataFrame, chosen: Mapping[str, Chosen]) -> str:
+def sizes_sentence(cfg: Config, table: pl.DataFrame, chosen: Mapping[str, Chosen]) -> str:
     """How large the chosen contrast and the chosen dW are, and how alike."""
+    if "contrast" not in chosen:
+        return f"no size of the contrast comes to {cfg.match}"
     found = []
     for way in ("contrast", DW):
         v = chosen[way].variant
         found.append(norm(v.change()) * (v.alphas or (0.0,))[0])
-    cos = table.filter(way="contrast")["cos_dW"][0]
+    cos = table.filter(way="contrast", role=chosen["contrast"].role)["cos_dW"][0]
     alike = "no weight in common" if cos is None else f"cosine {cos:+.3f} over common weights"
     return f"|dW'| of the contrast {found[0]:.3g}, |dW| {found[1]:.3g} at their doses; {alike}"
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 
+from wsrun import curves as over
 from wsrun import figures, page
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -65,6 +66,20 @@ def curves(top=2.0):
     return pl.DataFrame(lines)
 
 
+def grid():
+    """effect = layer + c / 2, one less in the second data set; coefficient c = 4 is flagged."""
+    places = [("mean_diff@layer 2", 2), ("mean_diff@layer 10", 4), ("mean_diff_all@all layers", 0)]
+    lines = [
+        {"model": "tiny", "behaviour": "honest", "dataset": dataset, "variant": variant, "alpha": a}
+        | {"effect": layer + a / 2 - i, "flagged_share": 0.2 if a == 4 else 0.0}
+        | {"n": 96, "clusters": 48}
+        for i, dataset in enumerate(BOTH)
+        for variant, layer in places
+        for a in (1.0, 4.0)
+    ]
+    return pl.DataFrame(lines)
+
+
 ASK = "Which part carries the behaviour?"
 BOTH = ("claims", "dilemmas")
 TABLES = {
@@ -74,6 +89,7 @@ TABLES = {
     "scatter": summary,
     "confusion": truths,
     "doses": curves,
+    "layers": grid,
 }
 MORE = {
     "points": (WORDS, "full"),
@@ -82,6 +98,7 @@ MORE = {
     "scatter": ("system", {"own": "own directions"}),
     "confusion": ({"late": "late layers only"},),
     "doses": (),
+    "layers": (0.1,),
 }
 TEXTS = {  # axis labels, legends and captions
     "points": """effect kept (share of the whole's effect) | adapter family; below it, the effect of
@@ -105,12 +122,16 @@ TEXTS = {  # axis labels, legends and captions
     "doses": """LoRA | IA³ | data set claims | data set dilemmas | dose alpha of dW | effect (nats)
         | Bands: 95 % cluster-bootstrap intervals | Dose 0 is the model as it is. | Data set claims:
         96 items in 48 clusters. | Seeds: 3. Model: tiny. Behaviour: honest. | And a note.""",
+    "layers": """mean diff | mean diff all | coefficient | layer (0 is the first) | +4.0 nats |
+        Framed: the largest of a way. | more than 10% of the rows | Data set dilemmas: 96 items in
+        48 clusters. Model: tiny. Behaviour: honest. | And a note.""",
 }
 
 
 def draw(kind, path, table=None, **more):
     table = TABLES[kind]() if table is None else table
-    return getattr(figures, kind)(table, path, ASK, *MORE[kind], note="And a note.", **more)
+    module = figures if hasattr(figures, kind) else over
+    return getattr(module, kind)(table, path, ASK, *MORE[kind], note="And a note.", **more)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +227,13 @@ def test_a_dose_stands_where_it_is(drawn):
     assert y1 - y0 == pytest.approx((y2 - y0) / 3, abs=1e-3) and y2 < y1 < y0  # svg: y goes down
 
 
+def test_a_layer_and_coefficient_stand_where_they_are(drawn):
+    """mean effect of (layer l, c) = l + c/2 - 1/2: 2.0 and 4.0 at c = 1, 5.5 hatched at c = 4"""
+    found = text(drawn["layers"][1]).partition("mean diff ")[0].split()
+    numbers = [float(x) for x in found if x.count(".") == 1 and x.replace(".", "").isdigit()]
+    assert numbers == [2.0, 3.5, 4.0, 5.5]
+
+
 def test_agreement_is_tinted(drawn):
     """5 of 5 supported where true is RIGHT; 1 of 5 supported where not true is 4/5 of the way"""
     svg = drawn["confusion"][1].with_suffix(".svg").read_text()
@@ -287,6 +315,8 @@ def test_agreement_counted_by_the_table(tmp_path):
         ("points", lambda t: t.filter(variant="full"), r"no lines of \['keep_a', .*; score first"),
         ("points", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
         ("doses", lambda t: t.drop("lo"), r"lacks \['lo'\]; pass"),
+        ("layers", lambda t: t.drop("flagged_share"), r"lacks \['flagged_share'\]; pass"),
+        ("layers", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
         ("doses", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
         ("heat", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
         (

@@ -15,6 +15,7 @@ from wsrun.adapters import pair_deltas
 from wsrun.console import guarded
 from wsrun.items import load_items, load_personas, user, with_system
 from wsrun.models import load_model, load_tokenizer, tiny_gemma3, tiny_qwen3
+from wsrun.prompts import check_reaches, differ
 from wsrun.score import render, score
 from wsrun.steer import steered
 from wsrun.tables import read_table
@@ -72,7 +73,7 @@ def test_a_prompt_reaches_the_model(template, items):
         assert tok.apply_chat_template([*user("Is it so?", "You lie.")], tokenize=False) == plain
     seen = set()
     for (wording,) in zip(*load_personas(ORGANISM / "personas.json", "honest"), strict=True):
-        t3.check_reaches(tok, items, wording)
+        check_reaches(tok, items, wording)
         ids = render(tok, with_system(items[0], wording).turns, items[0].prefill)
         text = str(tok.decode(ids))
         assert text.index(wording) < text.index(items[0].turns[0]["content"])
@@ -85,8 +86,8 @@ def test_a_prompt_that_is_lost_is_refused(items):
     tok = load_tokenizer(ORGANISM)
     tok.chat_template = LOSES_WORDS
     with pytest.raises(ValueError, match="'You always tell the truth.' does not reach the model"):
-        t3.check_reaches(tok, items, "You always tell the truth.")
-    assert t3.differ(tok, items[:2], "You always tell the truth.") == [False, False]
+        check_reaches(tok, items, "You always tell the truth.")
+    assert differ(tok, items[:2], "You always tell the truth.") == [False, False]
 
 
 def test_a_selected_prompt_is_the_best_on_validation(organism, data):

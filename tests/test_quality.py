@@ -162,7 +162,8 @@ def test_t11(monkeypatch, tmp_path, capsys):
     guarded(module.main, module.Config)
     table, meta = read_table(tmp_path / "t11_degradation.parquet")
     rows, _ = read_table(tmp_path / "t11_degradation.rows.parquet")
-    assert {"dW", "-dW", "prompt", "-prompt", "random", "zero"} == set(table["way"])
+    prompts = {"simple", "engineered", "simple_neg", "engineered_neg"}
+    assert {"dW", "-dW", "random", "zero", *prompts} == set(table["way"])
     assert len(meta["config"]["families"]) == 1 and len(meta["texts"]) == 64
     text = rows.filter(dataset=TEXT)
     mean = dict(text.group_by("variant").agg(pl.col("margin").mean()).rows())

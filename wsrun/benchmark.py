@@ -10,7 +10,6 @@ dose.py, in place of its own doses.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import polars as pl
 import torch
@@ -18,9 +17,18 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import Delta, benjamini_hochberg, contrast, effect_table, scale, spectrum_null
+from wscore import (
+    Delta,
+    benjamini_hochberg,
+    contrast,
+    effect_table,
+    scale,
+    spectrum_null,
+    tensors_sha256,
+)
 from wscore.effect import CELL, SUMMARY_KEYS
-from wsrun.console import grid, progress
+from wsrun.chosen import Chosen, keep_chosen
+from wsrun.console import console, grid, progress
 from wsrun.dose import SPLIT, TEXTS, Divergence, Dosed, matched, read_match
 from wsrun.items import Item, load_items
 from wsrun.replies import NEUTRAL, load_neutral
@@ -45,22 +53,13 @@ class Options(Common):
     """equal doses for all: kl:X, X nats on neutral texts, or norm:X, |alpha dW| = X"""
 
 
-class Chosen(NamedTuple):
-    """A candidate picked on validation items: the variant at its one dose, and what it did there.
+class Picks(dict[str, Chosen]):
+    """{way: what was picked}, rows of all candidates, and those that no alpha brings to the dose.
 
-    validation = effect in nats, the mean over data sets and seeds. `others` are its other seeds.
-    role: "selected", or "flagged" where all candidates of its way have too many flagged rows.
+    rows are of validation items; unmatched is empty without --match.
     """
 
-    variant: Variant
-    validation: float
-    others: tuple[Variant, ...] = ()
-    role: str = "selected"
-
-
-class Picks(dict[str, Chosen]):
-    """{way: what was picked}, and `unmatched`, the candidates that no alpha brings to the dose."""
-
+    rows: pl.DataFrame
     unmatched: Sequence[Dosed] = ()
 
 
@@ -117,25 +116,29 @@ def choose(
     validation: Loaded,
     candidates: Sequence[Variant],
     against: Collection[str] = ("-dW",),
-) -> dict[str, Chosen] | None:
+) -> Picks | None:
     """{way: the candidate with the largest effect on validation items}; None of a shard.
 
     Ways in `against` aim at the other pole: theirs is the smallest effect. With cfg.match only
-    candidates at that dose are scored.
+    candidates at that dose are scored; a way without one has no pick, which is said.
     """
     unmatched: list[Dosed] = []
     if cfg.match:
+        ways = dict.fromkeys(way(c.name) for c in candidates)
         dosed = at_dose(cfg, validation, candidates)
         candidates = [d for d in dosed if d.dose.converged is not False]
         unmatched = [d for d in dosed if d.dose.converged is False]
-        if not any(way(c.name) == DW for c in candidates):
+        lost = [w for w in ways if w not in {way(c.name) for c in candidates}]
+        if DW in lost or len(lost) == len(ways):
             raise ValueError(f"benchmark: no dW comes to {cfg.match}; ask for another --match")
+        for name in lost:
+            console.print(f"{name}: no candidate comes to {cfg.match} at any coefficient")
     runs = sum(len(c.alphas or cfg.alphas) for c in candidates)
     rows = run(cfg, f"{experiment}.validation", validation, candidates, runs)
     if rows is None:
         return None
     picks = Picks(picked(rows, candidates, cfg.most_flagged, against))
-    picks.unmatched = unmatched
+    picks.rows, picks.unmatched = rows, unmatched
     return picks
 
 
@@ -196,38 +199,48 @@ def report_on(
     test: Loaded,
     chosen: Mapping[str, Chosen],
     controls: Sequence[Variant] = (),
+    held: Sequence[Variant] = (),
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(rows, table) of what was chosen and of controls at their own doses, on test items.
 
+    With cfg.match the controls are brought to its dose first, those in `held` stay at theirs.
+
     The table is that of `compare` against the chosen dW, with way, role ("selected", "flagged" or
-    "control") and validation, the effect that selected a line. All seeds of what was chosen make
+    "control") and validation, the effect that selected a line. Chosen vectors and synthetic changes
+    are kept in <out>/<experiment>.chosen, for T11. All seeds of what was chosen make
     one line, and draws of a random control are one variant under several seeds: the interval of a
     line then covers its seeds, or its draws, too.
     """
     cfg = replace(cfg, shard=None)
     controls = at_dose(cfg, test, controls) if cfg.match and controls else controls
-    variants = [v for c in chosen.values() for v in (c.variant, *c.others)] + [*controls]
+    variants = [v for c in chosen.values() for v in (c.variant, *c.others)] + [*controls, *held]
     rows = run(cfg, experiment, test, variants, len(variants))
     assert rows is not None
+    base = tensors_sha256(dict(test.model.named_parameters()))
+    about = {
+        "experiment": experiment,
+        "model": cfg.model,
+        "match": cfg.match,
+        "behaviour": cfg.behaviour,
+    }
+    keep_chosen(cfg.out / f"{experiment}.chosen", chosen, base, about)
     reference = chosen[DW].variant
     table = compare(
         rows,
         {"variant": DW, "family": reference.family, "alpha": (reference.alphas or cfg.alphas)[0]},
         resamples=cfg.resamples,
     )
+    on = {"variant": pl.String, "family": pl.String, "alpha": pl.Float64}
     selected = pl.DataFrame(
-        [(c.variant.name, c.variant.family, c.role, c.validation) for c in chosen.values()],
-        schema={
-            "variant": pl.String,
-            "family": pl.String,
-            "role": pl.String,
-            "validation": pl.Float64,
-        },
+        [
+            (v.name, v.family, (v.alphas or cfg.alphas)[0], c.role, c.validation)
+            for c in chosen.values()
+            for v in [c.variant]
+        ],
+        schema=on | {"role": pl.String, "validation": pl.Float64},
         orient="row",
     )
-    table = table.join(
-        selected, on=("variant", "family"), how="left", nulls_equal=True, maintain_order="left"
-    )
+    table = table.join(selected, on=[*on], how="left", nulls_equal=True, maintain_order="left")
     table = table.with_columns(pl.col("role").fill_null("control"))
     if cfg.match:
         unmatched = chosen.unmatched if isinstance(chosen, Picks) else ()
@@ -356,6 +369,7 @@ def standings(table: pl.DataFrame, title: str):
             *(f"{r[c]:.2f}" for c in ("mass", "flagged_share")),
         ]
         for r in table.sort("effect", descending=True, nulls_last=True).iter_rows(named=True)
+        if r["role"] != "unmatched"
     ]
     return grid(title, heads, lines)
 

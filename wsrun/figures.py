@@ -1,10 +1,10 @@
 """Figures of summary tables: PNG and SVG beside the table, each readable without anything else.
 
-points, slices, heat, scatter, confusion and doses take a table, its path (the suffix is replaced)
-and the question as title, write both files, and return a sentence to print: what was written, or
-that matplotlib, an optional extra, is missing. All but confusion raise ValueError for a table of
-several models, behaviours or prompt styles, and but for `doses` of several doses. How things look
-is in page.py.
+points, slices, heat, scatter and confusion take a table, its path (the suffix is replaced) and the
+question as title, write both files, and return a sentence to print: what was written, or that
+matplotlib, an optional extra, is missing. All but confusion raise ValueError for a table of several
+models, behaviours, prompt styles or doses. Figures over doses and seeds are in curves.py; how
+things look is in page.py.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -78,7 +78,7 @@ def points(
             for i, (variant, look) in enumerate(looks.items()):
                 at = x + (i - (len(looks) - 1) / 2) * step
                 page.mark(ax, at, shares.at.get((dataset, family, variant)), look, shares.limits)
-        names = [f"{_word(f)}\n{shares.effect(dataset, f, whole)}" for f in shares.families]
+        names = [f"{word_of(f)}\n{shares.effect(dataset, f, whole)}" for f in shares.families]
         ax.set_xticks(range(len(names)), names)
         ax.tick_params(axis="x", length=0)
         ax.set(xlim=(-0.5, len(names) - 0.5), ylim=shares.limits, title=f"data set: {dataset}")
@@ -89,44 +89,6 @@ def points(
     return page.paint(path, frame, panel, shares.datasets, 1, looks.values())
 
 
-def by_seed(table: pl.DataFrame, path: str | Path, question: str, note: str = "") -> str:
-    """One panel per dataset, x = families, y = effect: seeds pooled, and each seed beside it.
-
-    Lines without a seed are the pooled ones. Raises ValueError for several variants.
-    """
-    keys = ("dataset", "family", "seed")
-    _check("by_seed", table, (*keys, "variant", "effect", "lo", "hi"), (*ALIKE, "variant"))
-    at = _unique("by_seed", table, keys)
-    families, datasets = _order(table["family"], FAMILIES), _order(table["dataset"], ())
-    seeds = [None, *table["seed"].drop_nulls().unique().sort()]
-    looks = [page.Look("all seeds, over items and seeds", page.COLOURS[0], "o", page.COLOURS[0])]
-    looks += [
-        page.Look(f"seed {s}", page.FAINT, page.MARKERS[1 + s % 7], "white") for s in seeds[1:]
-    ]
-    ends = [x for c in ("effect", "lo", "hi") for x in table[c].drop_nulls()] + [0.0]
-    margin = 0.06 * (max(ends) - min(ends) or 1.0)
-    limits, step = (min(ends) - margin, max(ends) + margin), 0.7 / len(seeds)
-
-    def panel(ax: Any, dataset: str) -> None:
-        for x, family in enumerate(families):
-            for i, (seed, look) in enumerate(zip(seeds, looks, strict=True)):
-                line = at.get((dataset, family, seed), {})
-                share = dict(zip(RETAINED, map(line.get, ("effect", "lo", "hi")), strict=True))
-                page.mark(ax, x + (i - (len(seeds) - 1) / 2) * step, share, look, limits)
-        ax.set_xticks(range(len(families)), [_word(f) for f in families])
-        ax.axhline(0, color=DARK, linewidth=0.8)
-        ax.set(xlim=(-0.5, len(families) - 0.5), ylim=limits, title=f"data set: {dataset}")
-
-    caption = (
-        MEANING.partition("Effect kept")[0]
-        + BARS
-        + _facts(table.filter(pl.col("seed").is_null()))
-        + note
-    )
-    frame = Page(question, "adapter family", "effect (nats)", caption, 2.4 * len(datasets))
-    return page.paint(path, frame, panel, datasets, 1, looks)
-
-
 def each_dataset(
     figure: Callable[Concatenate[pl.DataFrame, str | Path, P], str],
 ) -> Callable[Concatenate[pl.DataFrame, str | Path, P], str]:
@@ -134,7 +96,7 @@ def each_dataset(
 
     @wraps(figure)
     def drawn(table: pl.DataFrame, path: str | Path, *args: P.args, **more: P.kwargs) -> str:
-        names = _order(table["dataset"], ()) if "dataset" in table.columns else []
+        names = ordered(table["dataset"], ()) if "dataset" in table.columns else []
         if len(names) < 2:
             return figure(table, path, *args, **more)
         paths = {n: Path(path).with_suffix(f".{n.replace('/', '-')}.parquet") for n in names}
@@ -181,7 +143,7 @@ def slices(
         edges = [y - 0.5 for y in range(1, len(names))]
         ax.hlines(edges, *shares.limits, "#E4E4E4", linewidth=0.5)
         ax.set(xlim=shares.limits, xticks=(0, 1))
-        ax.set_title(f"{_word(family)} ({shares.effect(*key, whole)})", fontsize=8.5)
+        ax.set_title(f"{word_of(family)} ({shares.effect(*key, whole)})", fontsize=8.5)
         page.dashes(ax.axvline, thresholds)
 
     caption = f"{shares.caption}In brackets: effect of the whole weight change, in nats. {note}"
@@ -199,12 +161,12 @@ def heat(cells: pl.DataFrame, path: str | Path, question: str, note: str = "") -
     `cells` has dataset, family, layer, module ("q" or "q_proj"), retained; a null or absent cell is
     hatched. n, clusters, seeds, alpha, model, behaviour enter the caption where it has them.
     """
-    _check("heat", cells, ("dataset", "family", "layer", "module", "retained"), ALIKE)
+    check_table("heat", cells, ("dataset", "family", "layer", "module", "retained"), ALIKE)
     cells = cells.with_columns(pl.col("module").str.strip_suffix("_proj"))
     cells = cells.drop_nulls(["layer", "module"])
-    _check("heat", cells, what=" with layer and module")
-    at = _unique("heat", cells, ["family", "layer", "module"])
-    families, modules = _order(cells["family"], FAMILIES), _order(cells["module"], MODULES)
+    check_table("heat", cells, what=" with layer and module")
+    at = by_keys("heat", cells, ["family", "layer", "module"])
+    families, modules = ordered(cells["family"], FAMILIES), ordered(cells["module"], MODULES)
     layers, found = sorted(cells["layer"].unique()), cells["retained"].drop_nulls().to_list()
     lo, hi = max(min([0.0, *found]), -0.5), min(max([0.1, *found]), 1.5)
     cols, cell = (3, 0.26) if len(layers) <= 12 else (4, 0.16)
@@ -223,11 +185,11 @@ def heat(cells: pl.DataFrame, path: str | Path, question: str, note: str = "") -
                 page.tile(ax, x, y, *shown, min(8.0, 45 * cell))
         page.lattice(ax, modules, layers)
         ax.tick_params(axis="x", rotation=90)
-        ax.set_title(_word(family))
+        ax.set_title(word_of(family))
 
     caption = (
         f"{MEANING}Numbers: kept by one module of one layer alone, in % of the whole's. Hatched: "
-        f"the family does not change it, or its whole effect is not clear of 0. {_facts(cells)}"
+        f"the family does not change it, or its whole effect is not clear of 0. {facts_of(cells)}"
     )
     height = -(-len(families) // cols) * (0.35 + cell * len(layers)) + 0.6
     frame = Page(question, "module", "layer (0 is the first)", caption + note, height)
@@ -252,15 +214,15 @@ def scatter(
     """
     table = table.rename({"energy_frac": "energy"}, strict=False)
     columns = ("dataset", "family", "variant", "energy", "keep_or_drop", by, *RETAINED)
-    _check("scatter", table, columns, ALIKE)
+    check_table("scatter", table, columns, ALIKE)
     _among("scatter", table["keep_or_drop"], ("keep", "drop", "control"))
     table = table.with_columns(pl.col(by).cast(pl.String).fill_null("other"))
     parts = table.filter(pl.col("keep_or_drop").is_not_null())
     drawn = parts.drop_nulls(["retained", "energy"]).sort("family", "variant")
-    _check("scatter", drawn, what=" with keep_or_drop, energy and retained")
+    check_table("scatter", drawn, what=" with keep_or_drop, energy and retained")
     systems = drawn.filter(pl.col("keep_or_drop") != "control")[by].unique().sort().to_list()
-    looks = page.looks_of({s: _word(s, words) for s in systems})
-    families, (bands, of_nulls) = _order(drawn["family"], FAMILIES), _nulls(table)
+    looks = page.looks_of({s: word_of(s, words) for s in systems})
+    families, (bands, of_nulls) = ordered(drawn["family"], FAMILIES), _nulls(table)
     (limits, beyond), cols = _limits(drawn, bands, thresholds), min(3, len(families))
 
     def panel(ax: Any, family: str) -> None:
@@ -271,12 +233,12 @@ def scatter(
             look = CONTROL if part == "control" else looks[line[by]]
             look = look._replace(face="white") if part == "drop" else look
             page.mark(ax, line["energy"], line, look, limits)
-        ax.set(xlim=(-0.06, 1.06), ylim=limits, title=_word(family))
+        ax.set(xlim=(-0.06, 1.06), ylim=limits, title=word_of(family))
         page.dashes(ax.axhline, thresholds)
 
     caption = (
         f"{MEANING}On the dotted diagonal a part keeps as much effect as it has energy; above it, "
-        f"it carries more. {BARS}{of_nulls}{_facts(drawn)}{beyond}"
+        f"it carries more. {BARS}{of_nulls}{facts_of(drawn)}{beyond}"
     )
     if left_out := len(parts) - len(drawn):
         caption += f"Left out, as the effect of the whole is not clear of 0: {left_out} lines. "
@@ -298,9 +260,9 @@ def confusion(
     the wrong part, `misplaced`. `words` maps plants and rules to words, in the table's order.
     """
     outcomes = ("supported", "refuted", "undetermined")
-    _check("confusion", table, ("plant", "rule", *outcomes, "seeds", "expected"))
+    check_table("confusion", table, ("plant", "rule", *outcomes, "seeds", "expected"))
     _among("confusion", table["expected"], TRUTH)
-    at = _unique("confusion", table, ["plant", "rule"])
+    at = by_keys("confusion", table, ["plant", "rule"])
     plants, rules = (list(dict.fromkeys(table[c].to_list())) for c in ("plant", "rule"))
 
     def panel(ax: Any, _: str) -> None:
@@ -312,8 +274,8 @@ def confusion(
             text = " / ".join(map(str, counts)) + f"\ntruth: {TRUTH.get(truth, 'open')}"
             text += f"\n{line['misplaced']} misplaced" if line.get("misplaced") else ""
             page.tile(ax, rules.index(rule), plants.index(plant), colour, text, 8.0)
-        across = [fill(_word(rule, words), max(8, 75 // len(rules))) for rule in rules]
-        page.lattice(ax, across, [fill(_word(plant, words), 18) for plant in plants])
+        across = [fill(word_of(rule, words), max(8, 75 // len(rules))) for rule in rules]
+        page.lattice(ax, across, [fill(word_of(plant, words), 18) for plant in plants])
 
     caption = (
         "Each cell: in how many runs the rule said supported / refuted / undetermined, and whether "
@@ -322,50 +284,13 @@ def confusion(
     )
     if any(line.get("misplaced") for line in at.values()):
         caption += "Misplaced: supported, but of another part than the planted one; disagrees. "
-    caption, height = caption + _facts(table) + note, 0.5 + 0.48 * len(plants)
+    caption, height = caption + facts_of(table) + note, 0.5 + 0.48 * len(plants)
     frame = Page(question, "decision rule", "what was planted", caption, height)
     tints = [Look(f"{100 * s:.0f} % agree", DARK, "s", page.blend(s)) for s in (1.0, 0.5, 0.0)]
     return page.paint(path, frame, panel, ["all"], 1, tints)
 
 
-def doses(table: pl.DataFrame, path: str | Path, question: str, note: str = "") -> str:
-    """One panel per family, x = alpha, y = effect with its interval as a band, a line a data set.
-
-    Raises ValueError where two lines have one family, data set and dose.
-    """
-    columns = ("dataset", "family", "alpha", "effect", "lo", "hi")
-    _check("doses", table, columns, ALIKE[:-1])
-    at = _unique("doses", table, ["family", "dataset", "alpha"])
-    families, datasets = _order(table["family"], FAMILIES), _order(table["dataset"], ())
-    looks = page.looks_of({d: f"data set {d}" for d in datasets})
-    ends = [v for c in ("effect", "lo", "hi") for v in table[c].drop_nulls()]
-    room = 0.05 * (max(ends) - min(ends) or 1)
-
-    def panel(ax: Any, family: str) -> None:
-        for dataset, look in looks.items():
-            lines = [at[key] for key in sorted(at) if key[:2] == (family, dataset)]
-            x, y = ([line[c] for line in lines] for c in ("alpha", "effect"))
-            lo, hi = (
-                [line["effect"] if line[c] is None else line[c] for line in lines]
-                for c in ("lo", "hi")
-            )
-            ax.fill_between(x, lo, hi, color=look.colour, alpha=0.2, linewidth=0)
-            ax.plot(x, y, color=look.colour, linewidth=1.2)
-            page.dot(ax, x, y, look, markersize=3.5)
-        ax.axhline(0, color=DARK, linewidth=0.8, linestyle=":")
-        ax.set(ylim=(min(ends) - room, max(ends) + room), title=_word(family))
-
-    caption = (
-        f"{EFFECT}Dose 0 is the model as it is. Bands: 95 % cluster-bootstrap intervals "
-        f"(cluster: items of one subject). {_facts(table.drop('alpha'))}"
-    )
-    cols = min(4, len(families))
-    height = -(-len(families) // cols) * 1.6 + 0.2
-    frame = Page(question, "dose alpha of dW", "effect (nats)", caption + note, height)
-    return page.paint(path, frame, panel, families, cols, [*looks.values()])
-
-
-def _check(
+def check_table(
     where: str, table: pl.DataFrame, columns: Iterable[str] = (), alike=(), what: str = ""
 ) -> None:
     """Refuse a table that lacks columns, has no lines, or several values where one is shown."""
@@ -388,7 +313,7 @@ def _among(where: str, values: pl.Series, known: Iterable[str]) -> None:
         raise ValueError(f"figures.{where}: {said}")
 
 
-def _unique(where: str, table: pl.DataFrame, keys: Sequence[str]) -> dict[tuple, dict[str, Any]]:
+def by_keys(where: str, table: pl.DataFrame, keys: Sequence[str]) -> dict[tuple, dict[str, Any]]:
     """The lines by their keys; refuses two of one key."""
     if len(twice := table.filter(table.select(keys).is_duplicated())):
         raise ValueError(
@@ -403,19 +328,19 @@ def _shares(
 ) -> Shares:
     """The lines of variants `parts`, checked, with the limits and the caption of their figure."""
     keys = ["dataset", "family", "variant"]
-    _check(where, table, (*keys, "k", "effect", *RETAINED), ALIKE)
+    check_table(where, table, (*keys, "k", "effect", *RETAINED), ALIKE)
     of_k = pl.lit(True) if k is None else pl.col("k").is_null() | (pl.col("k") == k)
     drawn = table.filter(pl.col("variant").is_in([*parts, whole]) & of_k)
     lines = drawn.filter(pl.col("variant").is_in(list(parts)))
-    _check(where, lines, what=f" of {list(parts)}" + ("" if k is None else f" with k = {k}"))
-    datasets, families = drawn["dataset"].unique().sort(), _order(drawn["family"], FAMILIES)
+    check_table(where, lines, what=f" of {list(parts)}" + ("" if k is None else f" with k = {k}"))
+    datasets, families = drawn["dataset"].unique().sort(), ordered(drawn["family"], FAMILIES)
     complete = len(datasets) * len(families) * len(parts)
     bands, note = _nulls(table)
     limits, beyond = _limits(lines, bands, t)
     caption = MEANING + BARS + note
     caption += (ABSENT if len(lines.drop_nulls("retained")) < complete else "") + beyond
-    caption += ("" if k is None else f"Size of a subspace: k = {k}. ") + _facts(drawn)
-    return Shares(_unique(where, drawn, keys), bands, datasets.to_list(), families, limits, caption)
+    caption += ("" if k is None else f"Size of a subspace: k = {k}. ") + facts_of(drawn)
+    return Shares(by_keys(where, drawn, keys), bands, datasets.to_list(), families, limits, caption)
 
 
 def _nulls(table: pl.DataFrame) -> tuple[dict[tuple, Limits], str]:
@@ -428,7 +353,7 @@ def _nulls(table: pl.DataFrame) -> tuple[dict[tuple, Limits], str]:
     return {(dataset, family): (lo, hi) for dataset, family, lo, hi, _ in ends.iter_rows()}, note
 
 
-def _facts(table: pl.DataFrame) -> str:
+def facts_of(table: pl.DataFrame) -> str:
     """What was measured, from those of its columns that the table has."""
     has, found = set(table.columns), []
     table = table.filter(pl.col("n") > 0) if "n" in has else table  # 0: not scored
@@ -450,7 +375,7 @@ def _span(values: pl.Series) -> str:
     return " to ".join(ends)
 
 
-def _order(values: pl.Series, known: Iterable[str]) -> list[str]:
+def ordered(values: pl.Series, known: Iterable[str]) -> list[str]:
     """The values, known ones first in their order, the others after them by name."""
     found = values.drop_nulls().unique().sort().to_list()
     return [v for v in known if v in found] + [v for v in found if v not in known]
@@ -466,5 +391,5 @@ def _limits(lines: pl.DataFrame, bands: Mapping, thresholds: Floats) -> tuple[Li
     return limits, "A number at the edge: a share beyond the axis. " if outside.any() else ""
 
 
-def _word(name: str, words: Words | None = FAMILIES) -> str:
+def word_of(name: str, words: Words | None = FAMILIES) -> str:
     return words[name] if words and name in words else name.replace("_", " ")
