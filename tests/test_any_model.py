@@ -29,7 +29,7 @@ def gemma(tmp_path_factory):
     """Options that name a random Gemma 3, LoRA and DoRA pairs of two seeds on it, and few items."""
     folder = tmp_path_factory.mktemp("gemma")
     tok = load_tokenizer(ORGANISM)
-    made = tiny_folder(folder, tiny_gemma3, tok, **BOTH, seeds=(0, 1))
+    made = tiny_folder(folder, tiny_gemma3, tok, families=BOTH["families"], seeds=(0, 1))
     data = small_data(folder / "data", clusters=2, wordings=2)
     for name in ("neutral", "multiple_choice"):
         lines = (ORGANISM / f"{name}.jsonl").read_text().splitlines(keepends=True)
