@@ -1,9 +1,12 @@
 """Scripts that no other test runs on a model of another kind: a random Gemma 3, no system role."""
 
+import shlex
+from pathlib import Path
 from types import MappingProxyType
 
 import polars as pl
 import pytest
+import tyro
 
 from tests.conftest import ORGANISM, experiment
 from tests.folders import small_data, tiny_folder
@@ -57,3 +60,17 @@ def test_another_model(tmp_path, capsys, gemma, script):
     nothing = table.filter(pl.col("variant") == "zero")
     assert len(nothing) and (nothing["effect"] == 0).all()
     assert (table.filter(pl.col("variant") != "zero")["effect"] != 0).any()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, dict(model="my models/a", data=Path("d"), families=("lora", "oft"), seeds=(1, 2))],
+    ids=["defaults", "own"],
+)
+def test_t0_says_the_command_that_reads_its_adapters(asked):
+    """the printed next command, as a shell reads it, is about the model that was trained on"""
+    t0, t6 = experiment("t0_train"), experiment("t6_shared_svd")
+    trained = t0.Config(**asked, adapters=Path("with space/adapters"))
+    read = tyro.cli(t6.Config, args=shlex.split(t0.same(trained)))
+    for name in ("adapters", "model", "data", "families", "seeds"):
+        assert getattr(read, name) == getattr(trained, name)
