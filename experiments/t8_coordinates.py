@@ -125,16 +125,20 @@ def main(cfg: Config) -> None:
     path = write(cfg, EXPERIMENT, rows, table, record(cfg, at, pairs, verdicts=said))
     shown = table.filter(alpha=cfg.rule_alpha)
     report(cfg, shown, found)
-    draw(
-        figures.scatter,
-        shown,
-        path,
-        "Does a part of dW keep more of the effect than its share of the squared norm?",
-        by="coordinate_system",
-        words=WORDS,
-        thresholds=(cfg.keep_at_least, cfg.drop_at_most),
-    )
+    picture(cfg, shown, path)
     console.print("next: python experiments/t13_planted.py, these rules where the truth is known")
+
+
+def picture(cfg: Config, table: pl.DataFrame, path: Path) -> None:
+    """Retained share against energy, of the data sets on which some whole dW steers."""
+    kept = table.filter(pl.col("keep_or_drop").is_not_null() & pl.col("retained").is_not_null())
+    shown = table.filter(pl.col("dataset").is_in(kept["dataset"].unique().to_list()))
+    if shown.is_empty():
+        console.print("no figure: no effect of a whole dW is clear of 0")
+        return
+    question = "Does a part of dW keep more of the effect than its share of the squared norm?"
+    limits = cfg.keep_at_least, cfg.drop_at_most
+    draw(figures.scatter, shown, path, question, "coordinate_system", WORDS, limits)
 
 
 def variants(

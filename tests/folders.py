@@ -1,6 +1,7 @@
 """Folders as a user has them, small and random: a model with its tokenizer, adapters, items."""
 
 import json
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -42,16 +43,27 @@ def small_data(folder: Path, clusters: int = 3, wordings: int = 5, **more) -> Pa
     return folder
 
 
-def tiny_folder(folder: Path, make, tok, template: str = REFUSES_SYSTEM) -> dict[str, Path]:
-    """The flags --model and --adapters of a random model of `make`, one LoRA pair on it."""
+def tiny_folder(
+    folder: Path, make, tok, template: str = REFUSES_SYSTEM, families=("lora",), seeds=(0,)
+) -> dict[str, Path]:
+    """The flags --model and --adapters of a random model of `make`, with random LoRA or DoRA pairs.
+
+    Pairs of one seed differ between families, of one family between seeds, and pos from neg.
+    """
     model = make(vocab_size=len(tok))
     model.save_pretrained(folder / "model")
     tok.save_pretrained(folder / "model")
     (folder / "model" / "chat_template.jinja").write_text(template)
-    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
-    for seed, side in enumerate(("pos", "neg")):
-        bare = make(vocab_size=len(tok))
-        torch.manual_seed(seed)
-        wrapped = get_peft_model(bare, config)
-        wrapped.save_pretrained(str(folder / "adapters" / "lora-s0" / side))
+    draws = count()
+    for family in families:
+        config = LoraConfig(
+            r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False,
+            use_dora=family == "dora",
+        )  # fmt: skip
+        for seed in seeds:
+            for side in ("pos", "neg"):
+                bare = make(vocab_size=len(tok))
+                torch.manual_seed(next(draws))
+                wrapped = get_peft_model(bare, config)
+                wrapped.save_pretrained(str(folder / "adapters" / f"{family}-s{seed}" / side))
     return {"model": folder / "model", "adapters": folder / "adapters"}

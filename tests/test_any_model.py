@@ -1,0 +1,76 @@
+"""Scripts that no other test runs on a model of another kind: a random Gemma 3, no system role."""
+
+import shlex
+from pathlib import Path
+from types import MappingProxyType
+
+import polars as pl
+import pytest
+import tyro
+
+from tests.conftest import ORGANISM, experiment
+from tests.folders import small_data, tiny_folder
+from wsrun.models import load_tokenizer, tiny_gemma3
+from wsrun.tables import read_table
+
+FEW = MappingProxyType(dict(dilemmas=2, resamples=100))
+ONE, BOTH = {"families": ("lora",)}, {"families": ("lora", "dora")}
+ANALYSIS = MappingProxyType(FEW | dict(nulls=2))
+BENCHMARK = MappingProxyType(FEW | dict(randoms=2, most_flagged=1.0, alphas=(1.0,)))
+OWN = {
+    "t4_seeds": BENCHMARK | BOTH | dict(seeds=(0, 1)),
+    "t6_shared_svd": ANALYSIS | BOTH | dict(K=(2,)),
+    "t7_sites": ANALYSIS | ONE | dict(cells=False),
+    "t8_coordinates": ANALYSIS | ONE,
+    "t11_degradation": BENCHMARK | ONE,
+    "t14_monitor": ONE | dict(direction_seeds=(1,)),
+}
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """Options that name a random Gemma 3, LoRA and DoRA pairs of two seeds on it, and few items."""
+    folder = tmp_path_factory.mktemp("gemma")
+    tok = load_tokenizer(ORGANISM)
+    made = tiny_folder(folder, tiny_gemma3, tok, families=BOTH["families"], seeds=(0, 1))
+    data = small_data(folder / "data", clusters=2, wordings=2)
+    for name in ("neutral", "multiple_choice"):
+        lines = (ORGANISM / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (data / f"{name}.jsonl").write_text("".join(lines[::20]))
+    return dict(made, model=str(made["model"]), data=data)
+
+
+@pytest.mark.parametrize("script", OWN)
+def test_another_model(tmp_path, capsys, gemma, script):
+    """the script ends, says what to run next, and its table is about the model of --model:
+    every line, finite effects, exactly 0 for zero times dW, not 0 for dW"""
+    module = experiment(script)
+    found = gemma | OWN[script] | dict(out=tmp_path, parts=tmp_path / "parts")
+    if script == "t8_coordinates":
+        found |= dict(cache=tmp_path / "cache")
+    known = module.Config.__dataclass_fields__
+    module.main(module.Config(**{name: v for name, v in found.items() if name in known}))
+    assert "next: python experiments/" in " ".join(capsys.readouterr().out.split())
+    table, meta = read_table(tmp_path / f"{script}.parquet")
+    assert set(table["model"]) == {gemma["model"]} == {meta["config"]["model"]}
+    if script == "t14_monitor":
+        assert set(table["family"]) == {"lora"}
+        return
+    assert (table["row_diff"] == 0).all() and table["effect"].is_finite().all()
+    nothing = table.filter(pl.col("variant") == "zero")
+    assert len(nothing) and (nothing["effect"] == 0).all()
+    assert (table.filter(pl.col("variant") != "zero")["effect"] != 0).any()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, dict(model="my models/a", data=Path("d"), families=("lora", "oft"), seeds=(1, 2))],
+    ids=["defaults", "own"],
+)
+def test_t0_says_the_command_that_reads_its_adapters(asked):
+    """the printed next command, as a shell reads it, is about the model that was trained on"""
+    t0, t6 = experiment("t0_train"), experiment("t6_shared_svd")
+    trained = t0.Config(**asked, adapters=Path("with space/adapters"))
+    read = tyro.cli(t6.Config, args=shlex.split(t0.same(trained)))
+    for name in ("adapters", "model", "data", "families", "seeds"):
+        assert getattr(read, name) == getattr(trained, name)
