@@ -130,7 +130,8 @@ def layers(
     found = {place for cells in at.values() for place, _ in cells}
     rows = sorted(found, key=lambda r: (not r.isdigit(), int(r) if r.isdigit() else 0))
     coefficients = sorted(means["alpha"].unique())
-    lo, hi = min(0.0, means["effect"].min()), max(0.1, means["effect"].max())  # type: ignore[type-var]
+    shown = [effect for cells in at.values() for effect, good in cells.values() if good]
+    lo, hi = min([0.0, *shown]), max([0.1, *shown])
     if not page.available():
         return page.MISSING
     from matplotlib import colormaps
