@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import polars as pl
 import pytest
 
 from wscore.store import write_whole
+from wsrun.console import guarded
 from wsrun.tables import check_writable, provenance, read_table, write_table
 
 TABLE = pl.DataFrame({"a": [1, 2], "b": ["x", None]})
@@ -69,3 +71,25 @@ def test_refusals(tmp_path):
         read_table(tmp_path / "file")
     check_writable(tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())
+
+
+@dataclass
+class NoOptions:
+    """A script without options."""
+
+
+@pytest.mark.parametrize("names", [(), ("t.rows", "t")], ids=["before", "after"])
+def test_a_stopped_script_says_what_it_wrote(tmp_path, capsys, monkeypatch, names):
+    """Ctrl-C before and after tables were written: exit code 130, and the sentence is true"""
+
+    def main(cfg: NoOptions) -> None:
+        for name in names:
+            write_table(TABLE, tmp_path / f"{name}.parquet", {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as stop:
+        guarded(main, NoOptions)
+    assert stop.value.code == 130
+    said = " after t.rows.parquet, t.parquet" if names else "; no table was written"
+    assert capsys.readouterr().err == f"stopped{said}\n"

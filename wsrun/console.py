@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from wsrun.models import keep_freed_memory
+from wsrun.tables import WRITTEN
 
 # Piped output has no width of its own; 120 columns hold every summary line.
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -79,8 +80,8 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
 def guarded(main: Callable[[C], None], config: type[C]) -> None:
     """Parse flags into `config`, run `main`, and end every refusal as one sentence, exit code 1.
 
-    A ValueError is a refusal: its message goes to stderr. Ctrl-C ends with exit code 130. Any other
-    exception is a defect and keeps its traceback.
+    A ValueError is a refusal: its message goes to stderr. Ctrl-C ends with exit code 130 and says
+    which tables were written before it. Any other exception is a defect and keeps its traceback.
     """
     doc = main.__globals__.get("__doc__") or ""
     # a blank line before each label, or the help would run them together
@@ -90,6 +91,7 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
     warnings.filterwarnings("ignore", module=r"peft\.tuners\.boft")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     keep_freed_memory()
+    WRITTEN.clear()
     try:
         main(cfg)
     except ValueError as error:
@@ -97,7 +99,8 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
         Console(stderr=True, soft_wrap=True).print(message, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
-        said = "stopped; no table was written"
+        names = ", ".join(path.name for path in WRITTEN)
+        said = f"stopped after {names}" if names else "stopped; no table was written"
         if hasattr(cfg, "parts"):
             said += ", what was scored is kept and the same command goes on from there"
         Console(stderr=True, soft_wrap=True).print(said)

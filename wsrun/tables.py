@@ -39,6 +39,7 @@ ROW_SCHEMA: dict[str, Any] = {
 }
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY = "wscore"
+WRITTEN: list[Path] = []  # tables of this process, in order: what a stopped script leaves behind
 
 
 def check_writable(folder: str | Path) -> None:
@@ -50,7 +51,9 @@ def check_writable(folder: str | Path) -> None:
 def write_table(table: pl.DataFrame, path: str | Path, meta: Mapping[str, Any]) -> Path:
     """Write a table as parquet with `meta` (as JSON) in its metadata; returns the path."""
     text = json.dumps(dict(meta), sort_keys=True, default=str)
-    return write_whole(path, lambda tmp: table.write_parquet(tmp, metadata={METADATA_KEY: text}))
+    path = write_whole(path, lambda tmp: table.write_parquet(tmp, metadata={METADATA_KEY: text}))
+    WRITTEN.append(path)
+    return path
 
 
 def read_table(path: str | Path) -> tuple[pl.DataFrame, dict[str, Any]]:
