@@ -181,9 +181,9 @@ def test_what_decides_a_number_is_in_the_key(qwen, tok, items, monkeypatch, tmp_
         assert before != after, name
     before = keyed(qwen, plan(tok, items), "style", {})
     assert keyed(qwen, plan(tok, items), "style", {}) == before
-    code = results_module.code_sha256()
     monkeypatch.setattr(results_module, "CODE", (*results_module.CODE, "models.py"))
-    assert results_module.code_sha256() != code
+    assert keyed(qwen, plan(tok, items), "style", {})["code"] != before["code"]
+    monkeypatch.undo()
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)

@@ -48,7 +48,7 @@ def run_key(
         "attention": str(model.config._attn_implementation),
         "threads": str(torch.get_num_threads()),
         "levers": json.dumps(dict(levers), sort_keys=True),
-        "code": code_sha256(),
+        "code": code_sha256(CODE),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -70,7 +70,7 @@ def _device_name(device: torch.device) -> str:
     return f" {name}"
 
 
-def code_sha256(names: Sequence[str] = CODE) -> str:
+def code_sha256(names: Sequence[str]) -> str:
     """sha256 of the source files that the numbers depend on."""
     here = Path(__file__).parent
     return hashlib.sha256(b"".join((here / name).read_bytes() for name in names)).hexdigest()
