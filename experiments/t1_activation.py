@@ -85,6 +85,9 @@ def main(cfg: Config) -> None:
     share(cfg)
     sources = read_sources(cfg)
     validation, test = load_splits(cfg)
+    n = test.model.config.get_text_config().num_hidden_layers
+    if wrong := [layer for layer in cfg.layers or () if not 0 <= layer < n]:
+        raise ValueError(f"t1: --layers {wrong} asked; the model has layers 0 to {n - 1}")
     pairs = read_pairs(test.model, cfg)
     (answered,) = answers(cfg, test.model, test.tok, sources, cfg.seeds[:1]).values()
     found = read_directions(test, answered)
@@ -135,8 +138,6 @@ def read_directions(at: Loaded, answered: Sequence[Pair]) -> dict[str, Vectors]:
 def directions(cfg: Config, found: Mapping[str, Vectors]) -> Iterator[Variant]:
     """Every direction at every layer, and the means in all layers, towards either pole."""
     n = len(found["mean_diff"])
-    if wrong := [layer for layer in cfg.layers or () if not 0 <= layer < n]:
-        raise ValueError(f"t1: --layers {wrong} asked; the model has layers 0 to {n - 1}")
     settings = [
         (f"{way}@layer {layer}", {layer: vectors[layer]})
         for way, vectors in found.items()
