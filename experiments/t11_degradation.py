@@ -164,24 +164,20 @@ def report(cfg: Config, table: pl.DataFrame, chosen: Mapping[str, Chosen], at: L
     base = table.row(0, named=True)
     datasets = sorted(set(table["dataset"]))
     keys = ["way", "variant", "family", "k", "alpha"]
-    lines = []
+    effects, costs = [], []
     for _, part in table.sort("effect", descending=True, nulls_last=True).group_by(
         keys, maintain_order=True
     ):
         r = part.row(0, named=True)
+        own = [r["way"], r["variant"].partition("@")[2] or r["family"], r["alpha"]]
         effect = {p["dataset"]: span(p, "effect", "lo", "hi") for p in part.iter_rows(named=True)}
-        lines.append(
-            [
-                r["way"],
-                r["variant"].partition("@")[2] or r["family"],
-                r["alpha"],
-                *(effect[d] for d in datasets),
-                span(r, "nll", "nll_lo", "nll_hi"),
-                span(r, "accuracy", "accuracy_lo", "accuracy_hi"),
-            ]
-        )
-    heads = ("way", "chosen", "alpha", *datasets, "text, nats", "accuracy")
-    console.print(grid("effect, and change of neutral text and multiple choice", heads, lines))
+        measures = (("nll", "nll_lo", "nll_hi"), ("accuracy", "accuracy_lo", "accuracy_hi"))
+        effects.append([*own, *(effect[d] for d in datasets)])
+        costs.append([*own, *(span(r, *m) for m in measures)])
+    heads = ("way", "chosen", "alpha")
+    console.print(grid("effect on held-out items, nats", (*heads, *datasets), effects))
+    changes = (*heads, "text, nats a token", "accuracy")
+    console.print(grid("change of neutral text and of multiple choice", changes, costs))
     console.print(
         f"base: perplexity {exp(base['nll_base']):.3g} of neutral text, accuracy "
         f"{base['accuracy_base']:.3f}; changes of nats a token (above 0 is worse) and of accuracy"
