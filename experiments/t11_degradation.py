@@ -25,11 +25,13 @@ is damage.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
+from pathlib import Path
 
 import polars as pl
 from torch import Tensor
 
 from wscore import entries_sha256, tensors_sha256
+from wsrun import curves, figures
 from wsrun.benchmark import (
     DW,
     Chosen,
@@ -50,7 +52,7 @@ from wsrun.console import console, grid, guarded, progress
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.quality import QUESTIONS, Quality, costs, load_questions
 from wsrun.replies import NEUTRAL, load_neutral
-from wsrun.runs import Loaded, read_pairs, record, share, write
+from wsrun.runs import Loaded, draw, read_pairs, record, share, write
 from wsrun.score import Variant
 from wsrun.tables import items_sha256, read_table
 
@@ -105,8 +107,31 @@ def main(cfg: Config) -> None:
     )
     hashes = {"texts": items_sha256(texts), "questions": items_sha256(questions)}
     made = record(cfg, test, pairs, **hashes)
-    write(cfg, EXPERIMENT, pl.concat([rows, spent]), table, made)
+    path = write(cfg, EXPERIMENT, pl.concat([rows, spent]), table, made)
+    draw(picture, table, path)
     report(cfg, table, chosen, test)
+
+
+def picture(table: pl.DataFrame, path: Path) -> str:
+    """The cost of every way: nats a token of neutral text, and points of accuracy."""
+    one = table.filter(dataset=table["dataset"][0]).drop_nulls("nll").sort("effect")
+    lines = [
+        {
+            "panel": panel,
+            "label": curves.label_of(r),
+            "role": r["role"],
+            **dict(zip(("value", "lo", "hi"), (r[m], r[f"{m}_lo"], r[f"{m}_hi"]), strict=True)),
+        }
+        for r in one.iter_rows(named=True)
+        for panel, m in (("text, nats a token", "nll"), ("accuracy", "accuracy"))
+    ]
+    caption = (
+        "Change against the base, on neutral texts (above 0 is worse) and on multiple choice "
+        f"(below 0 is worse), at the doses chosen on validation items. {figures.BARS}Ways in the "
+        f"order of their effect on {one['dataset'][0]}. Model: {one['model'][0]}. "
+    )
+    question = "What does steering cost elsewhere?"
+    return curves.ranges(pl.DataFrame(lines), path, question, "change", caption)
 
 
 def chosen_elsewhere(cfg: Config, base: str) -> dict[str, Chosen]:

@@ -47,10 +47,12 @@ from wscore import (
 )
 from wscore.delta import entry_norm
 from wscore.factored import outline
+from wsrun import curves
 from wsrun.adapters import FAMILIES, check_family, pair_deltas
 from wsrun.console import console, grid, guarded, progress
 from wsrun.extract import PairDelta
 from wsrun.models import limit_threads, load_model
+from wsrun.runs import draw
 from wsrun.tables import check_writable, plain, provenance, write_table
 
 EXPERIMENT = "t14_monitor"
@@ -114,7 +116,34 @@ def main(cfg: Config) -> None:
     made = provenance(plain(asdict(cfg)), base=base, deltas=deltas)
     path = write_table(table, cfg.out / f"{EXPERIMENT}.parquet", made)
     console.print(f"table {path}")
+    draw(picture, table, path)
     report(cfg, table)
+
+
+def picture(table: pl.DataFrame, path: Path) -> str:
+    """Cosines in all layers of every kind of update, with its own and with other directions."""
+    same = pl.col("family") == pl.col("direction")
+    cosine = pl.col("cosine")
+    lines = (
+        table.filter(pl.col("layer").is_null())
+        .with_columns(
+            panel=pl.when(same)
+            .then(pl.lit("own family's direction"))
+            .otherwise(pl.lit("other families' directions")),
+            role=pl.when(pl.col("update") == "random")
+            .then(pl.lit("control"))
+            .otherwise(pl.lit("update")),
+        )
+        .group_by("panel", "update", "role", maintain_order=True)
+        .agg(value=cosine.mean(), lo=cosine.min(), hi=cosine.max())
+        .rename({"update": "label"})
+    )
+    caption = (
+        "Mean over pairs of an update and a behaviour direction of other seeds; bars from the "
+        f"smallest to the largest. Over all layers. Model: {table['model'][0]}. "
+    )
+    question = "How far did a fine-tune move along a behaviour direction?"
+    return curves.ranges(lines, path, question, "cosine", caption)
 
 
 def check(cfg: Config) -> None:

@@ -27,6 +27,7 @@ from functools import partial
 import polars as pl
 
 from wscore import add, contrast, scale
+from wsrun import curves
 from wsrun.benchmark import (
     DW,
     Chosen,
@@ -45,7 +46,7 @@ from wsrun.benchmark import (
 )
 from wsrun.console import console, guarded
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
-from wsrun.runs import Pairs, read_pairs, record, share, write
+from wsrun.runs import Pairs, draw, read_pairs, record, share, write
 from wsrun.score import Variant
 
 EXPERIMENT = "t3_prompts"
@@ -102,6 +103,7 @@ def main(cfg: Config) -> None:
     )  # fmt: skip
     path = write(cfg, EXPERIMENT, rows, table, made)
     report(cfg, table, best)
+    draw(curves.ways, table, path, "What do prompts, dW and both do?")
     console.print(f"the wordings stand in {path}; next: python experiments/t9_synthetic.py")
 
 

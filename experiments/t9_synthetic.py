@@ -27,7 +27,7 @@ from torch import Tensor
 
 from wscore import DeltaLike, cosine, effect_table, keep, norm, only, weight_basis
 from wscore.effect import KEYS
-from wsrun import synthetic
+from wsrun import curves, synthetic
 from wsrun.benchmark import (
     DW,
     Chosen,
@@ -40,7 +40,7 @@ from wsrun.benchmark import (
     standings,
 )
 from wsrun.console import console, guarded
-from wsrun.runs import Loaded, read_pairs, record, share, write
+from wsrun.runs import Loaded, draw, read_pairs, record, share, write
 from wsrun.score import Variant
 from wsrun.structure import readout_basis, write_not_read_basis
 from wsrun.synthetic import Setting, check, measure, rank_one, sized, turned, unseen_record
@@ -75,7 +75,9 @@ def main(cfg: Config) -> None:
     rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
     table = ranked(rows, table).with_columns(cos_dW=cosines(table, made, chosen[DW]))
     said = verdicts(table)
-    write(cfg, EXPERIMENT, rows, table, record(cfg, test, pairs, unseen=unseen, verdicts=said))
+    noted = record(cfg, test, pairs, unseen=unseen, verdicts=said)
+    path = write(cfg, EXPERIMENT, rows, table, noted)
+    draw(curves.ways, table, path, "Do changes that were never trained steer as dW does?")
     report(cfg, table, said, sizes_sentence(cfg, table, chosen))
 
 

@@ -234,6 +234,22 @@ def test_a_layer_and_coefficient_stand_where_they_are(drawn):
     assert numbers == [2.0, 3.5, 4.0, 5.5]
 
 
+def test_a_way_stands_at_its_effect(tmp_path):
+    """(x(3) - x(0)) = 3 (x(1) - x(0)); the largest effect on top; controls hollow"""
+    lines = [
+        {"model": "tiny", "behaviour": "honest", "prompt_style": "chat", "dataset": "claims"}
+        | {"way": w, "variant": f"{w}@a", "family": None, "alpha": 1.0, "role": role, "n": 9}
+        | {"effect": e, "lo": e - 1, "hi": e + 1, "clusters": 9, "seeds": 1}
+        for w, e, role in (("b", 1.0, "selected"), ("c", 3.0, "selected"), ("zero", 0.0, "control"))
+    ]
+    assert "figures" in over.ways(pl.DataFrame(lines), tmp_path / "w.parquet", "Which way?")
+    chosen = sorted(m for m in marks(tmp_path / "w.parquet", page.COLOURS[0]))[-2:]
+    zero = next(m for m in marks(tmp_path / "w.parquet", page.FAINT) if m[0] < chosen[0][0])
+    (x1, y1, _), (x3, y3, _) = chosen
+    assert x3 - zero[0] == pytest.approx(3 * (x1 - zero[0]), abs=1e-2)
+    assert y3 < y1 < zero[1]  # svg: y goes down
+
+
 def test_agreement_is_tinted(drawn):
     """5 of 5 supported where true is RIGHT; 1 of 5 supported where not true is 4/5 of the way"""
     svg = drawn["confusion"][1].with_suffix(".svg").read_text()

@@ -1,10 +1,11 @@
 """Figures of effects over doses, seeds and layers: PNG and SVG beside the table, as figures.py.
 
-by_seed, doses and layers take a table, its path (the suffix is replaced) and the question as title,
-write both files, and return a sentence to print. They raise ValueError for a table of several
-models, behaviours or prompt styles.
+by_seed, doses, layers and ways take a table, its path (the suffix is replaced) and the question as
+title, write both files, and return a sentence to print. They raise ValueError for a table of
+several models, behaviours or prompt styles.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,62 @@ def layers(
     frame = Page(question, "coefficient", "layer (0 is the first)", caption + note, height)
     scale = [Look(f"{e:+.1f} nats", DARK, "s", colour(e)) for e in (lo, (lo + hi) / 2, hi)]
     return page.paint(path, frame, panel, list(at), cols, scale)
+
+
+def ways(table: pl.DataFrame, path: str | Path, question: str, note: str = "") -> str:
+    """One panel per dataset, a line per way of a benchmark table: its effect with its interval."""
+    columns = ("dataset", "way", "variant", "family", "alpha", "role", "effect", "lo", "hi")
+    check_table("ways", table, columns, SAME)
+    table = table.drop_nulls(["effect", "alpha"])
+    lines = [
+        {
+            "panel": f"data set: {r['dataset']}",
+            "label": label_of(r),
+            "value": r["effect"],
+            **{c: r[c] for c in ("lo", "hi", "role")},
+        }
+        for r in table.sort("effect").iter_rows(named=True)
+    ]
+    caption = (
+        f"{EFFECT}In brackets: what was chosen on validation items, and the dose. {BARS}"
+        f"{facts_of(table)}"
+    )
+    return ranges(pl.DataFrame(lines), path, question, "effect (nats)", caption + note)
+
+
+def label_of(line: Mapping[str, Any]) -> str:
+    """A way, what was chosen of it, and the dose."""
+    setting = line["variant"].partition("@")[2] or line["family"] or "-"
+    return f"{line['way']} ({setting}, {line['alpha']:g})"
+
+
+def ranges(table: pl.DataFrame, path: str | Path, question: str, across: str, caption: str) -> str:
+    """One panel per `panel`, a line per `label`, x = `value` with [`lo`, `hi`], grey for controls.
+
+    Labels stand in the table's order from below, in all panels alike. `role` is "control" for a
+    control, anything else for what is shown.
+    """
+    check_table("ranges", table, ("panel", "label", "value", "lo", "hi", "role"))
+    at = by_keys("ranges", table, ["panel", "label"])
+    labels = list(dict.fromkeys(table["label"]))[::-1]
+    panels = sorted(set(table["panel"]))
+    shown = Look("chosen", page.COLOURS[0], "o", page.COLOURS[0])
+    control = Look("control", page.FAINT, "o", "white")
+    ends = [x for c in ("value", "lo", "hi") for x in table[c].drop_nulls()] + [0.0]
+    room = 0.05 * (max(ends) - min(ends) or 1.0)
+    limits = (min(ends) - room, max(ends) + room)
+
+    def panel(ax: Any, name: str) -> None:
+        ax.axvline(0, color=DARK, linewidth=0.8, linestyle=":")
+        for y, label in enumerate(labels):
+            if line := at.get((name, label)):
+                share = dict(zip(RETAINED, map(line.get, ("value", "lo", "hi")), strict=True))
+                look = control if line["role"] == "control" else shown
+                page.mark(ax, float(y), share, look, limits, flat=True)
+        page.lattice(ax, None, labels)
+        ax.tick_params(axis="y", labelsize=6.8)
+        ax.set(xlim=limits, title=name)
+
+    height = 0.4 + 0.19 * len(labels)
+    frame = Page(question, across, "", caption, height)
+    return page.paint(path, frame, panel, panels, len(panels), [shown, control])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from wsrun import benchmark
+from wsrun import benchmark, curves
 from wsrun.answers import Sources, answers, read_sources
 from wsrun.benchmark import (
     DW,
@@ -26,7 +26,7 @@ from wsrun.benchmark import (
 )
 from wsrun.console import console
 from wsrun.items import load_personas
-from wsrun.runs import Loaded, Pairs, read_pairs, record, share, write
+from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, share, write
 from wsrun.score import Variant
 from wsrun.training import Training, check_training, train
 
@@ -93,6 +93,7 @@ def replicate(cfg: Options, experiment: str, following: str) -> None:
     rows, table = report_on(cfg, experiment, test, chosen, controls)
     path = write(cfg, experiment, rows, table, record(cfg, test, pairs))
     report(cfg, table)
+    draw(curves.ways, table, path, f"Does dW beat the best prompt? ({Path(cfg.model).name})")
     console.print(f"model {cfg.model}, adapters {cfg.adapters}; table {path}; next: {following}")
 
 
