@@ -47,7 +47,7 @@ from wsrun.benchmark import (
     report_on,
     span,
 )
-from wsrun.chosen import line, load_chosen
+from wsrun.chosen import line, load_chosen, setting_of
 from wsrun.console import console, grid, guarded, progress
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.quality import QUESTIONS, Quality, costs, load_questions
@@ -194,7 +194,7 @@ def report(cfg: Config, table: pl.DataFrame, chosen: Mapping[str, Chosen], at: L
         keys, maintain_order=True
     ):
         r = part.row(0, named=True)
-        own = [r["way"], r["variant"].partition("@")[2] or r["family"], r["alpha"]]
+        own = [r["way"], setting_of(r), r["alpha"]]
         effect = {p["dataset"]: span(p, "effect", "lo", "hi") for p in part.iter_rows(named=True)}
         measures = (("nll", "nll_lo", "nll_hi"), ("accuracy", "accuracy_lo", "accuracy_hi"))
         effects.append([*own, *(effect[d] for d in datasets)])

@@ -143,7 +143,7 @@ def picture(table: pl.DataFrame, path: Path) -> str:
         f"smallest to the largest. Over all layers. Model: {table['model'][0]}. "
     )
     question = "How far did a fine-tune move along a behaviour direction?"
-    return curves.ranges(lines, path, question, "cosine", caption)
+    return curves.ranges(lines, path, question, "cosine", caption, what="update")
 
 
 def check(cfg: Config) -> None:

@@ -27,7 +27,7 @@ from wscore import (
     tensors_sha256,
 )
 from wscore.effect import CELL, SUMMARY_KEYS
-from wsrun.chosen import Chosen, keep_chosen
+from wsrun.chosen import Chosen, keep_chosen, setting_of
 from wsrun.console import console, grid, progress
 from wsrun.dose import SPLIT, TEXTS, Divergence, Dosed, matched, read_match
 from wsrun.items import Item, load_items
@@ -361,7 +361,7 @@ def standings(table: pl.DataFrame, title: str):
     lines = [
         [
             r["way"],
-            r["variant"].partition("@")[2] or r["family"],
+            setting_of(r),
             r["alpha"],
             span(r, "effect", "lo", "hi"),
             span(r, "diff", "diff_lo", "diff_hi"),
@@ -386,7 +386,7 @@ def against_dW(cfg: Options, table: pl.DataFrame, ways: Callable[[str], bool]) -
     """Per data set and way, the sentence of the rule on the paired difference to dW."""
     lines = table.filter(pl.col("role") == "selected").iter_rows(named=True)
     return [
-        f"{r['dataset']}: {r['way']} ({r['variant'].partition('@')[2] or r['family']}, "
+        f"{r['dataset']}: {r['way']} ({setting_of(r)}, "
         f"alpha {r['alpha']:g}) {winner(r)} dW: {span(r, 'diff', 'diff_lo', 'diff_hi')} nats"
         for r in lines
         if ways(r["way"])

@@ -98,6 +98,11 @@ def load_chosen(folder: Path, base: str) -> list[tuple[Chosen, dict[str, Any]]]:
     return found
 
 
+def setting_of(line: Mapping[str, Any]) -> str | None:
+    """What a line of a table names of its way: the setting of "way@setting", else the family."""
+    return line["variant"].partition("@")[2] or line["family"]
+
+
 def line(v: Variant) -> tuple:
     """What a line of a table is about: method, family, name, k, alpha."""
     return v.method, v.family, v.name, v.k, v.alphas

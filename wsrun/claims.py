@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from wsrun.benchmark import DW, span, winner
+from wsrun.chosen import setting_of
 from wsrun.joined import Joined
 
 METHODS = {
@@ -30,13 +31,13 @@ def q_value(q: float | None) -> str:
 def setting(line: Mapping[str, Any]) -> str:
     """What was chosen of a way: its setting, or family, its size and the dose."""
     size = None if line.get("k") is None else f"k = {line['k']}"
-    of = [line["variant"].partition("@")[2] or line["family"], size, f"alpha {line['alpha']:g}"]
+    of = [setting_of(line), size, f"alpha {line['alpha']:g}"]
     return ", ".join(filter(None, of))
 
 
 def verb(line: Mapping[str, Any]) -> str:
     """What dW does to the way of a line: "beats", "loses to", "is not apart from"."""
-    said = winner({end: line[end] for end in ("diff_lo", "diff_hi")})
+    said = winner(line)
     return OF_DW.get(said, said)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from wsrun import page
+from wsrun.chosen import setting_of
 from wsrun.figures import (
     ALIKE,
     BARS,
@@ -187,21 +188,27 @@ def ways(table: pl.DataFrame, path: str | Path, question: str, note: str = "") -
 
 def label_of(line: Mapping[str, Any]) -> str:
     """A way, what was chosen of it, and the dose."""
-    setting = line["variant"].partition("@")[2] or line["family"] or "-"
-    return f"{line['way']} ({setting}, {line['alpha']:g})"
+    return f"{line['way']} ({setting_of(line) or '-'}, {line['alpha']:g})"
 
 
-def ranges(table: pl.DataFrame, path: str | Path, question: str, across: str, caption: str) -> str:
+def ranges(
+    table: pl.DataFrame,
+    path: str | Path,
+    question: str,
+    across: str,
+    caption: str,
+    what: str = "chosen",
+) -> str:
     """One panel per `panel`, a line per `label`, x = `value` with [`lo`, `hi`], grey for controls.
 
     Labels stand in the table's order from below, in all panels alike. `role` is "control" for a
-    control, anything else for what is shown.
+    control, anything else for what is shown, called `what` in the legend.
     """
     check_table("ranges", table, ("panel", "label", "value", "lo", "hi", "role"))
     at = by_keys("ranges", table, ["panel", "label"])
     labels = list(dict.fromkeys(table["label"]))[::-1]
     panels = sorted(set(table["panel"]))
-    shown = Look("chosen", page.COLOURS[0], "o", page.COLOURS[0])
+    shown = Look(what, page.COLOURS[0], "o", page.COLOURS[0])
     control = Look("control", page.FAINT, "o", "white")
     ends = [x for c in ("value", "lo", "hi") for x in table[c].drop_nulls()] + [0.0]
     room = 0.05 * (max(ends) - min(ends) or 1.0)

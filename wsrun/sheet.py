@@ -6,6 +6,7 @@ import polars as pl
 
 from wsrun import claims
 from wsrun.benchmark import DW, span
+from wsrun.chosen import setting_of
 from wsrun.document import Block, Grid, Heading, Points
 from wsrun.joined import Joined
 from wsrun.same import LINE
@@ -60,7 +61,7 @@ def is_reference(r: Mapping, j: Joined) -> bool:
 def line(r: Mapping, extra: Sequence[str], rivals: Collection[tuple]) -> list[str]:
     """The cells of one line; the rule is told of rivals only."""
     rule = claims.verb(r) if tuple(r[c] for c in ("dataset", *LINE)) in rivals else ""
-    chosen = r["variant"].partition("@")[2] or r["family"] or ""
+    chosen = setting_of(r) or ""
     return [
         r["dataset"],
         r["way"] + (" (control)" if r["role"] == "control" else ""),

@@ -35,7 +35,7 @@ ROW_SCHEMA: dict[str, Any] = {
     "flagged": pl.Boolean,
     "dose": pl.Float64,  # realised / asked norm of the change; null where the dtype is exact
     "dose_cosine": pl.Float64,
-    "noise": pl.Float64,  # rms change of a base margin under another batch plan
+    "noise": pl.Float64,  # rms change of a base margin under one more rounding
 }
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY = "wscore"
