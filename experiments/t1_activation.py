@@ -175,7 +175,7 @@ def report(
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         own = rows.filter(dataset=dataset)
         console.print(standings(part, f"{dataset}: held-out items"))
-        for sentence in against_dW(cfg, part, WAYS.__contains__):
+        for sentence in against_dW(part, WAYS.__contains__):
             console.print(sentence)
         for sentence in other_pole(cfg, own, chosen["-dW"].variant) if "-dW" in chosen else ():
             console.print(f"{dataset}: {sentence}")

@@ -198,7 +198,7 @@ def report(cfg: Config, table: pl.DataFrame, best: Variant) -> None:
             f"weight_steer_delta {line['weight_steer_delta']:+.2f} nats, on the same "
             f"{line['n']} items"
         )
-        for sentence in against_dW(cfg, part, lambda way: way not in ASIDE):
+        for sentence in against_dW(part, lambda way: way not in ASIDE):
             console.print(sentence)
         for r in part.filter(pl.col("over").is_not_null()).iter_rows(named=True):
             console.print(f"{dataset}: {over_sentence(r)}")

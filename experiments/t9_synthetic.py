@@ -202,7 +202,7 @@ def report(cfg: Config, table: pl.DataFrame, said: list[str], sizes: str) -> Non
         console.print(standings(part, title))
     for sentence in said:
         console.print(sentence)
-    for sentence in against_dW(cfg, table, lambda way: way not in (DW, f"-{DW}", MINUS)):
+    for sentence in against_dW(table, lambda way: way not in (DW, f"-{DW}", MINUS)):
         console.print(sentence)
     console.print(sizes)
     console.print("next: python experiments/t10_svd_steering.py, which part of the contrast steers")

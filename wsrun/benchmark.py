@@ -382,7 +382,7 @@ def span(line: Mapping, value: str, lo: str, hi: str) -> str:
     return f"{line[value]:+.2f}{interval}"
 
 
-def against_dW(cfg: Options, table: pl.DataFrame, ways: Callable[[str], bool]) -> list[str]:
+def against_dW(table: pl.DataFrame, ways: Callable[[str], bool]) -> list[str]:
     """Per data set and way, the sentence of the rule on the paired difference to dW."""
     lines = table.filter(pl.col("role") == "selected").iter_rows(named=True)
     return [

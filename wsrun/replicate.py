@@ -132,5 +132,5 @@ def report(cfg: Options, table: pl.DataFrame) -> None:
     """Print the standings per data set, and who beats dW by the rule."""
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         console.print(standings(part, f"{cfg.model}, {dataset}: held-out items, effect in nats"))
-        for sentence in against_dW(cfg, part, lambda w: w == "prompt"):
+        for sentence in against_dW(part, lambda w: w == "prompt"):
             console.print(sentence)
