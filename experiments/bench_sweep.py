@@ -7,7 +7,7 @@ Rule:       ratios of times measured in one run, on one list, on the same rows.
 
     python experiments/bench_sweep.py                       # the organism
     python experiments/bench_sweep.py --shape 0.6b          # a random model of Qwen3-0.6B's shape
-    python experiments/bench_sweep.py --shape 0.6b --device cuda --dtype bfloat16 --rows 438
+    python experiments/bench_sweep.py --shape 0.6b --device cuda --dtype bfloat16 --rows 192
 
 Times on a CPU are CPU seconds of the process, so that other processes matter less. The plain loop
 is what a script does that calls transformers directly: for every variant and for alpha = 0 again
@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wscore import Factored, Factors, norm, select, stream, writes_residual
 from wsrun.console import console, grid, guarded, progress
-from wsrun.items import Item, load_items
+from wsrun.items import Item, load_dilemmas, load_items
 from wsrun.measure import GIB, alone
 from wsrun.models import (
     DTYPES,
@@ -72,10 +72,10 @@ class Config:
     shape: str = "organism"
     """organism, or a random model of a larger shape: 0.6b"""
     rows: int | None = None
-    """how many items; the organism's lists take T6's 120, a larger shape 16, the last ones"""
+    """how many items; the organism's lists take T6's 120, a larger shape 8, the last ones"""
     lists: tuple[str, ...] = ("T6", "T7")
     """whose lists of variants"""
-    thin: int = 4
+    thin: int = 1
     """a larger shape takes every so manieth slice of T7's list"""
     threads: int | None = None
     """CPU threads; one for the organism, as many as torch takes for a larger shape"""
@@ -150,10 +150,10 @@ def random_model(cfg: Config) -> Any:
 
 def listed(cfg: Config, name: str, model: Any) -> tuple[Any, list[Item], Iterator[Variant]]:
     """(tokenizer, items, variants) of T6's or T7's list on a larger shape."""
-    every = load_items("data/organism", "test")
-    rows = cfg.rows or 16
-    items = (every * -(-rows // len(every)))[-rows:]
-    items = [Item(**{**vars(i), "id": f"{n}-{i.id}"}) for n, i in enumerate(items)]
+    items = load_dilemmas("data/english/dilemmas.jsonl")
+    if (rows := cfg.rows or 8) > len(items):
+        raise ValueError(f"bench: --rows {rows} asked; there are {len(items)} dilemma rows")
+    items = items[-rows:]
     whole = {("random", seed): random_change(model, seed) for seed in range(1 + (name == "T6"))}
     if name == "T7":
         t7 = runpy.run_path(str(HERE / "t7_sites.py"))

@@ -14,7 +14,7 @@ from wscore import entries_sha256, paired, scale, site
 from wsrun.capture import add_vector, hooked
 from wsrun.forward import BASE, Change, Opened
 from wsrun.items import PREFILL, Item, user, with_system
-from wsrun.models import tiny_gemma3
+from wsrun.models import tiny_gemma3, tiny_qwen3
 from wsrun.plan import Choices
 from wsrun.score import (
     Levers,
@@ -334,6 +334,26 @@ def test_states_stay_within_their_room(qwen, tok, items):
     nothing = Opened(qwen, p, limit=0)
     nothing.run()
     assert nothing.states.size == 0
+
+
+def test_what_is_made_twice_is_kept(tok, items):
+    """with little room, dW without layer 4 makes dW's states again; without layer 5 finds them"""
+    model, ran = tiny_qwen3(vocab_size=len(tok), num_hidden_layers=6), []
+    p = plan(tok, items).batches
+    d = {n: t for n, t in random_delta(model).items() if site(n).layer >= 1}
+    opened = Opened(model, p[:1], limit=3 * 4 * len(p[0].ids) * 64)
+    for i, layer in enumerate(model.get_decoder().layers):
+        layer.register_forward_hook(lambda *args, i=i: ran.append(i))
+
+    def run(delta):
+        ran.clear()
+        opened.run(Change(delta, {}, 1.0, entries_sha256(delta)))
+        return list(ran)
+
+    for size in (1.0, 2.0, 3.0):
+        run({n: size * t for n, t in d.items()})
+    assert run({n: t for n, t in d.items() if site(n).layer != 4}) == [1, 2, 3, 4, 5]
+    assert run({n: t for n, t in d.items() if site(n).layer != 5}) == [4, 5]
 
 
 def test_a_delta_of_a_deeper_model_is_refused(qwen, tok, items):

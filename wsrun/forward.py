@@ -64,6 +64,7 @@ class States:
         self.limit, self.size = limit, 0
         self.kept: dict[tuple[int, Path], list[State]] = {}  # the longest unused first
         self.useful: set[tuple[int, Path]] = set()
+        self.lost: set[int] = set()  # hashes of what had to go
 
     def find(self, step: int, path: Path) -> list[State] | None:
         """The state of every batch at a step, None where it is not kept."""
@@ -73,20 +74,27 @@ class States:
         return found
 
     def keep(self, step: int, path: Path, states: list[State], wanted: bool = False) -> None:
-        """Keep them while there is room; only a wanted state makes room among useful ones."""
-        size = _bytes(states)
-        if (step, path) in self.kept or size > self.limit:
+        """Keep them while there is room; only a wanted state makes room among useful ones.
+
+        The output of a layer that had to go and is made again is wanted: the next change that
+        begins alike needs it, too. States inside a layer go first, since they save less than one.
+        """
+        key, size = (step, path), _bytes(states)
+        if key in self.kept or size > self.limit:
             return
-        unused = [key for key in self.kept if key not in self.useful]
-        for key in [*unused, *(k for k in self.kept if wanted and k in self.useful)]:
+        wanted = wanted or hash(key) in self.lost
+        unused = [k for k in self.kept if k not in self.useful]
+        unused.sort(key=lambda k: k[0] % STEPS == OUT)
+        for other in [*unused, *(k for k in self.kept if wanted and k in self.useful)]:
             if self.size + size <= self.limit:
                 break
-            self.size -= _bytes(self.kept.pop(key))
-            self.useful.discard(key)
+            self.size -= _bytes(self.kept.pop(other))
+            self.useful.discard(other)
+            self.lost |= {hash(other)} if other[0] % STEPS == OUT else set()
         if self.size + size <= self.limit:
-            self.kept[step, path] = states
+            self.kept[key] = states
             self.size += size
-            self.useful |= {(step, path)} if wanted else set()
+            self.useful |= {key} if wanted else set()
 
 
 def _bytes(states: list[State]) -> int:
