@@ -33,7 +33,6 @@ from wsrun.benchmark import (
     Chosen,
     Options,
     against_dW,
-    base_lines,
     check,
     choose,
     load_splits,
@@ -95,7 +94,7 @@ def main(cfg: Config) -> None:
     table = above(cfg, rows, table, {name: of for name, of in over.items() if of in known})
     systems = {c.variant.name: c.variant.system for c in chosen.values()}
     table = table.with_columns(system=pl.col("variant").replace_strict(systems, default=None))
-    table = deltas(with_base(rows, table), best.name)
+    table = deltas(table, best.name)
     said = table.select("dataset", "prompt_baseline_delta", "weight_steer_delta").unique()
     made = record(
         cfg, test, pairs, wordings=wordings, best_prompt=best.name, system=best.system,
@@ -168,12 +167,6 @@ def above(
     return table.join(
         pl.concat(found), on=("dataset", "variant"), how="left", maintain_order="left"
     )
-
-
-def with_base(rows: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
-    """The table with the line that every effect is measured from."""
-    base = base_lines(rows).with_columns(way=pl.lit("base"), role=pl.lit("control"))
-    return pl.concat([table, base], how="diagonal_relaxed")
 
 
 def deltas(table: pl.DataFrame, best: str) -> pl.DataFrame:

@@ -37,7 +37,17 @@ from wscore import (
 )
 from wscore.effect import KEYS, SUMMARY_KEYS
 from wsrun import curves
-from wsrun.benchmark import Options, check, choose, load_splits, random_changes, span, way
+from wsrun.benchmark import (
+    Options,
+    base_lines,
+    check,
+    choose,
+    faint,
+    load_splits,
+    random_changes,
+    span,
+    way,
+)
 from wsrun.console import console, grid, guarded
 from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, run, share, write
 from wsrun.score import Variant
@@ -114,7 +124,7 @@ def own_doses(cfg: Config, validation: Loaded, pairs: Pairs) -> dict[str, float]
 
 
 def tried(cfg: Config, pairs: Pairs, doses: Mapping[str, float]) -> Iterator[Variant]:
-    """Every family and seed at both doses and at zero times dW, and random changes."""
+    """Every family and seed at both doses and at zero times dW, and random changes, faint too."""
     for (family, seed), pair in pairs.items():
         of = partial(Variant, family=family, seed=seed)
         yield of(ONE, pair.dW, alphas=(cfg.dose,))
@@ -122,7 +132,8 @@ def tried(cfg: Config, pairs: Pairs, doses: Mapping[str, float]) -> Iterator[Var
         yield of("zero", scale(0.0, pair.dW), alphas=(cfg.dose,))
     for family in cfg.families:
         dW = pairs[family, cfg.seeds[0]].dW
-        yield from random_changes(cfg, Variant("dW", dW, family=family, alphas=(cfg.dose,)))
+        drawn = random_changes(cfg, Variant("dW", dW, family=family, alphas=(cfg.dose,)))
+        yield from (*drawn, *faint(drawn))
 
 
 def summarise(cfg: Config, rows: pl.DataFrame) -> pl.DataFrame:
@@ -140,7 +151,11 @@ def summarise(cfg: Config, rows: pl.DataFrame) -> pl.DataFrame:
     role = pl.col("variant").replace_strict(ROLES, default="control")
     each = effect_table(families, KEYS, resamples=cfg.resamples)
     return pl.concat(
-        [pooled.with_columns(role=role), each.with_columns(role=pl.lit("seed"))],
+        [
+            pooled.with_columns(role=role),
+            base_lines(rows).with_columns(role=pl.lit("control")),
+            each.with_columns(role=pl.lit("seed")),
+        ],
         how="diagonal_relaxed",
     ).with_columns(way=pl.col("variant").map_elements(way, pl.String))
 
@@ -205,7 +220,8 @@ def report(cfg: Config, table: pl.DataFrame, fights: pl.DataFrame, said: list[tu
         console.print(f"ranking, {dataset}, {name}: [bold]{outcome}[/]: {sentence}\n")
     for r in table.filter(role="control").iter_rows(named=True):
         effect = span(r, "effect", "lo", "hi")
-        console.print(f"control, {r['dataset']}: {r['variant']} of {r['family']} {effect} nats")
+        of = f" of {r['family']}" if r["family"] else ""
+        console.print(f"control, {r['dataset']}: {r['variant']}{of} {effect} nats")
 
 
 if __name__ == "__main__":

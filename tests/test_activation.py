@@ -51,12 +51,14 @@ def run(tmp_path_factory, data):
 
 def test_a_line_for_every_way_and_control(run):
     """each way towards each pole, its random directions, dW, zero: once per data set"""
-    lines = {"zero", "dW", "-dW", *(f"{s}{w}" for w in WAYS for s in ("", "-", "random_"))}
+    lines = {"base", "zero", "dW", "-dW", *(f"{s}{w}" for w in WAYS for s in ("", "-", "random_"))}
+    lines |= {f"random_{w}/100" for w in WAYS}
     for (dataset,), part in run[1].group_by("dataset"):
         assert sorted(part["way"]) == sorted(lines), dataset
         assert (part["row_diff"] == 0).all()
-        zero = part.filter(way="zero")
-        assert zero["effect"][0] == zero["lo"][0] == zero["hi"][0] == 0
+        for nothing in ("base", "zero"):
+            line = part.filter(way=nothing).row(0, named=True)
+            assert line["effect"] == line["lo"] == line["hi"] == 0
         assert part.filter(way="dW")["diff"][0] == 0
         assert (part.filter(pl.col("way").str.starts_with("random_"))["seeds"] == 2).all()
 

@@ -2,11 +2,25 @@
 
 import polars as pl
 import pytest
+import torch
 
 from tests.conftest import ORGANISM
-from wsrun.benchmark import DW, Options, check_disjoint, load_splits, picked, way, winner
+from wscore import effect_table
+from wsrun.benchmark import (
+    DW,
+    Options,
+    check_disjoint,
+    compare,
+    faint,
+    load_splits,
+    picked,
+    way,
+    winner,
+)
+from wsrun.directions import random_direction
 from wsrun.items import load_items
-from wsrun.score import Variant
+from wsrun.models import d_model, load_model
+from wsrun.score import Variant, sweep
 
 CELL = dict(experiment="e", model="m", behaviour="b", prompt_style="p", method="weights")
 
@@ -78,6 +92,43 @@ def test_splits_share_no_claim_and_no_dilemma():
     items = load_items(ORGANISM, "test")
     with pytest.raises(ValueError, match="in the validation and in the test split, such as"):
         check_disjoint(items[:1], items)
+
+
+def test_the_base_has_a_line_of_its_own():
+    """effect, bias and discrimination of the base are 0, with its own mass and rows"""
+    table = compare(rows(("dW", 0, 1.0, 1.0, 0), ("-dW", 0, -1.0, -1.0, 0)), {"variant": DW})
+    line = table.filter(variant="base").row(0, named=True)
+    assert len(table) == 3 and (line["n"], line["mass"]) == (4, 1.0)
+    assert all(line[c] == 0 for c in ("effect", "lo", "hi", "bias", "discrimination"))
+
+
+def test_faint_controls_by_hand():
+    """draws of random controls once more, a hundredth as large; nothing else"""
+    drawn = [Variant("random_x@layer 3", {}, seed=s, alphas=(50.0,)) for s in (0, 1)]
+    found = faint([*drawn, Variant("zero", {}, seed=0, alphas=(1.0,)), Variant("random", {})])
+    assert [(v.name, v.seed, v.alphas) for v in found] == [
+        ("random_x/100@layer 3", 0, (0.5,)),
+        ("random_x/100@layer 3", 1, (0.5,)),
+    ]
+
+
+def test_large_random_directions_move_answers_and_small_ones_do_not():
+    """E f(a r) - f(0) = O(a^2): the interval over draws excludes 0 at a, and holds it at a / 100"""
+    model, tok = load_model(ORGANISM)
+    items = load_items(ORGANISM, "test", 10)[-60:]
+    like = {1: torch.full((d_model(model),), 0.5)}
+    drawn = [
+        Variant(
+            "random", method="activation", vectors=random_direction(like, s), seed=s, alphas=(8,)
+        )
+        for s in range(12)
+    ]
+    context = {"experiment": "e", "model": "m", "behaviour": "honest"}
+    found = sweep(model, tok, items, [*drawn, *faint(drawn)], (1.0,), context=context)
+    table = effect_table(found)
+    large, small = (table.filter(variant=v) for v in ("random", "random/100"))
+    assert ((large["lo"] > 0) | (large["hi"] < 0)).any()
+    assert ((small["lo"] <= 0) & (small["hi"] >= 0)).all() and (small["effect"].abs() < 0.01).all()
 
 
 def test_rule_by_hand():

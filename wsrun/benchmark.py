@@ -8,7 +8,7 @@ dose.py, in place of its own doses.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import polars as pl
@@ -204,6 +204,7 @@ def report_on(
     """(rows, table) of what was chosen and of controls at their own doses, on test items.
 
     With cfg.match the controls are brought to its dose first, those in `held` stay at theirs.
+    Random ones are scored at a hundredth of their dose, too (`faint`).
 
     The table is that of `compare` against the chosen dW, with way, role ("selected", "flagged" or
     "control") and validation, the effect that selected a line. Chosen vectors and synthetic changes
@@ -213,6 +214,7 @@ def report_on(
     """
     cfg = replace(cfg, shard=None)
     controls = at_dose(cfg, test, controls) if cfg.match and controls else controls
+    held = [*held, *faint([*controls, *held])]
     variants = [v for c in chosen.values() for v in (c.variant, *c.others)] + [*controls, *held]
     rows = run(cfg, experiment, test, variants, len(variants))
     assert rows is not None
@@ -285,6 +287,22 @@ def random_changes(cfg: Options, dW: Variant) -> list[Variant]:
     ]
 
 
+def faint(controls: Iterable[Variant]) -> list[Variant]:
+    """Every draw of a random control once more at a hundredth of its dose, as "way/100".
+
+    f(a r) = f(0) + a g r + a^2 r^T H r / 2 + ...: over random directions r the second term is 0 in
+    the mean, the third is not. At a large dose a random change may well move the answers. A
+    hundredth of it hardly does: 1/100 of the spread is left, and 1/10000 of that shift.
+    """
+    found = []
+    for v in controls:
+        if v.seed is not None and v.name.startswith("random"):
+            name = v.name.replace(way(v.name), f"{way(v.name)}/100", 1)
+            small = {"name": name, "alphas": tuple(a / 100 for a in v.alphas or ())}
+            found.append(Variant(**{f.name: getattr(v, f.name) for f in fields(Variant)} | small))
+    return found
+
+
 def compare(
     rows: pl.DataFrame,
     reference: Mapping[str, object],
@@ -294,11 +312,13 @@ def compare(
     """The benchmark table: effects against the base, differences against the reference, q of both.
 
     `reference` names the line that the others are measured against, usually the selected dW. A
-    method is beaten, or beats it, where [diff_lo, diff_hi] excludes 0.
+    method is beaten, or beats it, where [diff_lo, diff_hi] excludes 0. The base itself is the last
+    line of each data set.
     """
     table = benjamini_hochberg(contrast(rows, reference, by, resamples=resamples))
     apart = benjamini_hochberg(table.with_columns(p="diff_p").drop("q"))
-    return table.with_columns(diff_q=apart["q"])
+    table = table.with_columns(diff_q=apart["q"])
+    return pl.concat([table, base_lines(rows)], how="diagonal_relaxed")
 
 
 def nothing(chosen: Mapping[str, Chosen]) -> Variant:

@@ -179,4 +179,6 @@ def _noted(table: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
         pl.exclude("source").first(),
         source=pl.col("source").unique(maintain_order=True).str.join(", "),
     )
-    return table.join(notes, on=key, how="left", nulls_equal=True, maintain_order="left")
+    table = table.join(notes, on=key, how="left", nulls_equal=True, maintain_order="left")
+    base = {"way": "variant", "role": pl.lit("control")}  # no script need have reported it
+    return table.with_columns(pl.coalesce(c, other).alias(c) for c, other in base.items())
