@@ -2,9 +2,21 @@
 
 import polars as pl
 import pytest
+import torch
 
 from tests.conftest import ORGANISM
-from wsrun.benchmark import DW, Options, check_disjoint, load_splits, picked, way, winner
+from wsrun.benchmark import (
+    DW,
+    Options,
+    check_disjoint,
+    load_splits,
+    of_dW,
+    of_poles,
+    picked,
+    way,
+    winner,
+)
+from wsrun.extract import PairDelta
 from wsrun.items import load_items
 from wsrun.score import Variant
 
@@ -86,3 +98,14 @@ def test_rule_by_hand():
     for (lo, hi), said in ends:
         assert winner({"diff_lo": lo, "diff_hi": hi}) == said
     assert way("mean_diff@layer 3") == "mean_diff" and way("dW") == "dW"
+
+
+def test_the_halves_of_dW():
+    """tau_pos = 3, tau_neg = 1, dW = 3 - 1 = 2, times the doses 1 2 4; of_dW has no halves"""
+    pos, neg, dW = ({"w": torch.tensor([[x]])} for x in (3.0, 1.0, 2.0))
+    pairs = {("lora", 0): PairDelta("lora", pos, neg, dW)}
+    changes = {v.name: [a * v.change()["w"].item() for a in v.alphas or ()]
+               for v in of_poles(Options(), pairs)}  # fmt: skip
+    wholes = {"dW": [2, 4, 8], "-dW": [-2, -4, -8]}
+    assert changes == wholes | {"tau_pos": [3, 6, 12], "-tau_neg": [-1, -2, -4]}
+    assert {v.name for v in of_dW(Options(), pairs)} == set(wholes)
