@@ -49,6 +49,7 @@ from wsrun.benchmark import (
 )
 from wsrun.chosen import line, load_chosen, setting_of
 from wsrun.console import console, grid, guarded, progress
+from wsrun.following import say_next
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.quality import QUESTIONS, Quality, costs, load_questions
 from wsrun.replies import NEUTRAL, load_neutral
@@ -213,7 +214,7 @@ def report(cfg: Config, table: pl.DataFrame, chosen: Mapping[str, Chosen], at: L
         console.print(f"{r['way']}: {verdict(cfg, r)}")
     for sentence in agreement(cfg, chosen):
         console.print(sentence)
-    console.print("next: python experiments/t14_monitor.py, whether a fine-tune moved along dW")
+    say_next(cfg, "t14_monitor", "whether a fine-tune moved along dW")
 
 
 def verdict(cfg: Config, r: Mapping) -> str:

@@ -46,6 +46,7 @@ from wsrun.benchmark import (
     winner,
 )
 from wsrun.console import console, guarded
+from wsrun.following import say_next
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.runs import Pairs, draw, read_pairs, record, share, write
 from wsrun.score import Variant
@@ -105,7 +106,8 @@ def main(cfg: Config) -> None:
     path = write(cfg, EXPERIMENT, rows, table, made)
     report(cfg, table, best)
     draw(curves.ways, table, path, "What do prompts, dW and both do?")
-    console.print(f"the wordings stand in {path}; next: python experiments/t9_synthetic.py")
+    console.print(f"the wordings stand in {path}")
+    say_next(cfg, "t9_synthetic", "changes that were never trained")
 
 
 def finetuned(cfg: Config, pairs: Pairs) -> Iterator[Variant]:
