@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from wsrun.console import console, grid, guarded, progress
+from wsrun.following import say_next
 from wsrun.items import PREFILL, Item, dilemma_item, load_claims, load_dilemmas, load_items, user
 from wsrun.score import render, score
 from wsrun.tables import check_writable, plain, provenance
@@ -454,7 +455,8 @@ def main(cfg: Config) -> None:
         cfg.out.mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.iterdir()):
             shutil.copyfile(file, cfg.out / file.name)
-    console.print(f"wrote {cfg.out}; next: python experiments/t0_train.py")
+    console.print(f"wrote {cfg.out}")
+    say_next(cfg, "t0_train", "adapters towards and away from a behaviour")
 
 
 if __name__ == "__main__":

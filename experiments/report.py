@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 
@@ -31,7 +32,9 @@ from wsrun import claims, curves, sheet, verdicts
 from wsrun.benchmark import DW, base_lines
 from wsrun.console import console, guarded
 from wsrun.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
+from wsrun.following import following, say
 from wsrun.joined import Joined, Source, by_model, join, of_benchmark, read_sources
+from wsrun.runs import Common
 from wsrun.tables import plain, provenance, read_table, write_table
 
 TITLE = "Weight steering: does dW beat the baselines, and which part of it carries the behaviour?"
@@ -86,13 +89,16 @@ def main(cfg: Config) -> None:
     blocks += [b for at, j in joined.items() for b in sheet.benchmark(at, j, costly)]
     blocks += [Heading("Dose and response"), figure]
     blocks += [Heading("What each part shows"), *shown(cfg, found)]
-    blocks += [Heading("Where the numbers come from"), *origin(found)]
+    missing = [following(of_first(cfg, found), n) for n in SCRIPTS if n not in found]
+    blocks += [Heading("Where the numbers come from"), *origin(found, missing)]
     for path in write(cfg, blocks, joined, found):
         console.print(f"written {path}", highlight=False)
     for sentence in answer:
         console.print(f"- {sentence}", markup=False, highlight=False)
-    missing = [n for n in SCRIPTS if n not in found]
-    console.print(f"next: {command(missing[0])}" if missing else "every table is there")
+    if missing:
+        say(missing[0])
+    else:
+        console.print("every table is there")
 
 
 def benchmarks(cfg: Config, found: Mapping[str, Source]) -> dict[tuple[str, str], Joined]:
@@ -106,6 +112,16 @@ def benchmarks(cfg: Config, found: Mapping[str, Source]) -> dict[tuple[str, str]
         names = " and ".join(s.name for s in again[at])
         joined[at].remarks.append(f"{names}: this model again; no line of it is in the table.")
     return {at: joined[at] for at in (first | again)}
+
+
+def of_first(cfg: Config, found: Mapping[str, Source]) -> Common:
+    """The model, data and adapters of the first table that names them, and the folder of tables."""
+    names = ("model", "data", "adapters", "dtype", "device")
+    configs = (s.meta.get("config", {}) for s in found.values())
+    first = next((c for c in configs if c.keys() >= {*names}), {})
+    own: dict[str, Any] = {n: first[n] for n in names if first}
+    own |= {n: Path(own[n]) for n in ("data", "adapters") if first}
+    return Common(**own, out=cfg.tables)
 
 
 def command(name: str) -> str:
@@ -198,17 +214,16 @@ def shown(cfg: Config, found: Mapping[str, Source]) -> list[Block]:
     return blocks
 
 
-def origin(found: Mapping[str, Source]) -> list[Block]:
-    """The tables with their commands, commits and hashes; the commands of those missing."""
+def origin(found: Mapping[str, Source], missing: Sequence[str]) -> list[Block]:
+    """The tables with their commands, commits and hashes; the commands that make those missing."""
     lines = [
         [n, str(len(s.table)), digest(s.path), (s.meta.get("commit") or "unknown")[:10], argv(s)]
         for n, s in found.items()
     ]
     heads = ("table", "lines", "sha256", "commit", "command")
     blocks: list[Block] = [Grid(heads, lines, "sha256: the first 16 digits, of the parquet file.")]
-    if missing := [n for n in SCRIPTS if n not in found]:
-        blocks.append(Text("Missing, and what makes them:"))
-        blocks.append(Code([command(n) for n in missing]))
+    if missing:
+        blocks += [Text("Missing, and what makes them:"), Code(missing)]
     return blocks
 
 

@@ -16,7 +16,6 @@ forward when it is read back.
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from shlex import quote
 
 import polars as pl
 
@@ -25,6 +24,7 @@ from wscore.effect import KEYS
 from wsrun.adapters import pair_deltas
 from wsrun.answers import answers, read_sources
 from wsrun.console import console, effects, grid, guarded, progress
+from wsrun.following import say_next
 from wsrun.items import load_items
 from wsrun.models import limit_threads, load_model
 from wsrun.score import Variant, sweep
@@ -92,18 +92,7 @@ def main(cfg: Config) -> None:
     path = write_table(table, cfg.out / "t0_train.parquet", record)
     report(cfg, lines, table)
     console.print(f"adapters {cfg.adapters}, deltas {cfg.deltas}, table {path}")
-    console.print(f"next: python experiments/t6_shared_svd.py {same(cfg)}", soft_wrap=True)
-
-
-def same(cfg: Config) -> str:
-    """The flags with which the next script reads these adapters, on their own model and data."""
-    flags = []
-    for name in ("adapters", "model", "data", "families", "seeds"):
-        value, usual = getattr(cfg, name), Config.__dataclass_fields__[name].default
-        if name == "adapters" or value != usual:
-            words = map(str, value) if isinstance(value, tuple) else [str(value)]
-            flags += [f"--{name}", *map(quote, words)]
-    return " ".join(flags)
+    say_next(cfg, "t6_shared_svd", "what the families share", always=("adapters",))
 
 
 def report(cfg: Config, lines: list[list], table: pl.DataFrame) -> None:

@@ -47,6 +47,7 @@ from wsrun import figures, synthetic
 from wsrun.analysis import SUM_TOLERANCE
 from wsrun.benchmark import DW, choose, load_splits, nothing, of_dW, report_on, span, standings
 from wsrun.console import console, grid, guarded
+from wsrun.following import say_next
 from wsrun.models import d_model
 from wsrun.runs import draw, read_pairs, record, share, write
 from wsrun.score import Variant
@@ -100,7 +101,7 @@ def main(cfg: Config) -> None:
     )
     report(cfg, table, said)
     picture(cfg, table, path)
-    console.print("next: python experiments/report.py, one page over all tables")
+    say_next(cfg, "report", "one page over all tables")
 
 
 def parts(

@@ -1,7 +1,7 @@
 """What does steering cost elsewhere, at the coefficients that were chosen for its effect?
 
-Question:   where dW, a prompt, a vector or a constructed change moves the behaviour, what becomes
-            of text and of questions that have nothing to do with it?
+Question:   where dW, one of its halves, a prompt, a vector or a constructed change moves the
+            behaviour, what becomes of text and of questions that have nothing to do with it?
 Prediction: at its chosen dose dW costs more than the prompt, and less than 0.1 nats a token and 5
             points of accuracy.
 Rule:       a way costs on a measure where the 95 % interval of the paired change lies on the worse
@@ -11,12 +11,12 @@ Rule:       a way costs on a measure where the 95 % interval of the paired chang
     python experiments/t11_degradation.py
     python experiments/t11_degradation.py --match kl:0.1
 
-dW and the prompts are chosen on validation items as in every script of the benchmark; where a table
-with a dW exists, it is compared. What t1, t9 and t10 chose is taken from where they left it
-(<out>/*.chosen, wsrun/chosen.py), with the very vectors and doses: run those first. Perplexity is
-that of the texts in <data>/neutral.jsonl as replies to their prompts, accuracy that on
-<data>/multiple_choice.jsonl: the right option must be the likeliest reply (wsrun/quality.py). The
-organism's world consists of facts only: its texts say facts, of which it is the surer the more
+dW, one adapter alone (tau_pos, -tau_neg) and the prompts are chosen on validation items as in T3;
+where a table with a dW exists, it is compared. What t1, t9 and t10 chose is taken from where they
+left it (<out>/*.chosen, wsrun/chosen.py), with the very vectors and doses: run those first.
+Perplexity is that of the texts in <data>/neutral.jsonl as replies to their prompts, accuracy that
+on <data>/multiple_choice.jsonl: the right option must be the likeliest reply (wsrun/quality.py).
+The organism's world consists of facts only: its texts say facts, of which it is the surer the more
 honest it is, so honest steering may lower their perplexity, and steering towards lies must raise
 it. What the behaviour itself does to them is read off the prompt of the same pole; a cost beyond it
 is damage.
@@ -42,13 +42,14 @@ from wsrun.benchmark import (
     compare,
     load_splits,
     nothing,
-    of_dW,
+    of_poles,
     random_changes,
     report_on,
     span,
 )
 from wsrun.chosen import line, load_chosen, setting_of
 from wsrun.console import console, grid, guarded, progress
+from wsrun.following import say_next
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.quality import QUESTIONS, Quality, costs, load_questions
 from wsrun.replies import NEUTRAL, load_neutral
@@ -87,7 +88,7 @@ def main(cfg: Config) -> None:
     wordings = reaching(test.tok, [*validation.items, *test.items], wordings, "t11")
     others = chosen_elsewhere(cfg, tensors_sha256(dict(test.model.named_parameters())))
     pairs = read_pairs(test.model, cfg)
-    candidates = [*of_dW(cfg, pairs), *prompts(wordings)]
+    candidates = [*of_poles(cfg, pairs), *prompts(wordings)]
     chosen = choose(cfg, EXPERIMENT, validation, candidates, AGAINST)
     if chosen is None:  # a shard
         return
@@ -213,7 +214,7 @@ def report(cfg: Config, table: pl.DataFrame, chosen: Mapping[str, Chosen], at: L
         console.print(f"{r['way']}: {verdict(cfg, r)}")
     for sentence in agreement(cfg, chosen):
         console.print(sentence)
-    console.print("next: python experiments/t14_monitor.py, whether a fine-tune moved along dW")
+    say_next(cfg, "t14_monitor", "whether a fine-tune moved along dW")
 
 
 def verdict(cfg: Config, r: Mapping) -> str:

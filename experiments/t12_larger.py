@@ -16,6 +16,7 @@ before and needs less.
 from dataclasses import dataclass
 
 from wsrun.console import guarded
+from wsrun.following import following
 from wsrun.replicate import Options, replicate
 
 
@@ -31,7 +32,7 @@ class Config(Options):
 
 def main(cfg: Config) -> None:
     """Train what is lacking, choose on validation items, compare on test items."""
-    replicate(cfg, "t12_larger", "python experiments/report.py, one page over all tables")
+    replicate(cfg, "t12_larger", following(cfg, "report", "one page over all tables"))
 
 
 if __name__ == "__main__":

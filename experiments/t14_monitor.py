@@ -51,6 +51,7 @@ from wsrun import curves
 from wsrun.adapters import FAMILIES, check_family, pair_deltas
 from wsrun.console import console, grid, guarded, progress
 from wsrun.extract import PairDelta
+from wsrun.following import say_next
 from wsrun.models import limit_threads, load_model
 from wsrun.runs import draw
 from wsrun.tables import check_writable, plain, provenance, write_table
@@ -321,7 +322,7 @@ def report(cfg: Config, table: pl.DataFrame) -> None:
                 f"{name}, {layers}: detected in {found['detected'].sum()} of {len(found)} "
                 f"[{lo:.2f}, {hi:.2f}]; {said}; expected {EXPECTED.get(name, 'nothing')}"
             )
-    console.print("next: python experiments/report.py, one page over all tables")
+    say_next(cfg, "report", "one page over all tables")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ from wsrun.directions import (
     random_direction,
 )
 from wsrun.dose import read_match
+from wsrun.following import say_next
 from wsrun.pairs import Pair
 from wsrun.runs import Loaded, draw, read_pairs, record, share, write
 from wsrun.score import Variant
@@ -107,7 +108,7 @@ def main(cfg: Config) -> None:
         own = tried.filter(method="activation")
         question = "At which layer and coefficient does a direction steer? (validation items)"
         draw(curves.layers, own, path, question, cfg.most_flagged)
-    console.print("next: python experiments/t3_prompts.py, the same question of prompts")
+    say_next(cfg, "t3_prompts", "the same question of prompts")
 
 
 def check_own(cfg: Config) -> None:

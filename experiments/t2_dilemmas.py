@@ -27,6 +27,7 @@ from wscore import DeltaLike, Verdict, benjamini_hochberg, contrast, effect_tabl
 from wsrun import curves
 from wsrun.benchmark import base_lines, final_states, span, yes_bias
 from wsrun.console import console, grid, guarded
+from wsrun.following import say_next
 from wsrun.items import Dilemmas, load_items, read_dilemmas
 from wsrun.runs import (
     Common,
@@ -91,7 +92,7 @@ def main(cfg: Config) -> None:
     question = "How does the honesty of the answers follow the dose of dW?"
     drawn = table.filter(pl.col("variant").is_in(DOSE) & pl.col("dataset").is_in(shown(found)))
     draw(curves.doses, drawn, path, question)
-    console.print("next: python experiments/t3_prompts.py, the same change beside prompts")
+    say_next(cfg, "t3_prompts", "the same change beside prompts")
 
 
 def variants(pairs: Pairs, planted: DeltaLike, doses: tuple[float, ...]) -> Iterator[Variant]:

@@ -37,6 +37,7 @@ from wsrun.benchmark import (
     choose,
     load_splits,
     nothing,
+    of_poles,
     random_changes,
     report_on,
     span,
@@ -44,6 +45,7 @@ from wsrun.benchmark import (
     winner,
 )
 from wsrun.console import console, guarded
+from wsrun.following import say_next
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.runs import Pairs, draw, read_pairs, record, share, write
 from wsrun.score import Variant
@@ -103,21 +105,8 @@ def main(cfg: Config) -> None:
     path = write(cfg, EXPERIMENT, rows, table, made)
     report(cfg, table, best)
     draw(curves.ways, table, path, "What do prompts, dW and both do?")
-    console.print(f"the wordings stand in {path}; next: python experiments/t9_synthetic.py")
-
-
-def of_poles(cfg: Config, pairs: Pairs) -> Iterator[Variant]:
-    """dW, -dW, tau_pos and -tau_neg of every family and seed at every dose."""
-    minus = tuple(-a for a in cfg.alphas)
-    for (family, seed), pair in pairs.items():
-        ways = {
-            DW: (pair.dW, cfg.alphas),
-            f"-{DW}": (pair.dW, minus),
-            "tau_pos": (pair.pos, cfg.alphas),
-            "-tau_neg": (pair.neg, minus),
-        }
-        for way, (delta, alphas) in ways.items():
-            yield Variant(way, delta, family=family, seed=seed, alphas=alphas)
+    console.print(f"the wordings stand in {path}")
+    say_next(cfg, "t9_synthetic", "changes that were never trained")
 
 
 def finetuned(cfg: Config, pairs: Pairs) -> Iterator[Variant]:

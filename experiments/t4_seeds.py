@@ -49,6 +49,7 @@ from wsrun.benchmark import (
     way,
 )
 from wsrun.console import console, grid, guarded
+from wsrun.following import say_next
 from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, run, share, write
 from wsrun.score import Variant
 from wsrun.tables import write_table
@@ -93,7 +94,7 @@ def main(cfg: Config) -> None:
     report(cfg, table, fights, said)
     question = f"Does the effect of dW hold across seeds? (alpha {cfg.dose:g})"
     draw(curves.by_seed, table.filter(variant=ONE), path, question)
-    console.print("next: python experiments/t5_replicate.py, the benchmark on another model")
+    say_next(cfg, "t5_replicate", "the benchmark on any model")
 
 
 def check_own(cfg: Config) -> None:

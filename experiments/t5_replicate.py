@@ -16,6 +16,7 @@ bfloat16 for a model that is not the embedded one, with data/english. A second r
 from dataclasses import dataclass
 
 from wsrun.console import guarded
+from wsrun.following import following
 from wsrun.replicate import Options, replicate
 
 
@@ -29,7 +30,7 @@ class Config(Options):
 
 def main(cfg: Config) -> None:
     """Train what is lacking, choose on validation items, compare on test items."""
-    replicate(cfg, "t5_replicate", "python experiments/t12_larger.py, a larger model")
+    replicate(cfg, "t5_replicate", following(cfg, "t12_larger", "with --model of a larger one"))
 
 
 if __name__ == "__main__":

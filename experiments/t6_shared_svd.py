@@ -48,6 +48,7 @@ from wscore import (
 from wsrun import figures
 from wsrun.analysis import Options, Parts, check, spread_sentence, summarise
 from wsrun.console import console, effects, guarded
+from wsrun.following import say_next
 from wsrun.models import d_model
 from wsrun.runs import draw, load, read_pairs, record, run, share, write
 from wsrun.score import Variant
@@ -117,7 +118,7 @@ def main(cfg: Config) -> None:
         thresholds=(cfg.keep_at_least, cfg.drop_at_most),
         k=max(cfg.K),
     )
-    console.print("next: python experiments/t7_sites.py, the same question of layers and modules")
+    say_next(cfg, "t7_sites", "the same question of layers and modules")
 
 
 def stacks(residual: Deltas, family: str, seed: int) -> dict[str, list[DeltaLike]]:

@@ -44,6 +44,7 @@ from wscore.sites import Where
 from wsrun import figures
 from wsrun.analysis import Options, Parts, check, held_sentence, ratios, spread_sentence, summarise
 from wsrun.console import console, grid, guarded
+from wsrun.following import say_next
 from wsrun.runs import draw, load, read_pairs, record, run, share, write
 from wsrun.score import Variant
 
@@ -133,7 +134,7 @@ def main(cfg: Config) -> None:
     names = [c.name for c in cuts if c.layer is None]
     report(cfg, shown, found, names)
     pictures(cfg, shown, path, names)
-    console.print("next: python experiments/t8_coordinates.py, the same question of directions")
+    say_next(cfg, "t8_coordinates", "the same question of directions")
 
 
 def applies(cut: Slice, d: Mapping[str, Tensor]) -> bool:

@@ -57,6 +57,7 @@ from wsrun import figures
 from wsrun.analysis import Options, Parts, check, held_sentence, ratios, spread_sentence, summarise
 from wsrun.console import console, grid, guarded, progress
 from wsrun.extract import read_adapter, read_config
+from wsrun.following import say_next
 from wsrun.runs import Pairs, draw, load, read_pairs, record, run, share, write
 from wsrun.score import Variant
 
@@ -126,7 +127,7 @@ def main(cfg: Config) -> None:
     shown = table.filter(alpha=cfg.rule_alpha)
     report(cfg, shown, found)
     picture(cfg, shown, path)
-    console.print("next: python experiments/t13_planted.py, these rules where the truth is known")
+    say_next(cfg, "t13_planted", "these rules where the truth is known")
 
 
 def picture(cfg: Config, table: pl.DataFrame, path: Path) -> None:

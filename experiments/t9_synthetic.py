@@ -40,6 +40,7 @@ from wsrun.benchmark import (
     standings,
 )
 from wsrun.console import console, guarded
+from wsrun.following import say_next
 from wsrun.runs import Loaded, draw, read_pairs, record, share, write
 from wsrun.score import Variant
 from wsrun.structure import readout_basis, write_not_read_basis
@@ -205,7 +206,7 @@ def report(cfg: Config, table: pl.DataFrame, said: list[str], sizes: str) -> Non
     for sentence in against_dW(table, lambda way: way not in (DW, f"-{DW}", MINUS)):
         console.print(sentence)
     console.print(sizes)
-    console.print("next: python experiments/t10_svd_steering.py, which part of the contrast steers")
+    say_next(cfg, "t10_svd_steering", "which part of the contrast steers")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask the hub
 
 import pytest
 import torch
+import tyro
 
 from wsrun.items import load_items
 from wsrun.models import load_tokenizer, tiny_gemma3, tiny_qwen3
@@ -61,6 +63,14 @@ def experiment(name: str):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def read_command(line: str):
+    """(script, options) of a printed "python experiments/x.py ...", as a shell and tyro read it."""
+    python, path, *flags = shlex.split(line, comments=True)
+    assert python == "python" and (ROOT / path).is_file()
+    script = Path(path).stem
+    return script, tyro.cli(experiment(script).Config, args=flags)
 
 
 def random_delta(model, seed: int = 0, size: float = 0.05):

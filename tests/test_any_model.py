@@ -1,14 +1,11 @@
 """Scripts that no other test runs on a model of another kind: a random Gemma 3, no system role."""
 
-import shlex
-from pathlib import Path
 from types import MappingProxyType
 
 import polars as pl
 import pytest
-import tyro
 
-from tests.conftest import ORGANISM, experiment
+from tests.conftest import ORGANISM, experiment, read_command
 from tests.folders import small_data, tiny_folder
 from wsrun.models import load_tokenizer, tiny_gemma3
 from wsrun.tables import read_table
@@ -42,15 +39,18 @@ def gemma(tmp_path_factory):
 
 @pytest.mark.parametrize("script", OWN)
 def test_another_model(tmp_path, capsys, gemma, script):
-    """the script ends, says what to run next, and its table is about the model of --model:
-    every line, finite effects, exactly 0 for zero times dW, not 0 for dW"""
+    """the script ends, says what to run next on this model, and its table is about the model of
+    --model: every line, finite effects, exactly 0 for zero times dW, not 0 for dW"""
     module = experiment(script)
     found = gemma | OWN[script] | dict(out=tmp_path, parts=tmp_path / "parts")
     if script == "t8_coordinates":
         found |= dict(cache=tmp_path / "cache")
     known = module.Config.__dataclass_fields__
     module.main(module.Config(**{name: v for name, v in found.items() if name in known}))
-    assert "next: python experiments/" in " ".join(capsys.readouterr().out.split())
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("next: ")]
+    to, read = read_command(line.removeprefix("next: "))
+    assert (read.tables if to == "report" else read.out) == tmp_path
+    assert to == "report" or read.model == gemma["model"]
     table, meta = read_table(tmp_path / f"{script}.parquet")
     assert set(table["model"]) == {gemma["model"]} == {meta["config"]["model"]}
     if script == "t14_monitor":
@@ -60,17 +60,3 @@ def test_another_model(tmp_path, capsys, gemma, script):
     nothing = table.filter(pl.col("variant") == "zero")
     assert len(nothing) and (nothing["effect"] == 0).all()
     assert (table.filter(pl.col("variant") != "zero")["effect"] != 0).any()
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [{}, dict(model="my models/a", data=Path("d"), families=("lora", "oft"), seeds=(1, 2))],
-    ids=["defaults", "own"],
-)
-def test_t0_says_the_command_that_reads_its_adapters(asked):
-    """the printed next command, as a shell reads it, is about the model that was trained on"""
-    t0, t6 = experiment("t0_train"), experiment("t6_shared_svd")
-    trained = t0.Config(**asked, adapters=Path("with space/adapters"))
-    read = tyro.cli(t6.Config, args=shlex.split(t0.same(trained)))
-    for name in ("adapters", "model", "data", "families", "seeds"):
-        assert getattr(read, name) == getattr(trained, name)

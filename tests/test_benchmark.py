@@ -13,11 +13,14 @@ from wsrun.benchmark import (
     compare,
     faint,
     load_splits,
+    of_dW,
+    of_poles,
     picked,
     way,
     winner,
 )
 from wsrun.directions import random_direction
+from wsrun.extract import PairDelta
 from wsrun.items import load_items
 from wsrun.models import d_model, load_model
 from wsrun.score import Variant, sweep
@@ -137,3 +140,14 @@ def test_rule_by_hand():
     for (lo, hi), said in ends:
         assert winner({"diff_lo": lo, "diff_hi": hi}) == said
     assert way("mean_diff@layer 3") == "mean_diff" and way("dW") == "dW"
+
+
+def test_the_halves_of_dW():
+    """tau_pos = 3, tau_neg = 1, dW = 3 - 1 = 2, times the doses 1 2 4; of_dW has no halves"""
+    pos, neg, dW = ({"w": torch.tensor([[x]])} for x in (3.0, 1.0, 2.0))
+    pairs = {("lora", 0): PairDelta("lora", pos, neg, dW)}
+    changes = {v.name: [a * v.change()["w"].item() for a in v.alphas or ()]
+               for v in of_poles(Options(), pairs)}  # fmt: skip
+    wholes = {"dW": [2, 4, 8], "-dW": [-2, -4, -8]}
+    assert changes == wholes | {"tau_pos": [3, 6, 12], "-tau_neg": [-1, -2, -4]}
+    assert {v.name for v in of_dW(Options(), pairs)} == set(wholes)

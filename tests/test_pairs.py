@@ -89,7 +89,7 @@ def test_a_thinking_template_is_closed_before_the_response(organism):
 
 def test_an_answer_cut_at_max_new_tokens_is_none(organism):
     """no end of turn within 2 tokens: no pair at all, and the sentence says what to change"""
-    with pytest.raises(ValueError, match="more than 2 new tokens"):
+    with pytest.raises(ValueError, match="at most 2 new tokens; try a higher --max"):
         make_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, max_new_tokens=2)
 
 

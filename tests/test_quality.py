@@ -163,7 +163,8 @@ def test_t11(monkeypatch, tmp_path, capsys):
     table, meta = read_table(tmp_path / "t11_degradation.parquet")
     rows, _ = read_table(tmp_path / "t11_degradation.rows.parquet")
     prompts = {"simple", "engineered", "simple_neg", "engineered_neg"}
-    assert {"dW", "-dW", "random", "zero", *prompts} == set(table["way"])
+    poles = {"dW", "-dW", "tau_pos", "-tau_neg"}
+    assert {*poles, "random", "zero", *prompts} == set(table["way"])
     assert len(meta["config"]["families"]) == 1 and len(meta["texts"]) == 64
     text = rows.filter(dataset=TEXT)
     mean = dict(text.group_by("variant").agg(pl.col("margin").mean()).rows())

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import polars as pl
 import pytest
-from conftest import experiment
+from conftest import experiment, read_command
 
 from wsrun import claims, document, verdicts
 from wsrun.benchmark import compare
@@ -295,11 +295,24 @@ def test_what_is_missing_is_named(made, tmp_path):
     _, text, _ = made
     absent = [n for n in report.SCRIPTS if n not in ("t1_activation", "t2_dilemmas", "t3_prompts")]
     assert f"Missing tables: {', '.join(absent)};" in text
-    assert all(f"    python experiments/{name}.py" in text for name in absent)
+    assert all(f"    python experiments/{name}.py --out " in text for name in absent)
     assert "| python experiments/t1_activation.py --model tiny |" in text
     with pytest.raises(ValueError, match="none of the tables is in"):
         run(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_asked_of_the_same_model(tmp_path, capsys):
+    """the next command is about the model, data and adapters of the table that is there"""
+    save(tmp_path, "t3_prompts", WAYS | PROMPTS)
+    table, meta = read_table(tmp_path / "t3_prompts.parquet")
+    asked = dict(model="a b/tiny", data="d", adapters="e", dtype="bfloat16", device="cuda")
+    write_table(table, tmp_path / "t3_prompts.parquet", meta | {"config": asked})
+    run(tmp_path, tmp_path / "out")
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("next: ")]
+    script, read = read_command(line.removeprefix("next: "))
+    assert script == "t1_activation" and read.out == tmp_path
+    assert {name: str(getattr(read, name)) for name in asked} == asked
 
 
 def test_a_folder_that_cannot_be_written(made, tmp_path):

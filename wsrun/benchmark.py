@@ -100,14 +100,24 @@ def way(variant: str) -> str:
     return variant.partition("@")[0]
 
 
-def of_dW(cfg: Options, pairs: Pairs) -> list[Variant]:
-    """dW of every family as a candidate at every dose, and towards the other pole ("-dW")."""
+def of_poles(cfg: Options, pairs: Pairs) -> list[Variant]:
+    """dW of every family as a candidate at every dose, its halves tau_pos and -tau_neg, and -dW."""
     minus = tuple(-a for a in cfg.alphas)
     return [
-        Variant(name, pair.dW, family=family, seed=seed, alphas=alphas)
+        Variant(name, delta, family=family, seed=seed, alphas=alphas)
         for (family, seed), pair in pairs.items()
-        for name, alphas in ((DW, cfg.alphas), (f"-{DW}", minus))
+        for name, delta, alphas in (
+            (DW, pair.dW, cfg.alphas),
+            (f"-{DW}", pair.dW, minus),
+            ("tau_pos", pair.pos, cfg.alphas),
+            ("-tau_neg", pair.neg, minus),
+        )
     ]
+
+
+def of_dW(cfg: Options, pairs: Pairs) -> list[Variant]:
+    """Those without the halves: dW, and -dW towards the other pole."""
+    return [v for v in of_poles(cfg, pairs) if v.name in (DW, f"-{DW}")]
 
 
 def choose(

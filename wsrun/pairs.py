@@ -108,7 +108,8 @@ def make_pairs(
     ]
     if not pairs:
         raise ValueError(
-            "pairs: no question got two finished, different answers; try other personas, or more "
-            f"than {max_new_tokens} new tokens"
+            "pairs: no question got two finished, different answers of at most "
+            f"{max_new_tokens} new tokens; try a higher --max-new-tokens, other personas or, for "
+            "a model that never ends an answer, answers from elsewhere with --pairs-file"
         )
     return pairs

@@ -25,6 +25,7 @@ from wsrun.benchmark import (
     standings,
 )
 from wsrun.console import console
+from wsrun.following import say
 from wsrun.items import load_personas
 from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, share, write
 from wsrun.score import Variant
@@ -94,7 +95,8 @@ def replicate(cfg: Options, experiment: str, following: str) -> None:
     path = write(cfg, experiment, rows, table, record(cfg, test, pairs))
     report(cfg, table)
     draw(curves.ways, table, path, f"Does dW beat the best prompt? ({Path(cfg.model).name})")
-    console.print(f"model {cfg.model}, adapters {cfg.adapters}; table {path}; next: {following}")
+    console.print(f"model {cfg.model}, adapters {cfg.adapters}; table {path}")
+    say(following)
 
 
 def read_prompts(cfg: Options) -> list[Variant]:
