@@ -45,7 +45,17 @@ from wscore import (
 from wscore.delta import entry_norm
 from wsrun import figures, synthetic
 from wsrun.analysis import SUM_TOLERANCE
-from wsrun.benchmark import DW, choose, load_splits, nothing, of_dW, report_on, span, standings
+from wsrun.benchmark import (
+    DW,
+    choose,
+    load_splits,
+    nothing,
+    of_dW,
+    random_changes,
+    report_on,
+    span,
+    standings,
+)
 from wsrun.console import console, grid, guarded
 from wsrun.following import say_next
 from wsrun.models import d_model
@@ -92,7 +102,8 @@ def main(cfg: Config) -> None:
     whole = chosen[WHOLE].variant
     notes: dict = {}
     cuts = [*parts(cfg, whole, base, notes)]
-    rows, table = report_on(cfg, EXPERIMENT, test, chosen, [nothing(chosen)], held=cuts)
+    controls = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
+    rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls, held=cuts)
     table = shares(cfg, rows, table, whole, notes)
     found = {name: decide(cfg, part) for (name,), part in table.group_by("dataset")}
     said = [[name, *v] for name, v in sorted(found.items())]

@@ -122,7 +122,7 @@ def test_large_random_directions_move_answers_and_small_ones_do_not():
     like = {1: torch.full((d_model(model),), 0.5)}
     drawn = [
         Variant(
-            "random", method="activation", vectors=random_direction(like, s), seed=s, alphas=(8,)
+            "random", method="activation", vectors=random_direction(like, s), seed=s, alphas=(8.0,)
         )
         for s in range(12)
     ]

@@ -124,7 +124,7 @@ def test_one_table_over_all_scripts(made):
     """each line once; effects, differences and q are those of one call on all rows"""
     found = joined(made[0], "t1_activation", "t3_prompts")
     all_ways = WAYS | VECTORS | PROMPTS
-    assert len(found.table) == 2 * len(all_ways)
+    assert len(found.table) == 2 * (len(all_ways) + 1)  # and the base
     at = {(r["dataset"], r["variant"]): r for r in found.table.iter_rows(named=True)}
     assert at["claims", "dW"]["source"] == "t1, t3"
     assert at["claims", "weak@layer 3"]["source"] == "t1"

@@ -115,7 +115,7 @@ def controls(table: pl.DataFrame) -> list[str]:
     """Whether each control moves the behaviour, by the interval of its effect."""
     said = []
     for r in (
-        table.filter(role="control")
+        table.filter(pl.col("variant") != "base", role="control")
         .sort("dataset", "method", "way", "variant", "k")
         .iter_rows(named=True)
     ):
