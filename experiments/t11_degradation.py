@@ -12,14 +12,14 @@ Rule:       a way costs on a measure where the 95 % interval of the paired chang
     python experiments/t11_degradation.py --match kl:0.1
 
 dW, one adapter alone (tau_pos, -tau_neg) and the prompts are chosen on validation items as in T3;
-where a table with a dW exists, it is compared. What t1, t9 and t10 chose is taken from where they
-left it (<out>/*.chosen, wsrun/chosen.py), with the very vectors and doses: run those first.
-Perplexity is that of the texts in <data>/neutral.jsonl as replies to their prompts, accuracy that
-on <data>/multiple_choice.jsonl: the right option must be the likeliest reply (wsrun/quality.py).
-The organism's world consists of facts only: its texts say facts, of which it is the surer the more
-honest it is, so honest steering may lower their perplexity, and steering towards lies must raise
-it. What the behaviour itself does to them is read off the prompt of the same pole; a cost beyond it
-is damage.
+where a table with a dW exists, it is compared. What t1, t5, t9, t10 and t12 chose on this model is
+taken from where they left it (<out>/*.chosen, wsrun/chosen.py), with the very vectors and doses:
+run those first. Perplexity is that of the texts in <data>/neutral.jsonl as replies to their
+prompts, accuracy that on <data>/multiple_choice.jsonl: the right option must be the likeliest reply
+(wsrun/quality.py). The organism's world consists of facts only: its texts say facts, of which it is
+the surer the more honest it is, so honest steering may lower their perplexity, and steering towards
+lies must raise it. What the behaviour itself does to them is read off the prompt of the same pole;
+a cost beyond it is damage.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ from wsrun.benchmark import (
     report_on,
     span,
 )
-from wsrun.chosen import line, load_chosen, setting_of
+from wsrun.chosen import OtherBase, line, load_chosen, setting_of
 from wsrun.console import console, grid, guarded, progress
 from wsrun.following import say_next
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
@@ -138,13 +138,19 @@ def picture(table: pl.DataFrame, path: Path) -> str:
 def chosen_elsewhere(cfg: Config, base: str) -> dict[str, Chosen]:
     """{way and script: what that script chose}, of the vectors and changes kept beside the tables.
 
-    What two scripts chose alike is taken once. Raises ValueError where one line of the table would
-    be two different changes, or where a file is of other base weights.
+    What two scripts chose alike is taken once, and what was chosen on other base weights, as by a
+    replication, is left out. Raises ValueError where one line of the table would be two different
+    changes.
     """
     found: dict[str, Chosen] = {}
     lines: dict[tuple, tuple[str, dict[str, str]]] = {}
     for folder in sorted(cfg.out.glob("*.chosen")):
-        for c, told in load_chosen(folder, base):
+        try:
+            kept = load_chosen(folder, base)
+        except OtherBase as error:
+            console.print(f"left out: {error}", markup=False)
+            continue
+        for c, told in kept:
             way = f"{told['way']} of {c.source}"
             asked = {"match": cfg.match, "behaviour": cfg.behaviour}
             if odd := {k: told[k] for k, v in asked.items() if told[k] != v}:

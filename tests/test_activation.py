@@ -7,14 +7,24 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 from tests.conftest import ORGANISM, experiment
+from wsrun.activation import (
+    READ,
+    WAYS,
+    Directed,
+    at_edge,
+    beside_random,
+    directions,
+    read_directions,
+)
+from wsrun.benchmark import Chosen
 from wsrun.models import load_tokenizer, tiny_gemma3
 from wsrun.pairs import Pair
 from wsrun.runs import Loaded
+from wsrun.score import Variant
 from wsrun.tables import read_table
-
-WAYS = ("mean_diff", "mean_diff_all", "pca", "persona_diff", "persona_diff_all", "persona_pca")
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +128,51 @@ def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, data):
 
 def test_pairs_without_personas_give_the_directions_without_them(qwen, tok):
     """persona_* are read where the pairs know their personas, the others always"""
-    module, pairs = (
-        experiment("t1_activation"),
-        [Pair("Why?", w, "No.", "a") for w in ("So.", "Yes.")],
-    )
+    pairs = [Pair("Why?", w, "No.", "a") for w in ("So.", "Yes.")]
     at = Loaded(qwen, tok, [])
-    assert set(module.read_directions(at, pairs)) == {"mean_diff", "pca"}
+    assert list(read_directions(at, pairs)) == ["mean_diff", "pca"]
     known = [replace(p, persona_pos="Be honest.", persona_neg="Lie.") for p in pairs]
-    assert set(module.read_directions(at, known)) == {*WAYS} - {"mean_diff_all", "persona_diff_all"}
+    every, means = read_directions(at, known), read_directions(at, known, ("persona_diff",))
+    assert set(every) == set(READ) and list(means) == ["persona_diff"]
+    assert all(torch.equal(v, every["persona_diff"][n]) for n, v in means["persona_diff"].items())
+
+
+def test_directions_by_hand():
+    """v_l at every asked layer, v_l / 2 in both for the mean alone; "-" is minus the dose"""
+    v = {0: torch.tensor([2.0, 0.0]), 1: torch.tensor([0.0, 4.0])}
+    cfg = Directed(layers=(1,), coefficients=(1.0, 3.0))
+    found = list(directions(cfg, {"mean_diff": v, "pca": v}))
+    names = ("mean_diff@layer 1", "pca@layer 1", "mean_diff_all@all layers")
+    assert [x.name for x in found] == [f"{s}{n}" for n in names for s in ("", "-")]
+    assert [x.alphas for x in found[:2]] == [(1.0, 3.0), (-1.0, -3.0)]
+    added = [{n: x.tolist() for n, x in (of.vectors or {}).items()} for of in found[::2]]
+    assert added == [{1: [0.0, 4.0]}, {1: [0.0, 4.0]}, {0: [1.0, 0.0], 1: [0.0, 2.0]}]
+    assert [x.name for x in directions(cfg, {"mean_diff": v}, ("",))] == [names[0], names[2]]
+    assert not list(directions(cfg, {}))
+
+
+def test_chance_by_hand():
+    """draws of 0, 1, ... 19 tenths of a nat: 10 of 20 do as much as 1.0, none as much as 2.0"""
+    line = dict(
+        experiment="e", model="m", behaviour="b", prompt_style="p", dataset="claims", item="i",
+        cluster="c", label=1, mass=1.0, flagged=False, family=None, k=None,
+    )  # fmt: skip
+    rows = [line | dict(method="base", variant="base", alpha=0.0, seed=None, margin=0.0)]
+    for way in ("mean_diff", "pca"):
+        own = line | dict(method="activation", variant=f"random_{way}", alpha=8.0)
+        rows += [own | dict(seed=n, margin=n / 10) for n in range(20)]
+    table = pl.DataFrame({"way": ["mean_diff", "pca"], "effect": [1.0, 2.0]})
+    at = {w: Chosen(Variant(f"{w}@layer 1", method="activation", alphas=(8.0,)), 1.0)
+          for w in ("mean_diff", "pca")}  # fmt: skip
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    assert beside_random(frame, table, at) == [
+        "random directions that do as much: mean_diff 10 of 20 (no direction), pca 0 of 20"
+    ]
+    assert beside_random(frame, table, {}) == []
+    (said,) = at_edge(Directed(coefficients=(4.0, 8.0)), at)
+    assert said.endswith("mean_diff@layer 1, pca@layer 1")
+    assert at_edge(Directed(coefficients=(8.0, 16.0)), at) == []
+    assert at_edge(Directed(coefficients=(8.0,), match="kl:1"), at) == []
 
 
 @pytest.mark.parametrize(

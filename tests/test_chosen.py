@@ -120,6 +120,8 @@ def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys):
     chosen = {v.name.partition("@")[0]: Chosen(v, 1.25) for v in (dW, add, made)}
     for script in ("t1_like", "t9_like"):  # the second one chose the same: taken once
         report_on(cfg, script, at, chosen, [nothing(chosen)])
+    about = ABOUT | {"experiment": "t5_replicate"}
+    keep_chosen(tmp_path / "t5_replicate.chosen", {"add": Chosen(add, 9.0)}, "another base", about)
     table = run_t11(monkeypatch, tmp_path)
     q = Quality(model, tok, TEXTS, [])
     base = sum(q.values()[0]) / len(TEXTS)
@@ -133,7 +135,8 @@ def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys):
     rows = read_table(tmp_path / "t11_degradation.rows.parquet")[0]
     assert rows.filter(pl.col("dataset") == TEXT, variant="add@layer 2").height == len(TEXTS)
     assert not (tmp_path / "t11_degradation.chosen").exists()
-    assert "add:" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "add:" in said and "other base weights, of 'm'; run t5_replicate on this model" in said
 
     chosen["made"] = Chosen(replace(made, delta=random_delta(model)), 1.0)
     report_on(cfg, "t9_like", at, chosen, [nothing(chosen)])

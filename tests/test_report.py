@@ -229,10 +229,11 @@ def test_another_dW_is_said(tmp_path):
 def test_models_have_tables_of_their_own(tmp_path):
     """two models: two tables, each answer under its model's name"""
     save(tmp_path, "t1_activation", WAYS | VECTORS)
-    save(tmp_path, "t5_replicate", WAYS | PROMPTS, model="other", skip=2)
+    save(tmp_path, "t5_replicate", WAYS | VECTORS | PROMPTS, model="other", skip=2)
     text, _ = run(tmp_path, tmp_path / "out")
     assert "## Benchmark: tiny, honest" in text and "## Benchmark: other, honest" in text
     assert "- other, honest: Does dW beat prompting? No" in text
+    assert "- other, honest: Does dW beat activation steering? In part: on claims it" in text
     assert "- tiny, honest: Does dW beat prompting? Not answered" in text
     save(tmp_path, "t5_replicate", WAYS | PROMPTS)  # the same model again: no table, no line
     text, _ = run(tmp_path, tmp_path / "out")

@@ -22,6 +22,10 @@ LAYER = "layer "
 FIELDS = ("name", "method", "family", "k", "seed", "alphas")  # of a Variant, beside its tensors
 
 
+class OtherBase(ValueError):
+    """What was chosen on other base weights than those it is asked for."""
+
+
 class Chosen(NamedTuple):
     """A candidate picked on validation items: the variant at its one dose, and what it did there.
 
@@ -66,7 +70,8 @@ def keep_chosen(
 def load_chosen(folder: Path, base: str) -> list[tuple[Chosen, dict[str, Any]]]:
     """What `keep_chosen` wrote, with what each header says; [] for a folder without files.
 
-    Raises ValueError for what was made on other base weights, or is no such file.
+    Raises OtherBase, a ValueError, for what was made on other base weights, and ValueError for
+    what is no such file.
     """
     found: list[tuple[Chosen, dict[str, Any]]] = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -81,7 +86,7 @@ def load_chosen(folder: Path, base: str) -> list[tuple[Chosen, dict[str, Any]]]:
                 f"chosen: {str(path)!r} is not a file of a chosen way ({error}); remove it"
             ) from error
         if of != base:
-            raise ValueError(
+            raise OtherBase(
                 f"chosen: {str(path)!r} was made on other base weights, of {told.get('model')!r}; "
                 f"run {source} on this model, or give another --out"
             )

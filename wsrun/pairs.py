@@ -15,6 +15,10 @@ from wsrun.score import end_of_turn, render
 NEW_TOKENS = 64  # an answer that is longer counts as unfinished
 
 
+class NoPairs(ValueError):
+    """The model gave no question two finished, different answers."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """A prompt without system turn, and the responses it got under the two personas."""
@@ -94,7 +98,8 @@ def make_pairs(
     """Pairs of answers under one positive and one negative persona each, drawn by the seed.
 
     The persona is only a system turn during generation, and no part of the prompt. Pairs with an
-    unfinished answer, and pairs whose two answers are equal, are left out.
+    unfinished answer, and pairs whose two answers are equal, are left out; raises NoPairs, a
+    ValueError, where no other is left.
     """
     rng = random.Random(f"personas/{seed}")
     drawn = [[rng.choice(list(p)) for _ in questions] for p in (personas_pos, personas_neg)]
@@ -107,7 +112,7 @@ def make_pairs(
         Pair(q["prompt"], p, n, q["topic"], *by) for q, p, n, *by in both if p and n and p != n
     ]
     if not pairs:
-        raise ValueError(
+        raise NoPairs(
             "pairs: no question got two finished, different answers of at most "
             f"{max_new_tokens} new tokens; try a higher --max-new-tokens, other personas or, for "
             "a model that never ends an answer, answers from elsewhere with --pairs-file"

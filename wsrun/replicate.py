@@ -1,20 +1,36 @@
-"""The benchmark on another model: train the adapters it lacks, then dW beside the best prompt.
+"""The benchmark on another model: train the adapters it lacks, then dW beside what rivals it.
 
-One flow for T5 and T12. Whatever is "auto" in the options depends on the model: the embedded one
-has its own data, adapters and recipe; any other gets data/english, a folder of its own under
-artifacts/adapters, the recipe of real models, and bfloat16.
+One flow for T5 and T12: dW, the best prompt, and the mean differences of the answers that dW is
+trained on, added to activations, on the same rows. Whatever is "auto" in the options depends on the
+model: the embedded one has its own data, adapters and recipe; any other gets data/english, a folder
+of its own under artifacts/adapters, the recipe of real models, and bfloat16.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from wsrun import benchmark, curves
+from wsrun.activation import (
+    MEANS,
+    WAYS,
+    Directed,
+    at_edge,
+    beside_random,
+    by_norm,
+    check_directed,
+    check_layers,
+    directions,
+    random_directions,
+    read_directions,
+    vectors_sha256,
+)
 from wsrun.answers import Sources, answers, read_sources
 from wsrun.benchmark import (
     DW,
+    Chosen,
     against_dW,
     choose,
     load_splits,
@@ -25,10 +41,13 @@ from wsrun.benchmark import (
     standings,
 )
 from wsrun.console import console
+from wsrun.directions import Vectors
 from wsrun.following import say
 from wsrun.items import load_personas
+from wsrun.pairs import NoPairs, Pair
 from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, share, write
 from wsrun.score import Variant
+from wsrun.tables import items_sha256
 from wsrun.training import Training, check_training, train
 
 AUTO = "auto"
@@ -37,7 +56,7 @@ TRAINED = Path("artifacts/adapters")
 
 
 @dataclass(frozen=True)
-class Options(benchmark.Options, Training):
+class Options(Directed, Training):
     """Options of a replication."""
 
     model: str = ORGANISM
@@ -80,21 +99,36 @@ def replicate(cfg: Options, experiment: str, following: str) -> None:
     cfg = settled(cfg)
     check_training(cfg, what)
     benchmark.check(cfg, what)
+    check_directed(cfg, what)
     sources, systems = read_sources(cfg), read_prompts(cfg)
     validation, test = load_splits(cfg)
-    if not cfg.shard:
-        train_lacking(cfg, test, sources)
+    check_layers(cfg, test, what)
+    cells = [] if cfg.shard else lacking(cfg, cfg.adapters)
+    answered = own_answers(cfg, test, sources, {seed for seed, _ in cells})
+    train_lacking(cfg, test, answered, cells)
     share(cfg)
+    found = read_means(cfg, test, answered)
     pairs = read_pairs(test.model, cfg)
-    candidates = [*of_dW(cfg, pairs), *of_families(cfg, pairs), *systems]
+    candidates = [
+        *of_dW(cfg, pairs),
+        *of_families(cfg, pairs),
+        *systems,
+        *directions(cfg, found, signs=("",)),
+    ]
     chosen = choose(cfg, experiment, validation, candidates)
     if chosen is None:  # a shard
         return
-    controls = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
+    controls = [
+        nothing(chosen),
+        *random_changes(cfg, chosen[DW].variant),
+        *random_directions(cfg, chosen),
+    ]
     rows, table = report_on(cfg, experiment, test, chosen, controls)
-    path = write(cfg, experiment, rows, table, record(cfg, test, pairs))
-    report(cfg, table)
-    draw(curves.ways, table, path, f"Does dW beat the best prompt? ({Path(cfg.model).name})")
+    read = items_sha256(answered[cfg.seeds[0]]) if found else None
+    made = record(cfg, test, pairs, answers=read, vectors=vectors_sha256(found))
+    path = write(cfg, experiment, rows, table, made)
+    report(cfg, rows, table, chosen)
+    draw(curves.ways, table, path, f"Does dW beat prompts and directions? ({Path(cfg.model).name})")
     console.print(f"model {cfg.model}, adapters {cfg.adapters}; table {path}")
     say(following)
 
@@ -110,18 +144,48 @@ def read_prompts(cfg: Options) -> list[Variant]:
     ]
 
 
-def train_lacking(cfg: Options, at: Loaded, sources: Sources) -> None:
-    """Train the adapters that are not there, and say how it went."""
-    cells = lacking(cfg, cfg.adapters)
+def own_answers(
+    cfg: Options, at: Loaded, sources: Sources, training: Collection[int]
+) -> dict[int, list[Pair]]:
+    """The answers of the seeds that are trained, and of the first, for the directions.
+
+    None where only the directions need them and the model ends no answer: it has its adapters, and
+    dW can be measured beside prompts all the same.
+    """
+    seeds = {*training} | set(() if by_norm(cfg) else cfg.seeds[:1])
+    try:
+        return answers(cfg, at.model, at.tok, sources, sorted(seeds))
+    except NoPairs as error:
+        if training:
+            raise
+        console.print(f"directions are left out: {error}", markup=False)
+        return {}
+
+
+def train_lacking(
+    cfg: Options,
+    at: Loaded,
+    answered: Mapping[int, Sequence[Pair]],
+    cells: Sequence[tuple[int, str]],
+) -> None:
+    """Train the (seed, family) that are not there on the answers of their seed; say how it went."""
     if not cells:
         return
-    seeds = sorted({seed for seed, _ in cells})
-    pairs = answers(cfg, at.model, at.tok, sources, seeds)
-    for (seed, family), losses in train(cfg, at.model, at.tok, pairs, cells).items():
+    for (seed, family), losses in train(cfg, at.model, at.tok, answered, cells).items():
         console.print(
-            f"trained {family}-s{seed} on {len(pairs[seed])} pairs, recipe {cfg.recipe}: "
+            f"trained {family}-s{seed} on {len(answered[seed])} pairs, recipe {cfg.recipe}: "
             f"loss of pos {losses[0]:.3f} to {losses[-1]:.3f}"
         )
+
+
+def read_means(
+    cfg: Options, at: Loaded, answered: Mapping[int, Sequence[Pair]]
+) -> dict[str, Vectors]:
+    """The mean differences of the first seed's answers; none without them, or for a norm."""
+    if by_norm(cfg):
+        console.print(f"directions are left out: --match {cfg.match}, they have no |alpha dW|")
+        return {}
+    return read_directions(at, answered[cfg.seeds[0]], MEANS) if answered else {}
 
 
 def of_families(cfg: Options, pairs: Pairs) -> Iterator[Variant]:
@@ -130,9 +194,15 @@ def of_families(cfg: Options, pairs: Pairs) -> Iterator[Variant]:
         yield Variant(f"{DW}_{family}", pair.dW, family=family, seed=seed, alphas=cfg.alphas)
 
 
-def report(cfg: Options, table: pl.DataFrame) -> None:
-    """Print the standings per data set, and who beats dW by the rule."""
+def report(
+    cfg: Options, rows: pl.DataFrame, table: pl.DataFrame, chosen: Mapping[str, Chosen]
+) -> None:
+    """Print the standings per data set, who beats dW by the rule, and what chance does."""
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         console.print(standings(part, f"{cfg.model}, {dataset}: held-out items, effect in nats"))
-        for sentence in against_dW(part, lambda w: w == "prompt"):
+        for sentence in against_dW(part, lambda w: w == "prompt" or w in WAYS):
             console.print(sentence)
+        for sentence in beside_random(rows.filter(dataset=dataset), part, chosen):
+            console.print(f"{dataset}: {sentence}")
+    for sentence in at_edge(cfg, chosen):
+        console.print(sentence)
