@@ -29,8 +29,9 @@ import polars as pl
 from wscore.effect import effect_table
 from wscore.store import write_whole
 from wsrun import claims, curves, sheet, verdicts
-from wsrun.benchmark import DW, base_lines
+from wsrun.chosen import DW
 from wsrun.console import console, guarded
+from wsrun.controls import base_lines
 from wsrun.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
 from wsrun.following import following, say
 from wsrun.joined import Joined, Source, by_model, join, of_benchmark, read_sources

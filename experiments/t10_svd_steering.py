@@ -45,22 +45,15 @@ from wscore import (
 from wscore.delta import entry_norm
 from wsrun import figures, synthetic
 from wsrun.analysis import SUM_TOLERANCE
-from wsrun.benchmark import (
-    DW,
-    choose,
-    load_splits,
-    nothing,
-    of_dW,
-    random_changes,
-    report_on,
-    span,
-    standings,
-)
+from wsrun.benchmark import choose, load_splits, of_dW, report_on
+from wsrun.chosen import DW
 from wsrun.console import console, grid, guarded
+from wsrun.controls import nothing, random_changes
 from wsrun.following import say_next
 from wsrun.models import d_model
 from wsrun.runs import draw, read_pairs, record, share, write
 from wsrun.score import Variant
+from wsrun.standings import span, standings
 from wsrun.synthetic import check, measure, rank_one, sized, unseen_record
 
 EXPERIMENT = "t10_svd_steering"
@@ -102,7 +95,7 @@ def main(cfg: Config) -> None:
     whole = chosen[WHOLE].variant
     notes: dict = {}
     cuts = [*parts(cfg, whole, base, notes)]
-    controls = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
+    controls = [nothing(chosen), *random_changes(chosen[DW].variant, cfg.randoms)]
     rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls, held=cuts)
     table = shares(cfg, rows, table, whole, notes)
     found = {name: decide(cfg, part) for (name,), part in table.group_by("dataset")}

@@ -33,28 +33,25 @@ from torch import Tensor
 from wscore import entries_sha256, tensors_sha256
 from wsrun import curves, figures
 from wsrun.benchmark import (
-    DW,
-    Chosen,
     Options,
     at_dose,
     check,
     choose,
     compare,
     load_splits,
-    nothing,
     of_poles,
-    random_changes,
     report_on,
-    span,
 )
-from wsrun.chosen import OtherBase, line, load_chosen, setting_of
+from wsrun.chosen import DW, Chosen, OtherBase, line, load_chosen, setting_of
 from wsrun.console import console, grid, guarded, progress
+from wsrun.controls import nothing, random_changes
 from wsrun.following import say_next
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.quality import QUESTIONS, Quality, costs, load_questions
 from wsrun.replies import NEUTRAL, load_neutral
 from wsrun.runs import Loaded, draw, read_pairs, record, share, write
 from wsrun.score import Variant
+from wsrun.standings import span
 from wsrun.tables import items_sha256, read_table
 
 EXPERIMENT = "t11_degradation"
@@ -93,7 +90,10 @@ def main(cfg: Config) -> None:
     if chosen is None:  # a shard
         return
     chosen |= others
-    controls: Sequence[Variant] = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
+    controls: Sequence[Variant] = [
+        nothing(chosen),
+        *random_changes(chosen[DW].variant, cfg.randoms),
+    ]
     if cfg.match:
         controls = at_dose(cfg, test, controls)
     rows, table = report_on(cfg, EXPERIMENT, test, chosen, held=controls)

@@ -44,24 +44,15 @@ from wsrun.activation import (
     vectors_sha256,
 )
 from wsrun.answers import answers, check_answering, read_sources
-from wsrun.benchmark import (
-    Chosen,
-    against_dW,
-    check,
-    choose,
-    compare,
-    load_splits,
-    nothing,
-    of_dW,
-    report_on,
-    span,
-    standings,
-)
+from wsrun.benchmark import check, choose, compare, load_splits, of_dW, report_on
+from wsrun.chosen import Chosen
 from wsrun.console import console, grid, guarded
+from wsrun.controls import nothing
 from wsrun.directions import Vectors
 from wsrun.following import say_next
 from wsrun.runs import draw, read_pairs, record, share, write
 from wsrun.score import Variant
+from wsrun.standings import against_dW, span, standings
 from wsrun.tables import items_sha256, write_table
 
 EXPERIMENT = "t1_activation"

@@ -25,8 +25,8 @@ import polars as pl
 
 from wscore import DeltaLike, Verdict, benjamini_hochberg, contrast, effect_table, scale
 from wsrun import curves
-from wsrun.benchmark import base_lines, final_states, span, yes_bias
 from wsrun.console import console, grid, guarded
+from wsrun.controls import base_lines, final_states, yes_bias
 from wsrun.following import say_next
 from wsrun.items import Dilemmas, load_items, read_dilemmas
 from wsrun.runs import (
@@ -42,6 +42,7 @@ from wsrun.runs import (
     write,
 )
 from wsrun.score import Variant
+from wsrun.standings import span
 
 EXPERIMENT = "t2_dilemmas"
 HONESTY = "dilemmas_honesty"

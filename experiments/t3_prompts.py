@@ -28,27 +28,15 @@ import polars as pl
 
 from wscore import add, contrast, scale
 from wsrun import curves
-from wsrun.benchmark import (
-    DW,
-    Chosen,
-    Options,
-    against_dW,
-    check,
-    choose,
-    load_splits,
-    nothing,
-    of_poles,
-    random_changes,
-    report_on,
-    span,
-    standings,
-    winner,
-)
+from wsrun.benchmark import Options, check, choose, load_splits, of_poles, report_on
+from wsrun.chosen import DW, Chosen
 from wsrun.console import console, guarded
+from wsrun.controls import nothing, random_changes
 from wsrun.following import say_next
 from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
 from wsrun.runs import Pairs, draw, read_pairs, record, share, write
 from wsrun.score import Variant
+from wsrun.standings import against_dW, span, standings, winner
 
 EXPERIMENT = "t3_prompts"
 PROMPTS = ("simple", "engineered")  # the ways that the best prompt is taken from
@@ -87,7 +75,7 @@ def main(cfg: Config) -> None:
     both = choose(cfg, EXPERIMENT, validation, [chosen[DW].variant, *with_dW(cfg, best, chosen)])
     assert both is not None
     chosen |= {way: c for way, c in both.items() if way == "prompt+dW"}
-    controls = [nothing(chosen), *random_changes(cfg, chosen[DW].variant)]
+    controls = [nothing(chosen), *random_changes(chosen[DW].variant, cfg.randoms)]
     rows, table = report_on(cfg, EXPERIMENT, test, chosen, controls)
     over = {"prompt+dW": best.name, "finetuned+dW": "finetuned"}
     over |= {way: f"-{DW}" for way in AGAINST[1:]}

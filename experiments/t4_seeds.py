@@ -37,21 +37,14 @@ from wscore import (
 )
 from wscore.effect import KEYS, SUMMARY_KEYS
 from wsrun import curves
-from wsrun.benchmark import (
-    Options,
-    base_lines,
-    check,
-    choose,
-    faint,
-    load_splits,
-    random_changes,
-    span,
-    way,
-)
+from wsrun.benchmark import Options, check, choose, load_splits
+from wsrun.chosen import way
 from wsrun.console import console, grid, guarded
+from wsrun.controls import base_lines, faint, idle, random_changes
 from wsrun.following import say_next
 from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, run, share, write
 from wsrun.score import Variant
+from wsrun.standings import span
 from wsrun.tables import write_table
 
 EXPERIMENT = "t4_seeds"
@@ -133,7 +126,7 @@ def tried(cfg: Config, pairs: Pairs, doses: Mapping[str, float]) -> Iterator[Var
         yield of("zero", scale(0.0, pair.dW), alphas=(cfg.dose,))
     for family in cfg.families:
         dW = pairs[family, cfg.seeds[0]].dW
-        drawn = random_changes(cfg, Variant("dW", dW, family=family, alphas=(cfg.dose,)))
+        drawn = random_changes(Variant("dW", dW, family=family, alphas=(cfg.dose,)), cfg.randoms)
         yield from (*drawn, *faint(drawn))
 
 
@@ -219,6 +212,8 @@ def report(cfg: Config, table: pl.DataFrame, fights: pl.DataFrame, said: list[tu
         for line in fights.filter(dataset=dataset, variant=name).iter_rows(named=True):
             console.print(f"  {duel(line)}", highlight=False)
         console.print(f"ranking, {dataset}, {name}: [bold]{outcome}[/]: {sentence}\n")
+    for sentence in idle(table):
+        console.print(sentence)
     for r in table.filter(role="control").iter_rows(named=True):
         effect = span(r, "effect", "lo", "hi")
         of = f" of {r['family']}" if r["family"] else ""

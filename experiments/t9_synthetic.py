@@ -28,21 +28,14 @@ from torch import Tensor
 from wscore import DeltaLike, cosine, effect_table, keep, norm, only, weight_basis
 from wscore.effect import KEYS
 from wsrun import curves, synthetic
-from wsrun.benchmark import (
-    DW,
-    Chosen,
-    against_dW,
-    choose,
-    load_splits,
-    nothing,
-    of_dW,
-    report_on,
-    standings,
-)
+from wsrun.benchmark import choose, load_splits, of_dW, report_on
+from wsrun.chosen import DW, Chosen
 from wsrun.console import console, guarded
+from wsrun.controls import nothing
 from wsrun.following import say_next
 from wsrun.runs import Loaded, draw, read_pairs, record, share, write
 from wsrun.score import Variant
+from wsrun.standings import against_dW, standings
 from wsrun.structure import readout_basis, write_not_read_basis
 from wsrun.synthetic import Setting, check, measure, rank_one, sized, turned, unseen_record
 

@@ -19,7 +19,7 @@ from wsrun.activation import (
     directions,
     read_directions,
 )
-from wsrun.benchmark import Chosen
+from wsrun.chosen import Chosen
 from wsrun.models import load_tokenizer, tiny_gemma3
 from wsrun.pairs import Pair
 from wsrun.runs import Loaded

@@ -6,24 +6,15 @@ import torch
 
 from tests.conftest import ORGANISM
 from wscore import effect_table
-from wsrun.benchmark import (
-    DW,
-    Options,
-    check_disjoint,
-    compare,
-    faint,
-    load_splits,
-    of_dW,
-    of_poles,
-    picked,
-    way,
-    winner,
-)
+from wsrun.benchmark import Options, check_disjoint, compare, load_splits, of_dW, of_poles, picked
+from wsrun.chosen import DW, way
+from wsrun.controls import faint, idle
 from wsrun.directions import random_direction
 from wsrun.extract import PairDelta
 from wsrun.items import load_items
 from wsrun.models import d_model, load_model
 from wsrun.score import Variant, sweep
+from wsrun.standings import winner
 
 CELL = dict(experiment="e", model="m", behaviour="b", prompt_style="p", method="weights")
 
@@ -113,6 +104,19 @@ def test_faint_controls_by_hand():
         ("random_x/100@layer 3", 0, (0.5,)),
         ("random_x/100@layer 3", 1, (0.5,)),
     ]
+
+
+def test_what_must_do_nothing_by_hand():
+    """|effect| of base and zero, intervals of "/100" that hold 0, and the largest of them"""
+    ends = {"base": (0.0, 0.0, 0.0), "zero": (0.0, 0.0, 0.0), "dW": (3.0, 2.0, 4.0)}
+    ends |= {"random/100": (0.001, -0.002, 0.003), "random_x/100@layer 3": (-0.02, -0.03, -0.01)}
+    lines = [("claims", name, *e) for name, e in ends.items()]
+    table = pl.DataFrame(lines, ("dataset", "variant", "effect", "lo", "hi"), orient="row")
+    (said,) = idle(table)
+    assert said == (
+        "claims: what must do nothing: base and zero 0.0000 nats; random at a hundredth of its "
+        "dose: 1 of 2 intervals hold 0, the largest is -0.0200 [-0.0300, -0.0100] (random_x/100)"
+    )
 
 
 def test_large_random_directions_move_answers_and_small_ones_do_not():

@@ -9,9 +9,10 @@ import torch
 
 from tests.conftest import ORGANISM, ROOT, experiment, random_delta
 from wscore import Factored, save_delta, tensors_sha256
-from wsrun.benchmark import nothing, report_on
+from wsrun.benchmark import report_on
 from wsrun.chosen import Chosen, keep_chosen, load_chosen
 from wsrun.console import guarded
+from wsrun.controls import nothing
 from wsrun.dose import Dose, Dosed
 from wsrun.items import load_items
 from wsrun.models import load_model

@@ -9,8 +9,8 @@ import torch
 
 from tests.conftest import ORGANISM, ROOT, experiment
 from tests.folders import small_data, tiny_folder
-from wsrun.benchmark import final_states, yes_bias
 from wsrun.console import guarded
+from wsrun.controls import final_states, yes_bias
 from wsrun.items import load_items
 from wsrun.models import tiny_gemma3, tiny_qwen3
 from wsrun.score import Variant, render, sweep

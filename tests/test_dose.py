@@ -8,7 +8,8 @@ import torch
 from tests.conftest import ORGANISM, bits, random_delta, same_bits
 from wscore import norm, scale
 from wsrun.adapters import pair_deltas
-from wsrun.benchmark import Options, Picks, check, choose, nothing, report_on
+from wsrun.benchmark import Options, Picks, check, choose, report_on
+from wsrun.controls import nothing
 from wsrun.dose import Divergence, Dosed, divergence, matched, read_match, solve
 from wsrun.items import load_items
 from wsrun.models import load_model

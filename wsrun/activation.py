@@ -18,7 +18,8 @@ import polars as pl
 from wscore import effect_table, tensors_sha256
 from wscore.effect import KEYS
 from wsrun.answers import Answering
-from wsrun.benchmark import Chosen, Options
+from wsrun.benchmark import Options
+from wsrun.chosen import Chosen
 from wsrun.console import console, progress
 from wsrun.directions import (
     Vectors,

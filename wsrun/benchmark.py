@@ -7,35 +7,22 @@ with its paired difference to dW. With --match every candidate and control has o
 dose.py, in place of its own doses.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import polars as pl
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import (
-    Delta,
-    benjamini_hochberg,
-    contrast,
-    effect_table,
-    scale,
-    spectrum_null,
-    tensors_sha256,
-)
+from wscore import benjamini_hochberg, contrast, effect_table, tensors_sha256
 from wscore.effect import CELL, SUMMARY_KEYS
-from wsrun.chosen import Chosen, keep_chosen, setting_of
-from wsrun.console import console, grid, progress
+from wsrun.chosen import DW, Chosen, keep_chosen, way
+from wsrun.console import console, progress
+from wsrun.controls import base_lines, faint, idle
 from wsrun.dose import SPLIT, TEXTS, Divergence, Dosed, matched, read_match
 from wsrun.items import Item, load_items
 from wsrun.replies import NEUTRAL, load_neutral
 from wsrun.runs import Common, Loaded, Pairs, check_common, load, run
-from wsrun.score import Variant, choice_ids, render
+from wsrun.score import Variant
 
-DW = "dW"  # the way that the others are measured against
 MOST_FLAGGED = 0.1  # share of rows with little mass on Yes and No, above which a dose is no choice
 
 
@@ -93,11 +80,6 @@ def check_disjoint(validation: Sequence[Item], test: Sequence[Item]) -> None:
             f"benchmark: {len(both)} clusters are in the validation and in the test split, such as "
             f"{both[0]}; what is selected on an item must not be reported on it"
         )
-
-
-def way(variant: str) -> str:
-    """What a candidate is, without its setting: "mean_diff@layer 3" is a "mean_diff"."""
-    return variant.partition("@")[0]
 
 
 def of_poles(cfg: Options, pairs: Pairs) -> list[Variant]:
@@ -257,6 +239,8 @@ def report_on(
     if cfg.match:
         unmatched = chosen.unmatched if isinstance(chosen, Picks) else ()
         table = _with_doses(cfg.match, table, variants, unmatched)
+    for sentence in idle(table):
+        console.print(sentence)
     return rows, table.with_columns(way=pl.col("variant").str.split("@").list.first())
 
 
@@ -289,30 +273,6 @@ def _with_doses(
     return pl.concat([table, lost], how="diagonal_relaxed")
 
 
-def random_changes(cfg: Options, dW: Variant) -> list[Variant]:
-    """Controls: dW's own singular values in random directions, at its dose; one seed per draw."""
-    return [
-        replace(dW, name="random", delta=partial(spectrum_null, dW.change(), i), seed=i)
-        for i in range(cfg.randoms)
-    ]
-
-
-def faint(controls: Iterable[Variant]) -> list[Variant]:
-    """Every draw of a random control once more at a hundredth of its dose, as "way/100".
-
-    f(a r) = f(0) + a g r + a^2 r^T H r / 2 + ...: over random directions r the second term is 0 in
-    the mean, the third is not. At a large dose a random change may well move the answers. A
-    hundredth of it hardly does: 1/100 of the spread is left, and 1/10000 of that shift.
-    """
-    found = []
-    for v in controls:
-        if v.seed is not None and v.name.startswith("random"):
-            name = v.name.replace(way(v.name), f"{way(v.name)}/100", 1)
-            small = {"name": name, "alphas": tuple(a / 100 for a in v.alphas or ())}
-            found.append(Variant(**{f.name: getattr(v, f.name) for f in fields(Variant)} | small))
-    return found
-
-
 def compare(
     rows: pl.DataFrame,
     reference: Mapping[str, object],
@@ -329,95 +289,3 @@ def compare(
     apart = benjamini_hochberg(table.with_columns(p="diff_p").drop("q"))
     table = table.with_columns(diff_q=apart["q"])
     return pl.concat([table, base_lines(rows)], how="diagonal_relaxed")
-
-
-def nothing(chosen: Mapping[str, Chosen]) -> Variant:
-    """A control that does nothing: the chosen dW at dose zero times."""
-    dW = chosen[DW].variant
-    return replace(dW, name="zero", delta=scale(0.0, dW.change()), alphas=(1.0,))
-
-
-def base_lines(rows: pl.DataFrame) -> pl.DataFrame:
-    """The lines of the base, one per data set: effect, bias and discrimination 0 by definition."""
-    keys = [*SUMMARY_KEYS]
-    nil = {c: pl.lit(0.0) for c in ("effect", "lo", "hi", "bias", "discrimination")}
-    clusters = pl.col("cluster").n_unique().cast(pl.Int64)
-    facts = {"mass": pl.col("mass").mean(), "flagged_share": pl.col("flagged").mean()}
-    return (
-        rows.filter(pl.col("alpha") == 0)
-        .group_by(keys)
-        .agg(n=pl.len().cast(pl.Int64), clusters=clusters, **facts)
-        .with_columns(**nil, row_diff=pl.lit(0, pl.Int64))
-        .sort(keys)
-    )
-
-
-@torch.no_grad()
-def final_states(
-    model: PreTrainedModel, tok: PreTrainedTokenizerBase, items: Sequence[Item]
-) -> Float[Tensor, "n d"]:
-    """What the readout sees where an item's answer is read: the last norm's output, in fp32."""
-    decoder = model.get_decoder()
-    prompts = (torch.tensor([render(tok, i.turns, i.prefill)]) for i in items)
-    states = (decoder(ids.to(model.device), use_cache=False)[0][0, -1] for ids in prompts)
-    return torch.stack([state.float().cpu() for state in states])
-
-
-def yes_bias(model: PreTrainedModel, tok, states: Tensor, nats: float = 2.0) -> Delta:
-    """A change of the readout that only raises Yes: w_i' = w_i + nats h / |h|^2 for i in Yes.
-
-    states: [n, d], what the readout sees where the answers are read; h is their mean. On a state
-    near h the margin rises by `nats` whatever the question is: all bias, no discrimination.
-    """
-    h = states.double().mean(0)
-    weight: Tensor = model.get_output_embeddings().weight  # type: ignore[union-attr]
-    name = next(n for n, p in model.named_parameters() if p is weight)
-    change = torch.zeros(weight.shape)
-    change[choice_ids(tok).yes] = (nats * h / (h @ h)).float()
-    return {name: change}
-
-
-def winner(line: Mapping) -> str:
-    """The rule of the benchmark for one line: "beats", "loses to" or "is not apart from" dW."""
-    lo, hi = line["diff_lo"], line["diff_hi"]
-    if lo is None or hi is None:
-        return "has no interval beside"
-    return "beats" if lo > 0 else "loses to" if hi < 0 else "is not apart from"
-
-
-def standings(table: pl.DataFrame, title: str):
-    """The printed table: a line per way with dose, effect, difference to dW, bias, mass, flags."""
-    heads = ("way", "chosen", "alpha", "effect", "minus dW", "bias", "discr.", "mass", "flag")
-    lines = [
-        [
-            r["way"],
-            setting_of(r),
-            r["alpha"],
-            span(r, "effect", "lo", "hi"),
-            span(r, "diff", "diff_lo", "diff_hi"),
-            *("-" if r[c] is None else f"{r[c]:+.2f}" for c in ("bias", "discrimination")),
-            *(f"{r[c]:.2f}" for c in ("mass", "flagged_share")),
-        ]
-        for r in table.sort("effect", descending=True, nulls_last=True).iter_rows(named=True)
-        if r["role"] != "unmatched"
-    ]
-    return grid(title, heads, lines)
-
-
-def span(line: Mapping, value: str, lo: str, hi: str) -> str:
-    """+1.23 [+0.98, +1.50], without the interval where there is none."""
-    if line[value] is None:
-        return "-"
-    interval = "" if line[lo] is None else f" [{line[lo]:+.2f}, {line[hi]:+.2f}]"
-    return f"{line[value]:+.2f}{interval}"
-
-
-def against_dW(table: pl.DataFrame, ways: Callable[[str], bool]) -> list[str]:
-    """Per data set and way, the sentence of the rule on the paired difference to dW."""
-    lines = table.filter(pl.col("role") == "selected").iter_rows(named=True)
-    return [
-        f"{r['dataset']}: {r['way']} ({setting_of(r)}, "
-        f"alpha {r['alpha']:g}) {winner(r)} dW: {span(r, 'diff', 'diff_lo', 'diff_hi')} nats"
-        for r in lines
-        if ways(r["way"])
-    ]

@@ -18,6 +18,7 @@ from wsrun.dose import Dose, Dosed
 from wsrun.score import Variant
 
 KEPT = ("activation", "synthetic")  # methods
+DW = "dW"  # the way that the others are measured against
 LAYER = "layer "
 FIELDS = ("name", "method", "family", "k", "seed", "alphas")  # of a Variant, beside its tensors
 
@@ -101,6 +102,11 @@ def load_chosen(folder: Path, base: str) -> list[tuple[Chosen, dict[str, Any]]]:
         else:
             found.append((Chosen(v, effect, (), role, source), {**told, "way": way}))
     return found
+
+
+def way(variant: str) -> str:
+    """What a candidate is, without its setting: "mean_diff@layer 3" is a "mean_diff"."""
+    return variant.partition("@")[0]
 
 
 def setting_of(line: Mapping[str, Any]) -> str | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from wsrun.benchmark import DW, span, winner
-from wsrun.chosen import setting_of
+from wsrun.chosen import DW, setting_of
 from wsrun.joined import Joined
+from wsrun.standings import span, winner
 
 METHODS = {
     "prompt": "prompting",

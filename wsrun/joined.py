@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from wscore.spread import DRAW
-from wsrun.benchmark import DW, compare
+from wsrun.benchmark import compare
+from wsrun.chosen import DW
 from wsrun.same import ITEM, LINE, check_base, check_lines, known, renamed
 from wsrun.tables import read_table
 

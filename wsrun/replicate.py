@@ -28,25 +28,17 @@ from wsrun.activation import (
     vectors_sha256,
 )
 from wsrun.answers import Sources, answers, read_sources
-from wsrun.benchmark import (
-    DW,
-    Chosen,
-    against_dW,
-    choose,
-    load_splits,
-    nothing,
-    of_dW,
-    random_changes,
-    report_on,
-    standings,
-)
+from wsrun.benchmark import choose, load_splits, of_dW, report_on
+from wsrun.chosen import DW, Chosen
 from wsrun.console import console
+from wsrun.controls import nothing, random_changes
 from wsrun.directions import Vectors
 from wsrun.following import say
 from wsrun.items import load_personas
 from wsrun.pairs import NoPairs, Pair
 from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, share, write
 from wsrun.score import Variant
+from wsrun.standings import against_dW, standings
 from wsrun.tables import items_sha256
 from wsrun.training import Training, check_training, train
 
@@ -120,7 +112,7 @@ def replicate(cfg: Options, experiment: str, following: str) -> None:
         return
     controls = [
         nothing(chosen),
-        *random_changes(cfg, chosen[DW].variant),
+        *random_changes(chosen[DW].variant, cfg.randoms),
         *random_directions(cfg, chosen),
     ]
     rows, table = report_on(cfg, experiment, test, chosen, controls)

@@ -5,11 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 import polars as pl
 
 from wsrun import claims
-from wsrun.benchmark import DW, span
-from wsrun.chosen import setting_of
+from wsrun.chosen import DW, setting_of
 from wsrun.document import Block, Grid, Heading, Points
 from wsrun.joined import Joined
 from wsrun.same import LINE
+from wsrun.standings import span
 
 COSTS = ("nll", "perplexity", "accuracy")
 WORDS = {"nll": "text, nats a token", "accuracy": "accuracy elsewhere", "kl": "KL, nats"}
