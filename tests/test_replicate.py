@@ -72,8 +72,9 @@ def test_another_model_end_to_end(tmp_path, few, script):
     table, meta = read_table(tmp_path / "tables" / f"{script}.parquet")
     assert set(table["model"]) == {str(model)} and set(table["experiment"]) == {script}
     directions = {f"{m}{every}" for m in means for every in ("", "_all")}
-    ways = {"dW", "-dW", "dW_lora", "dW_ia3", "prompt", "zero", "random", *directions}
-    assert set(table["way"]) == ways | {f"random_{d}" for d in directions}
+    ways = {"dW", "-dW", "dW_lora", "dW_ia3", "prompt", "base", "zero", *directions}
+    draws = {"random", *(f"random_{d}" for d in directions)}
+    assert set(table["way"]) == ways | draws | {f"{d}/100" for d in draws}
     assert (table["row_diff"] == 0).all() and set(table["dataset"]) == {"claims", "dilemmas"}
     zero = table.filter(way="zero")
     assert (zero["effect"] == 0).all() and (zero["lo"] == 0).all() and (zero["hi"] == 0).all()
@@ -167,7 +168,7 @@ def test_a_model_that_ends_no_answer(tmp_path, few, tok, capsys):
     module = experiment("t5_replicate")
     module.main(module.Config(**own))
     table, _ = read_table(tmp_path / "tables" / "t5_replicate.parquet")
-    assert set(table["way"]) == {"dW", "-dW", "prompt", "zero", "random"}
+    assert set(table["way"]) == {"dW", "-dW", "prompt", "base", "zero", "random", "random/100"}
     said = " ".join(capsys.readouterr().out.split())
     assert "directions are left out: pairs: no question got two finished" in said
     with pytest.raises(ValueError, match="no question got two finished"):  # training needs them
