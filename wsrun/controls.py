@@ -72,6 +72,7 @@ def idle(table: pl.DataFrame) -> Iterator[str]:
         still = part.filter(pl.col("variant").is_in(["base", "zero"]))["effect"].abs().max()
         said = f"{dataset}: what must do nothing: base and zero {still:.4f} nats"
         small = part.filter(pl.col("variant").str.contains("/100", literal=True))
+        small = small.drop_nulls("lo")  # one cluster has no interval
         if len(small):
             holds = int(((small["lo"] <= 0) & (small["hi"] >= 0)).sum())
             r = small.sort(pl.col("effect").abs()).row(-1, named=True)
