@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.conftest import bits, random_delta, same_bits
 from wscore import entries_sha256, paired, scale, site
 from wsrun.capture import add_vector, hooked
-from wsrun.forward import BASE, Change, Opened
+from wsrun.forward import BASE, OUT, STEPS, Change, Opened
 from wsrun.items import PREFILL, Item, user, with_system
 from wsrun.models import tiny_gemma3, tiny_qwen3
 from wsrun.plan import Choices
@@ -330,6 +330,7 @@ def test_states_stay_within_their_room(qwen, tok, items):
         change = {n: (i + 1.0) * t for n, t in d.items()}
         opened.run(Change(change, {}, 1.0, entries_sha256(change)))
         assert 0 < opened.states.size <= 3 * one
+        assert {step % STEPS for step, _ in opened.states.kept} == {OUT}, "no room inside layers"
     assert len(ran) == len(p), "layer 1 runs for the first change only"
     nothing = Opened(qwen, p, limit=0)
     nothing.run()

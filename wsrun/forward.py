@@ -35,6 +35,7 @@ READ, WRITE, UP, DOWN, OUT = range(5)
 STEPS = 5
 EMBEDDED = -1  # the step OUT of what comes before the layers
 OUTSIDE = -2  # of weights outside the layers: an embedding, the last norm, the head
+INSIDE = 10  # times the outputs of all layers: room from which states inside them are kept, too
 ATTENTION = "wscore"  # the name of `_attend` among transformers' attention functions
 Path = tuple[tuple[int, str], ...]  # (step, what is changed there), in order
 
@@ -77,14 +78,13 @@ class States:
         """Keep them while there is room; only a wanted state makes room among useful ones.
 
         The output of a layer that had to go and is made again is wanted: the next change that
-        begins alike needs it, too. States inside a layer go first, since they save less than one.
+        begins alike needs it, too.
         """
         key, size = (step, path), _bytes(states)
         if key in self.kept or size > self.limit:
             return
         wanted = wanted or hash(key) in self.lost
         unused = [k for k in self.kept if k not in self.useful]
-        unused.sort(key=lambda k: k[0] % STEPS == OUT)
         for other in [*unused, *(k for k in self.kept if wanted and k in self.useful)]:
             if self.size + size <= self.limit:
                 break
@@ -132,6 +132,8 @@ class Opened:
         self.last = len(self.layers) - 1 if narrow and self.parts[-1] else None
         self.steps: dict[str, int] = {}
         self.first, self.calls = self._embed()
+        outputs = len(self.layers) * sum(h.nbytes for h in self.first)
+        self.inside = self.states.limit >= INSIDE * outputs
 
     @torch.no_grad()
     def run(
@@ -200,12 +202,12 @@ class Opened:
     ) -> list[State]:
         """All batches through a layer from one of its steps on; keeps the states on the way, whose
         path is in `marks`; None: keeps nothing."""
-        keep = marks is not None and self.states.limit > 0
-        passed = [self._pass(layer, start, s, n, keep) for n, s in enumerate(states)]
+        watch = marks is not None and self.inside
+        passed = [self._pass(layer, start, s, n, watch) for n, s in enumerate(states)]
         out = [State(hidden) for hidden, _ in passed]
-        if keep and marks is not None:
+        if marks is not None and self.states.limit > 0:
             inner = [s for _, s in passed]
-            if all(s.gated is not None for s in inner):
+            if watch and all(s.gated is not None for s in inner):
                 for step in range(max(start + 1, WRITE), OUT):
                     self._keep(STEPS * layer + step, marks, [s.at(step) for s in inner])
             self._keep(STEPS * layer + OUT, marks, out)
@@ -219,7 +221,7 @@ class Opened:
         self.states.keep(step, path, states, wanted)
 
     def _pass(
-        self, layer: int, start: int, state: State, n: int, keep: bool
+        self, layer: int, start: int, state: State, n: int, watch: bool
     ) -> tuple[Tensor, State]:
         """One batch through a layer from a step on: what comes out, and what entered the steps."""
         batch, module, narrow = self.batches[n], self.layers[layer], layer == self.last
@@ -227,7 +229,7 @@ class Opened:
         with ExitStack() as stack:
             if start > READ and parts:
                 stack.enter_context(_given(parts, start, state))
-            if keep and parts and not narrow:
+            if watch and parts and not narrow:
                 stack.enter_context(_watched(parts, seen))
             if narrow and parts:
                 stack.enter_context(_narrowed(parts, batch.reads))
