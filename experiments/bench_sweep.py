@@ -14,9 +14,10 @@ is what a script does that calls transformers directly: for every variant and fo
 beside it, render and tokenize all items, batches of 8 in the order given, logits of the whole
 vocabulary at every position. Both ways steer by the same function. Then each lever of the
 sweep is switched off alone. The lists are those of one family (T7) and of two (T6). The larger
-shape has random rank-8 changes of its middle layers; it takes every `thin`-th slice of T7's list,
-two nulls in place of twenty, and `--memory` asks instead for the peak of resident memory of the
-sweep alone, in a fresh process that reads the model from disk, as a multiple of its weights.
+shape has random rank-8 changes of its middle layers and is asked about English dilemmas; it takes
+every `thin`-th slice of T7's list, without single cells and with two nulls in place of twenty, and
+`--memory` asks instead for the peak of resident memory of the sweep alone, in a fresh process that
+reads the model from disk, as a multiple of its weights.
 """
 
 import runpy

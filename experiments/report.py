@@ -90,7 +90,8 @@ def main(cfg: Config) -> None:
     blocks += [b for at, j in joined.items() for b in sheet.benchmark(at, j, costly)]
     blocks += [Heading("Dose and response"), figure]
     blocks += [Heading("What each part shows"), *shown(cfg, found)]
-    missing = [following(of_first(cfg, found), n) for n in SCRIPTS if n not in found]
+    same = of_first(cfg, found)
+    missing = [following(same, n) for n in SCRIPTS if n not in found]
     blocks += [Heading("Where the numbers come from"), *origin(found, missing)]
     for path in write(cfg, blocks, joined, found):
         console.print(f"written {path}", highlight=False)

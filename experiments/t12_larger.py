@@ -9,10 +9,9 @@ Rule:       as in the benchmark: a way beats dW, or loses to it, where the 95 % 
     python experiments/t12_larger.py                      # the embedded model, as a check
     python experiments/t12_larger.py --model Qwen/Qwen3-4B --device cuda
 
-The flow of T5 with one family. Weights of 4B parameters take 8 GB in
-bfloat16, and the proof of each adapter a copy in float32 beside them, 24 GB in all; training comes
-before and needs less. Most runs are those of directions, on validation items: --layers and
---coefficients make them fewer.
+The flow of T5 with one family. Weights of 4B parameters take 8 GB in bfloat16, and the proof of
+each adapter a copy in float32 beside them, 24 GB in all; training comes before and needs less. Most
+runs are those of directions, on validation items: --layers and --coefficients make them fewer.
 """
 
 from dataclasses import dataclass

@@ -20,6 +20,8 @@ from wsrun.chosen import DW, Chosen, way
 from wsrun.items import Item
 from wsrun.score import Variant, choice_ids, render
 
+SMALL = "/100"  # of a dose, in the name of a control
+
 
 def nothing(chosen: Mapping[str, Chosen]) -> Variant:
     """A control that does nothing: the chosen dW at dose zero times."""
@@ -45,7 +47,7 @@ def faint(controls: Iterable[Variant]) -> list[Variant]:
     found = []
     for v in controls:
         if v.seed is not None and v.name.startswith("random"):
-            name = v.name.replace(way(v.name), f"{way(v.name)}/100", 1)
+            name = v.name.replace(way(v.name), f"{way(v.name)}{SMALL}", 1)
             small = {"name": name, "alphas": tuple(a / 100 for a in v.alphas or ())}
             found.append(Variant(**{f.name: getattr(v, f.name) for f in fields(Variant)} | small))
     return found
@@ -71,7 +73,7 @@ def idle(table: pl.DataFrame) -> Iterator[str]:
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         still = part.filter(pl.col("variant").is_in(["base", "zero"]))["effect"].abs().max()
         said = f"{dataset}: what must do nothing: base and zero {still:.4f} nats"
-        small = part.filter(pl.col("variant").str.contains("/100", literal=True))
+        small = part.filter(pl.col("variant").str.contains(SMALL, literal=True))
         small = small.drop_nulls("lo")  # one cluster has no interval
         if len(small):
             holds = int(((small["lo"] <= 0) & (small["hi"] >= 0)).sum())

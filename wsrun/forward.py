@@ -65,7 +65,7 @@ class States:
         self.limit, self.size = limit, 0
         self.kept: dict[tuple[int, Path], list[State]] = {}  # the longest unused first
         self.useful: set[tuple[int, Path]] = set()
-        self.lost: set[int] = set()  # hashes of what had to go
+        self.lost: set[int] = set()  # hashes of the outputs of layers that had to go
 
     def find(self, step: int, path: Path) -> list[State] | None:
         """The state of every batch at a step, None where it is not kept."""
