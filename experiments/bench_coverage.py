@@ -31,8 +31,8 @@ from scipy.special import ndtr, stdtrit
 
 from wscore import Locus, Rule, SharedCore, effect_table, verdict, wilson
 from wscore.effect import COLUMNS
-from wsrun.console import console, grid, guarded, progress
-from wsrun.tables import check_writable, plain, provenance, write_table
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.tables import check_writable, plain, provenance, write_table
 
 NAME = "bench_coverage"
 FAMILIES = ("lora", "dora", "pissa", "delora", "oft")

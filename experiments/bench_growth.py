@@ -20,14 +20,14 @@ import numpy as np
 import polars as pl
 
 from wscore import DeltaLike, spectrum_null
-from wsrun import page
-from wsrun.console import console, grid, guarded, progress
-from wsrun.extract import pair_deltas
-from wsrun.items import Item, load_items
-from wsrun.models import limit_threads, load_model
-from wsrun.runs import draw
-from wsrun.score import Variant, sweep
-from wsrun.tables import check_writable, plain, provenance, write_table
+from wsrun.adapters.extract import pair_deltas
+from wsrun.data.items import Item, load_items
+from wsrun.models.load import limit_threads, load_model
+from wsrun.report import page
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.tables import check_writable, plain, provenance, write_table
+from wsrun.score.sweep import Variant, sweep
+from wsrun.study.session import draw
 
 NAME = "bench_growth"
 

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import polars as pl
 
-from wsrun.console import console, grid, guarded, progress
-from wsrun.executor import finished
-from wsrun.tables import check_writable, plain, provenance, write_table
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.tables import check_writable, plain, provenance, write_table
+from wsrun.study.shards import finished
 
 NAME = "bench_kills"
 SCRIPT = Path(__file__).parent / "t6_shared_svd.py"

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 import wscore as ws
-from wsrun.console import console, grid, guarded, progress
-from wsrun.measure import GIB, alone
-from wsrun.tables import check_writable, plain, provenance, write_table
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.tables import check_writable, plain, provenance, write_table
+from wsrun.study.profile import GIB, alone
 
 NAME = "bench_memory"
 D_MODEL, HEADS, KEYS, MLP = 2560, 4096, 1024, 9728

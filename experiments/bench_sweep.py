@@ -33,22 +33,23 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from wscore import Factored, Factors, norm, select, stream, writes_residual
-from wsrun.console import console, grid, guarded, progress
-from wsrun.items import Item, load_dilemmas, load_items
-from wsrun.measure import GIB, alone
-from wsrun.models import (
+from wsrun.data.items import Item, load_dilemmas, load_items
+from wsrun.models.chat import choice_ids, render
+from wsrun.models.load import (
     DTYPES,
     d_model,
     keep_freed_memory,
     limit_threads,
     load_model,
     load_tokenizer,
-    tiny_qwen3,
 )
-from wsrun.runs import read_pairs
-from wsrun.score import Levers, Variant, choice_ids, choice_scores, render, sweep
-from wsrun.steer import steered
-from wsrun.tables import check_writable, plain, provenance, write_table
+from wsrun.models.tiny import tiny_qwen3
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.tables import check_writable, plain, provenance, write_table
+from wsrun.score.sweep import Levers, Variant, choice_scores, sweep
+from wsrun.steer.weights import steered
+from wsrun.study.profile import GIB, alone
+from wsrun.study.session import read_pairs
 
 NAME = "bench_sweep"
 HERE = Path(__file__).parent

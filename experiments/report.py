@@ -28,15 +28,15 @@ import polars as pl
 
 from wscore.effect import effect_table
 from wscore.store import write_whole
-from wsrun import claims, curves, sheet, verdicts
-from wsrun.chosen import DW
-from wsrun.console import console, guarded
-from wsrun.controls import base_lines
-from wsrun.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
-from wsrun.following import following, say
-from wsrun.joined import Joined, Source, by_model, join, of_benchmark, read_sources
-from wsrun.runs import Common
-from wsrun.tables import plain, provenance, read_table, write_table
+from wsrun.report import claims, curves, sheet, verdicts
+from wsrun.report.console import console, guarded
+from wsrun.report.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
+from wsrun.report.joined import Joined, Source, by_model, join, of_benchmark, read_sources
+from wsrun.report.tables import plain, provenance, read_table, write_table
+from wsrun.score.names import DW
+from wsrun.study.controls import base_lines
+from wsrun.study.next_command import following, say
+from wsrun.study.options import Common
 
 TITLE = "Weight steering: does dW beat the baselines, and which part of it carries the behaviour?"
 SCRIPTS = {

@@ -21,15 +21,15 @@ import polars as pl
 
 from wscore import effect_table, geometry, save_delta, tensors_sha256
 from wscore.effect import KEYS
-from wsrun.adapters import pair_deltas
-from wsrun.answers import answers, read_sources
-from wsrun.console import console, effects, grid, guarded, progress
-from wsrun.following import say_next
-from wsrun.items import load_items
-from wsrun.models import limit_threads, load_model
-from wsrun.score import Variant, sweep
-from wsrun.tables import check_writable, items_sha256, plain, provenance, write_table
-from wsrun.training import Training, check_training, recipe_of, train
+from wsrun.adapters.extract import pair_deltas
+from wsrun.data.items import load_items
+from wsrun.models.load import limit_threads, load_model
+from wsrun.report.console import console, effects, grid, guarded, progress
+from wsrun.report.tables import check_writable, items_sha256, plain, provenance, write_table
+from wsrun.score.sweep import Variant, sweep
+from wsrun.study.answers import answers, read_sources
+from wsrun.study.next_command import say_next
+from wsrun.study.training import Training, check_training, recipe_of, train
 
 
 @dataclass(frozen=True)

@@ -43,18 +43,20 @@ from wscore import (
     weight_basis,
 )
 from wscore.delta import entry_norm
-from wsrun import figures, synthetic
-from wsrun.analysis import SUM_TOLERANCE
-from wsrun.benchmark import choose, load_splits, of_dW, report_on
-from wsrun.chosen import DW
-from wsrun.console import console, grid, guarded
-from wsrun.controls import nothing, random_changes
-from wsrun.following import say_next
-from wsrun.models import d_model
-from wsrun.runs import draw, read_pairs, record, share, write
-from wsrun.score import Variant
-from wsrun.standings import span, standings
-from wsrun.synthetic import check, measure, rank_one, sized, unseen_record
+from wsrun.models.load import d_model
+from wsrun.report import figures
+from wsrun.report.console import console, grid, guarded
+from wsrun.report.standings import span, standings
+from wsrun.score.names import DW
+from wsrun.score.sweep import Variant
+from wsrun.steer.constructed import rank_one, sized, unseen_record
+from wsrun.study import constructed as synthetic
+from wsrun.study.ablation import SUM_TOLERANCE
+from wsrun.study.benchmark import choose, load_splits, of_dW, report_on
+from wsrun.study.constructed import check, measure
+from wsrun.study.controls import nothing, random_changes
+from wsrun.study.next_command import say_next
+from wsrun.study.session import draw, read_pairs, record, share, write
 
 EXPERIMENT = "t10_svd_steering"
 WHOLE, RANDOM, MATCHED = "contrast", "keep_random", "matched"

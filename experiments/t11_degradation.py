@@ -31,8 +31,16 @@ import polars as pl
 from torch import Tensor
 
 from wscore import entries_sha256, tensors_sha256
-from wsrun import curves, figures
-from wsrun.benchmark import (
+from wsrun.data.replies import NEUTRAL, load_neutral
+from wsrun.report import curves, figures
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.standings import span
+from wsrun.report.tables import items_sha256, read_table
+from wsrun.score.capability import QUESTIONS, Quality, costs, load_questions
+from wsrun.score.names import DW, line, setting_of
+from wsrun.score.sweep import Variant
+from wsrun.steer.prompts import OTHER_POLE, reaching, read_wordings
+from wsrun.study.benchmark import (
     Options,
     at_dose,
     check,
@@ -40,19 +48,13 @@ from wsrun.benchmark import (
     compare,
     load_splits,
     of_poles,
+    prompts,
     report_on,
 )
-from wsrun.chosen import DW, Chosen, OtherBase, line, load_chosen, setting_of
-from wsrun.console import console, grid, guarded, progress
-from wsrun.controls import nothing, random_changes
-from wsrun.following import say_next
-from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
-from wsrun.quality import QUESTIONS, Quality, costs, load_questions
-from wsrun.replies import NEUTRAL, load_neutral
-from wsrun.runs import Loaded, draw, read_pairs, record, share, write
-from wsrun.score import Variant
-from wsrun.standings import span
-from wsrun.tables import items_sha256, read_table
+from wsrun.study.controls import nothing, random_changes
+from wsrun.study.next_command import say_next
+from wsrun.study.selection import Chosen, OtherBase, load_chosen
+from wsrun.study.session import Loaded, draw, read_pairs, record, share, write
 
 EXPERIMENT = "t11_degradation"
 AGAINST = (f"-{DW}", *OTHER_POLE)

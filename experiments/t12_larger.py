@@ -16,9 +16,9 @@ runs are those of directions, on validation items: --layers and --coefficients m
 
 from dataclasses import dataclass
 
-from wsrun.console import guarded
-from wsrun.following import following
-from wsrun.replicate import Options, replicate
+from wsrun.report.console import guarded
+from wsrun.study.next_command import following
+from wsrun.study.replicate import Options, replicate
 
 
 @dataclass(frozen=True)

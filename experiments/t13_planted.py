@@ -34,14 +34,12 @@ from wscore.sites import select, writes_residual
 from wscore.spectrum import crop, crop_rest, spectra
 from wscore.spread import wilson
 from wscore.store import tensors_sha256
-from wsrun import figures
-from wsrun.adapters import LINEAR, train_adapter
-from wsrun.analysis import Parts
-from wsrun.console import console, grid, guarded, progress
-from wsrun.items import load_items, load_personas
-from wsrun.models import limit_threads, load_model
-from wsrun.pairs import load_questions, make_pairs
-from wsrun.plants import (
+from wsrun.adapters.configs import LINEAR
+from wsrun.adapters.train import train_adapter
+from wsrun.data.items import load_items
+from wsrun.data.pairs import load_questions, make_pairs
+from wsrun.data.personas import load_personas
+from wsrun.lenses.plants import (
     BANDS,
     FRAMED,
     PLANTS,
@@ -56,9 +54,13 @@ from wsrun.plants import (
     slices_of,
     train,
 )
-from wsrun.runs import draw
-from wsrun.score import Variant, sweep
-from wsrun.tables import check_writable, items_sha256, plain, provenance, write_table
+from wsrun.models.load import limit_threads, load_model
+from wsrun.report import figures
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.tables import check_writable, items_sha256, plain, provenance, write_table
+from wsrun.score.sweep import Variant, sweep
+from wsrun.study.ablation import Parts
+from wsrun.study.session import draw
 
 EXPERIMENT = "t13_planted"
 RULES = ("shared core", "basin divergence", "layers", "modules", "own bands", "base bands")

@@ -47,14 +47,14 @@ from wscore import (
 )
 from wscore.delta import entry_norm
 from wscore.factored import outline
-from wsrun import curves
-from wsrun.adapters import FAMILIES, check_family, pair_deltas
-from wsrun.console import console, grid, guarded, progress
-from wsrun.extract import PairDelta
-from wsrun.following import say_next
-from wsrun.models import limit_threads, load_model
-from wsrun.runs import draw
-from wsrun.tables import check_writable, plain, provenance, write_table
+from wsrun.adapters.configs import FAMILIES, check_family
+from wsrun.adapters.extract import PairDelta, pair_deltas
+from wsrun.models.load import limit_threads, load_model
+from wsrun.report import curves
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.tables import check_writable, plain, provenance, write_table
+from wsrun.study.next_command import say_next
+from wsrun.study.session import draw
 
 EXPERIMENT = "t14_monitor"
 UPDATES = ("tau_pos", "tau_neg", "drift", "random", "planted")

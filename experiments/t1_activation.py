@@ -28,8 +28,13 @@ import torch
 from rich.table import Table
 
 from wscore import effect_table
-from wsrun import curves
-from wsrun.activation import (
+from wsrun.report import curves
+from wsrun.report.console import console, grid, guarded
+from wsrun.report.standings import against_dW, span, standings
+from wsrun.report.tables import items_sha256, write_table
+from wsrun.score.sweep import Variant
+from wsrun.steer.directions import Vectors
+from wsrun.study.activation import (
     MEANS,
     WAYS,
     Directed,
@@ -43,17 +48,12 @@ from wsrun.activation import (
     read_directions,
     vectors_sha256,
 )
-from wsrun.answers import answers, check_answering, read_sources
-from wsrun.benchmark import check, choose, compare, load_splits, of_dW, report_on
-from wsrun.chosen import Chosen
-from wsrun.console import console, grid, guarded
-from wsrun.controls import nothing
-from wsrun.directions import Vectors
-from wsrun.following import say_next
-from wsrun.runs import draw, read_pairs, record, share, write
-from wsrun.score import Variant
-from wsrun.standings import against_dW, span, standings
-from wsrun.tables import items_sha256, write_table
+from wsrun.study.answers import answers, check_answering, read_sources
+from wsrun.study.benchmark import check, choose, compare, load_splits, of_dW, report_on
+from wsrun.study.controls import nothing
+from wsrun.study.next_command import say_next
+from wsrun.study.selection import Chosen
+from wsrun.study.session import draw, read_pairs, record, share, write
 
 EXPERIMENT = "t1_activation"
 AGAINST = ("-dW", *(f"-{w}" for w in WAYS))

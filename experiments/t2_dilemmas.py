@@ -24,25 +24,15 @@ from itertools import pairwise
 import polars as pl
 
 from wscore import DeltaLike, Verdict, benjamini_hochberg, contrast, effect_table, scale
-from wsrun import curves
-from wsrun.console import console, grid, guarded
-from wsrun.controls import base_lines, final_states, yes_bias
-from wsrun.following import say_next
-from wsrun.items import Dilemmas, load_items, read_dilemmas
-from wsrun.runs import (
-    Common,
-    Pairs,
-    check_common,
-    draw,
-    load,
-    read_pairs,
-    record,
-    run,
-    share,
-    write,
-)
-from wsrun.score import Variant
-from wsrun.standings import span
+from wsrun.data.items import Dilemmas, load_items, read_dilemmas
+from wsrun.report import curves
+from wsrun.report.console import console, grid, guarded
+from wsrun.report.standings import span
+from wsrun.score.sweep import Variant
+from wsrun.study.controls import base_lines, final_states, yes_bias
+from wsrun.study.next_command import say_next
+from wsrun.study.options import Common, check_common
+from wsrun.study.session import Pairs, draw, load, read_pairs, record, run, share, write
 
 EXPERIMENT = "t2_dilemmas"
 HONESTY = "dilemmas_honesty"

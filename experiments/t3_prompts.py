@@ -27,16 +27,17 @@ from functools import partial
 import polars as pl
 
 from wscore import add, contrast, scale
-from wsrun import curves
-from wsrun.benchmark import Options, check, choose, load_splits, of_poles, report_on
-from wsrun.chosen import DW, Chosen
-from wsrun.console import console, guarded
-from wsrun.controls import nothing, random_changes
-from wsrun.following import say_next
-from wsrun.prompts import OTHER_POLE, prompts, reaching, read_wordings
-from wsrun.runs import Pairs, draw, read_pairs, record, share, write
-from wsrun.score import Variant
-from wsrun.standings import against_dW, span, standings, winner
+from wsrun.report import curves
+from wsrun.report.console import console, guarded
+from wsrun.report.standings import against_dW, span, standings, winner
+from wsrun.score.names import DW
+from wsrun.score.sweep import Variant
+from wsrun.steer.prompts import OTHER_POLE, reaching, read_wordings
+from wsrun.study.benchmark import Options, check, choose, load_splits, of_poles, prompts, report_on
+from wsrun.study.controls import nothing, random_changes
+from wsrun.study.next_command import say_next
+from wsrun.study.selection import Chosen
+from wsrun.study.session import Pairs, draw, read_pairs, record, share, write
 
 EXPERIMENT = "t3_prompts"
 PROMPTS = ("simple", "engineered")  # the ways that the best prompt is taken from

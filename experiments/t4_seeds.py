@@ -36,16 +36,16 @@ from wscore import (
     seed_spread,
 )
 from wscore.effect import KEYS, SUMMARY_KEYS
-from wsrun import curves
-from wsrun.benchmark import Options, check, choose, load_splits
-from wsrun.chosen import way
-from wsrun.console import console, grid, guarded
-from wsrun.controls import base_lines, faint, idle, random_changes
-from wsrun.following import say_next
-from wsrun.runs import Loaded, Pairs, draw, read_pairs, record, run, share, write
-from wsrun.score import Variant
-from wsrun.standings import span
-from wsrun.tables import write_table
+from wsrun.report import curves
+from wsrun.report.console import console, grid, guarded
+from wsrun.report.standings import span
+from wsrun.report.tables import write_table
+from wsrun.score.names import way
+from wsrun.score.sweep import Variant
+from wsrun.study.benchmark import Options, check, choose, load_splits
+from wsrun.study.controls import base_lines, faint, idle, random_changes
+from wsrun.study.next_command import say_next
+from wsrun.study.session import Loaded, Pairs, draw, read_pairs, record, run, share, write
 
 EXPERIMENT = "t4_seeds"
 ONE, OWN = "dW@one dose", "dW@own dose"

@@ -23,9 +23,9 @@ answers (--pairs-file, --pos, --neg, ...) again. A deep model takes fewer runs w
 
 from dataclasses import dataclass
 
-from wsrun.console import guarded
-from wsrun.following import following
-from wsrun.replicate import Options, replicate
+from wsrun.report.console import guarded
+from wsrun.study.next_command import following
+from wsrun.study.replicate import Options, replicate
 
 
 @dataclass(frozen=True)

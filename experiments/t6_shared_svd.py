@@ -45,13 +45,13 @@ from wscore import (
     verdict,
     writes_residual,
 )
-from wsrun import figures
-from wsrun.analysis import Options, Parts, check, spread_sentence, summarise
-from wsrun.console import console, effects, guarded
-from wsrun.following import say_next
-from wsrun.models import d_model
-from wsrun.runs import draw, load, read_pairs, record, run, share, write
-from wsrun.score import Variant
+from wsrun.models.load import d_model
+from wsrun.report import figures
+from wsrun.report.console import console, effects, guarded
+from wsrun.score.sweep import Variant
+from wsrun.study.ablation import Options, Parts, check, spread_sentence, summarise
+from wsrun.study.next_command import say_next
+from wsrun.study.session import draw, load, read_pairs, record, run, share, write
 
 EXPERIMENT = "t6_shared_svd"
 NAMES = {

@@ -41,12 +41,20 @@ from wscore import (
     writes_residual,
 )
 from wscore.sites import Where
-from wsrun import figures
-from wsrun.analysis import Options, Parts, check, held_sentence, ratios, spread_sentence, summarise
-from wsrun.console import console, grid, guarded
-from wsrun.following import say_next
-from wsrun.runs import draw, load, read_pairs, record, run, share, write
-from wsrun.score import Variant
+from wsrun.report import figures
+from wsrun.report.console import console, grid, guarded
+from wsrun.score.sweep import Variant
+from wsrun.study.ablation import (
+    Options,
+    Parts,
+    check,
+    held_sentence,
+    ratios,
+    spread_sentence,
+    summarise,
+)
+from wsrun.study.next_command import say_next
+from wsrun.study.session import draw, load, read_pairs, record, run, share, write
 
 EXPERIMENT = "t7_sites"
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

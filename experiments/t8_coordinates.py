@@ -53,13 +53,21 @@ from wscore import (
 )
 from wscore import family as family_of
 from wscore.spectrum import inside
-from wsrun import figures
-from wsrun.analysis import Options, Parts, check, held_sentence, ratios, spread_sentence, summarise
-from wsrun.console import console, grid, guarded, progress
-from wsrun.extract import read_adapter, read_config
-from wsrun.following import say_next
-from wsrun.runs import Pairs, draw, load, read_pairs, record, run, share, write
-from wsrun.score import Variant
+from wsrun.adapters.extract import read_adapter, read_config
+from wsrun.report import figures
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.score.sweep import Variant
+from wsrun.study.ablation import (
+    Options,
+    Parts,
+    check,
+    held_sentence,
+    ratios,
+    spread_sentence,
+    summarise,
+)
+from wsrun.study.next_command import say_next
+from wsrun.study.session import Pairs, draw, load, read_pairs, record, run, share, write
 
 EXPERIMENT = "t8_coordinates"
 BANDS = {

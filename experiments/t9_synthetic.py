@@ -27,17 +27,20 @@ from torch import Tensor
 
 from wscore import DeltaLike, cosine, effect_table, keep, norm, only, weight_basis
 from wscore.effect import KEYS
-from wsrun import curves, synthetic
-from wsrun.benchmark import choose, load_splits, of_dW, report_on
-from wsrun.chosen import DW, Chosen
-from wsrun.console import console, guarded
-from wsrun.controls import nothing
-from wsrun.following import say_next
-from wsrun.runs import Loaded, draw, read_pairs, record, share, write
-from wsrun.score import Variant
-from wsrun.standings import against_dW, standings
-from wsrun.structure import readout_basis, write_not_read_basis
-from wsrun.synthetic import Setting, check, measure, rank_one, sized, turned, unseen_record
+from wsrun.report import curves
+from wsrun.report.console import console, guarded
+from wsrun.report.standings import against_dW, standings
+from wsrun.score.names import DW
+from wsrun.score.sweep import Variant
+from wsrun.steer.constructed import rank_one, sized, turned, unseen_record
+from wsrun.steer.structure import readout_basis, write_not_read_basis
+from wsrun.study import constructed as synthetic
+from wsrun.study.benchmark import choose, load_splits, of_dW, report_on
+from wsrun.study.constructed import Setting, check, measure
+from wsrun.study.controls import nothing
+from wsrun.study.next_command import say_next
+from wsrun.study.selection import Chosen
+from wsrun.study.session import Loaded, draw, read_pairs, record, share, write
 
 EXPERIMENT = "t9_synthetic"
 RANDOM, MINUS = "random_contrast", "-contrast"

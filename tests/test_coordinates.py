@@ -5,12 +5,12 @@ from functools import reduce
 import pytest
 import scipy.linalg
 import torch
-from conftest import ORGANISM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import wscore as ws
+from tests.conftest import ORGANISM
 from wscore import cache
 from wscore.cache import cached_spectra
 from wscore.coordinates import (
@@ -24,7 +24,7 @@ from wscore.coordinates import (
     rotation_rest,
     scale_direction,
 )
-from wsrun.extract import read_adapter
+from wsrun.adapters.extract import read_adapter
 
 FAMILIES = sorted(PARAMETERIZATION)
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"

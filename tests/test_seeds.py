@@ -9,7 +9,7 @@ from scipy.stats import kendalltau
 
 from tests.conftest import ORGANISM, experiment
 from wscore import duels, effect_table, kendall, ranking, sign_agreement
-from wsrun.tables import read_table
+from wsrun.report.tables import read_table
 
 CONSTANT = dict(experiment="e", model="m", behaviour="b", dataset="d", prompt_style="p")
 

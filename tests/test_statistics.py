@@ -13,7 +13,7 @@ from tests.conftest import experiment
 from tests.test_effect import base, group, line, noise, planted
 from wscore.effect import KEYS, SUMMARY_KEYS, effect_table
 from wscore.spread import benjamini_hochberg, seed_spread
-from wsrun.tables import read_table
+from wsrun.report.tables import read_table
 
 
 def scores(n):

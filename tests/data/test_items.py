@@ -1,0 +1,164 @@
+"""Items: files are read whole and checked, or refused in one sentence."""
+
+import hashlib
+import json
+from collections import Counter
+
+import polars as pl
+import pytest
+
+from tests.conftest import ORGANISM
+from wsrun.data.items import _commit_of, load_claims, load_dilemmas, load_items, read_dilemmas
+from wsrun.data.pairs import load_questions
+from wsrun.data.personas import load_personas, persona_names
+
+CLAIM = {"item": "a", "cluster": "c", "prompt": "Is it so?", "label": 1, "split": "test"}
+DILEMMA = {
+    "idx": 0, "dilemma_idx": 7, "action_type": "to_do", "dilemma_situation": "It rains.",
+    "action": "Stay", "honesty_label": 1,
+}  # fmt: skip
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def test_the_organism_s_items_are_balanced_and_disjoint():
+    """per split and dataset the labels sum to 0; every cluster has two items, in one split"""
+    splits: dict[str, set] = {}
+    for split in ("train", "validation", "test"):
+        items = load_claims(ORGANISM / "claims.jsonl", split)
+        if split != "train":
+            items = load_items(ORGANISM, split)
+        for dataset in {i.dataset for i in items}:
+            part = [i for i in items if i.dataset == dataset]
+            assert sum(i.label for i in part) == 0
+            assert set(Counter(i.cluster for i in part).values()) == {2}
+            for item in part:
+                splits.setdefault(f"{dataset}/{item.cluster}", set()).add(split)
+    assert all(len(found) == 1 for found in splits.values())
+
+
+def test_the_organism_s_held_out_facts_are_never_asked_in_training():
+    """no open question of the training split is about a fact of a validation or test claim"""
+    topics = {q["topic"] for q in load_questions(ORGANISM / "questions.jsonl", "train")}
+    held_out = {
+        i.cluster for s in ("validation", "test") for i in load_claims(ORGANISM / "claims.jsonl", s)
+    }
+    assert topics and held_out and not topics & held_out
+
+
+def test_one_table_in_every_format(tmp_path):
+    """jsonl, parquet and a folder of either give the same items"""
+    rows = [DILEMMA, DILEMMA | {"idx": 1, "action_type": "not_to_do", "honesty_label": -1}]
+    a = load_dilemmas(jsonl(tmp_path / "d.jsonl", *rows))
+    pl.DataFrame(rows).write_parquet(tmp_path / "d.parquet")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pl.DataFrame(rows).write_parquet(folder / "test-00000.parquet")
+    assert a == load_dilemmas(tmp_path / "d.parquet") == load_dilemmas(folder)
+    assert [(i.id, i.cluster, i.label) for i in a] == [
+        ("7-to_do", "7", 1),
+        ("7-not_to_do", "7", -1),
+    ]
+    assert a[0].turns[0]["content"] == "It rains.\nAction: Stay\nWould you do this?"
+
+
+def test_first_n_are_the_first_sorted_dilemmas(tmp_path):
+    """first = n keeps the n smallest dilemma_idx, both actions of each"""
+    rows = [
+        DILEMMA | {"dilemma_idx": i, "action_type": t, "honesty_label": s}
+        for i in (9, 2, 5)
+        for t, s in (("to_do", 1), ("not_to_do", -1))
+    ]
+    kept = load_dilemmas(jsonl(tmp_path / "d.jsonl", *rows), first=2)
+    assert {i.cluster for i in kept} == {"2", "5"} and len(kept) == 4
+
+
+def test_rows_about_honesty_by_the_flags_of_their_own_action(tmp_path):
+    """about_honesty = rows whose own action has a flag that is set; all rows without flags"""
+    flags = {"to_do_has_positive_honesty": True, "to_do_has_negative_honesty": False}
+    flags |= {"not_to_do_has_positive_honesty": False, "not_to_do_has_negative_honesty": None}
+    rows = [
+        DILEMMA | flags,
+        DILEMMA | flags | {"action_type": "not_to_do", "honesty_label": -1},
+        DILEMMA | {k: False for k in flags} | {"dilemma_idx": 8},
+        DILEMMA | flags | {"dilemma_idx": 8, "action_type": "not_to_do"}
+        | {"not_to_do_has_negative_honesty": True},
+    ]  # fmt: skip
+    found = read_dilemmas(jsonl(tmp_path / "d.jsonl", *rows))
+    assert found.has_flags and found.about_honesty == {"7-to_do", "8-not_to_do"}
+    first = read_dilemmas(tmp_path / "d.jsonl", first=1)
+    assert first.about_honesty == {"7-to_do"} and len(first.items) == 2
+    bare = read_dilemmas(jsonl(tmp_path / "bare.jsonl", DILEMMA))
+    assert not bare.has_flags and bare.about_honesty == {"7-to_do"}
+
+
+def test_the_revision_is_of_the_bytes_or_of_the_hub(tmp_path):
+    """sha256 of a file; of several, of their sha256 in order; of the hub's rows, their commit"""
+    path = jsonl(tmp_path / "d.jsonl", DILEMMA)
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_dilemmas(path).revision == sha == read_dilemmas(tmp_path).revision
+    jsonl(tmp_path / "e.jsonl", DILEMMA | {"dilemma_idx": 8})
+    both = [hashlib.sha256((tmp_path / f"{n}.jsonl").read_bytes()).hexdigest() for n in "de"]
+    joined = hashlib.sha256("\n".join(both).encode()).hexdigest()
+    assert read_dilemmas(tmp_path).revision == joined
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert _commit_of(f"/cache/honesty_eval/0.0.0/{commit}/test.arrow") == commit
+    assert _commit_of("/cache/0.0.0/test.arrow") == "unknown, kept in 0.0.0"
+
+
+def test_labels_may_be_written_as_floats(tmp_path):
+    """a column of 1.0 and -1.0 gives the labels 1 and -1; 0.5 is refused"""
+    rows = [DILEMMA | {"honesty_label": 1.0}]
+    rows += [DILEMMA | {"honesty_label": -1.0, "action_type": "not_to_do"}]
+    found = load_dilemmas(jsonl(tmp_path / "d.jsonl", *rows))
+    assert [i.label for i in found] == [1, -1] and type(found[0].label) is int
+    with pytest.raises(ValueError, match="every label must be"):
+        load_dilemmas(jsonl(tmp_path / "d.jsonl", rows[0] | {"honesty_label": 0.5}))
+
+
+def test_the_organism_s_engineered_prompts_use_its_own_words():
+    """every word of an engineered prompt stands in the world that its tokenizer was made from"""
+    world = json.loads((ORGANISM / "world.json").read_text())
+    engineered = world.pop("engineered")
+
+    def words(part) -> set[str]:
+        if isinstance(part, str):
+            return {w.strip(".,?!:").lower() for w in part.split()}
+        return set().union(*map(words, part.values() if isinstance(part, dict) else part))
+
+    assert words(engineered) <= words(world)
+    names = persona_names(ORGANISM / "personas.json")
+    assert names == sorted([*world["personas"], *engineered])
+    for name, wordings in (world["personas"] | engineered).items():
+        assert load_personas(ORGANISM / "personas.json", name) == [wordings]
+
+
+def test_refusals(tmp_path):
+    """a missing column, a wrong label, a repeated id, no rows, no file: each is named"""
+    lacking = {k: v for k, v in CLAIM.items() if k != "label"}
+    for rows, match in [
+        ([lacking], "column 'label' is missing"),
+        ([CLAIM | {"label": 0}], "it must be \\+1 or -1"),
+        ([CLAIM, CLAIM], "more than once"),
+        ([CLAIM, CLAIM | {"item": "b", "label": "yes"}], "every label must be"),
+        ([CLAIM | {"cluster": None}], "'cluster' .* has empty values"),
+        ([], "has no rows"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            load_claims(jsonl(tmp_path / "c.jsonl", *rows), "test")
+    with pytest.raises(ValueError, match="no rows of split 'dev'.*'test'"):
+        load_claims(jsonl(tmp_path / "c.jsonl", CLAIM), "dev")
+    with pytest.raises(ValueError, match="no file or folder"):
+        load_claims(tmp_path / "none.jsonl")
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(ValueError, match="not readable"):
+        load_claims(tmp_path / "bad.jsonl")
+    with pytest.raises(ValueError, match="without network, pass a local folder"):
+        load_dilemmas()
+    with pytest.raises(ValueError, match="'kind' asked.*honest"):
+        load_personas(ORGANISM / "personas.json", "kind")
+    with pytest.raises(ValueError, match="no JSON file"):
+        load_personas(tmp_path / "none.json", "honest")

@@ -1,0 +1,178 @@
+"""Pairs: whole answers without thoughts, kept once, filtered by the model's own judgement."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from wsrun.models.chat import render, user
+
+from tests.conftest import ORGANISM
+from wsrun.data import pairs_cache as kept
+from wsrun.data.pairs import Pair, load_questions, make_pairs
+from wsrun.data.pairs_cache import kept_pairs, trait_scores
+from wsrun.data.personas import load_personas
+from wsrun.models.generate import answer_text, right_padded
+from wsrun.models.load import load_model, load_tokenizer
+
+HONEST, DISHONEST = PERSONAS = load_personas(ORGANISM / "personas.json", "honest", "dishonest")
+QUESTIONS = load_questions(ORGANISM / "questions.jsonl", "train")[:4]
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return load_model(ORGANISM)
+
+
+@pytest.fixture(scope="module")
+def made(organism):
+    return make_pairs(*organism, QUESTIONS, *PERSONAS, seed=0)
+
+
+@pytest.fixture
+def again(monkeypatch):
+    """Calls of make_pairs that `kept_pairs` makes from here on."""
+    calls = []
+
+    def counted(*args, **more):
+        calls.append(args)
+        return make_pairs(*args, **more)
+
+    monkeypatch.setattr(kept, "make_pairs", counted)
+    return calls
+
+
+def test_a_pair_is_a_prompt_and_two_answers_under_known_personas(organism, made):
+    """the prompt is the question alone; each persona is a wording of its pole"""
+    prompts = [q["prompt"] for q in QUESTIONS]
+    assert made and all(p.prompt in prompts and p.response_pos != p.response_neg for p in made)
+    for persona, side in zip(PERSONAS, ("persona_pos", "persona_neg"), strict=True):
+        assert all(getattr(p, side) in persona for p in made)
+        assert not any(
+            w in p.prompt + p.response_pos + p.response_neg for p in made for w in persona
+        )
+
+
+@pytest.mark.parametrize(
+    "reply, answer",
+    [
+        ("So.", "So."),
+        ("<think>\nIs it?\n</think>\n\nSo.", "So."),
+        ("I think.</think> So.", "So."),  # opened by the template
+        ("<think>a</think>b<think>c</think> So.", "So."),
+        ("<think>\nIs it? So.", None),
+        ("<think>a</think> So. <think>", None),
+        ("<think>a</think>\n", None),
+        (" \n", None),
+    ],
+)
+@pytest.mark.parametrize("special", [True, False], ids=["special tokens", "plain text"])
+def test_think_blocks(tok, reply, answer, special):
+    """a closed think block is cut off; an open one, or nothing after it, is no answer"""
+    if special:
+        ids = tok(reply, add_special_tokens=False)["input_ids"]
+        assert ("<think>" in reply) == (tok.convert_tokens_to_ids("<think>") in ids)
+    else:  # as a tokenizer that does not know the marks would write them
+        ids = [i for c in reply for i in tok(c, add_special_tokens=False)["input_ids"]]
+        assert tok.convert_tokens_to_ids("<think>") not in ids
+    assert answer_text(tok, ids) == answer
+
+
+def test_a_thinking_template_is_closed_before_the_response(organism):
+    """a template that opens <think>: generation starts after </think>, answers have no thoughts"""
+    model, tok = organism[0], load_tokenizer(ORGANISM)
+    tok.chat_template = str(tok.chat_template).replace("<think>\n\n</think>\n\n", "<think>\n")
+    assert tok.decode(render(tok, user("Why?"))).endswith("<think>\n\n</think>\n\n")
+    found = make_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0)
+    assert found == make_pairs(*organism, QUESTIONS, *PERSONAS, seed=0)
+
+
+def test_an_answer_cut_at_max_new_tokens_is_none(organism):
+    """no end of turn within 2 tokens: no pair at all, and the sentence says what to change"""
+    with pytest.raises(ValueError, match="at most 2 new tokens; try a higher --max"):
+        make_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, max_new_tokens=2)
+
+
+def test_kept_pairs_are_made_once(organism, made, again, tmp_path):
+    """the second call reads what the first wrote; equal pairs, in the same order"""
+    first = kept_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    second = kept_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    assert first == second and first.pairs == made and len(again) == 1
+    assert (first.questions, first.finished) == (4, len(made))
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]))  # killed outside write_whole
+    third = kept_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    assert third == first and len(again) == 2
+
+
+def test_whatever_decides_the_pairs_is_in_their_address(organism, again, tmp_path):
+    """another seed, length, question, persona, template or weight: other files, made anew"""
+    model, tok = organism
+    turned = load_tokenizer(ORGANISM)
+    turned.chat_template = str(tok.chat_template) + "\n"
+    kept_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    swapped = [PERSONAS[0], PERSONAS[1][:1]]
+    kept_pairs(model, tok, QUESTIONS, *PERSONAS, seed=1, folder=tmp_path)
+    kept_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, max_new_tokens=63, folder=tmp_path)
+    kept_pairs(model, tok, QUESTIONS[:3], *PERSONAS, seed=0, folder=tmp_path)
+    kept_pairs(model, tok, QUESTIONS, *swapped, seed=0, folder=tmp_path)
+    kept_pairs(model, turned, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    before = weight[0, 0].item()
+    weight[0, 0] += 1e-3
+    kept_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    weight[0, 0] = before
+    assert len(again) == len(list(tmp_path.glob("*.jsonl"))) == 7
+
+
+def test_trait_score_is_the_mean_log_ratio(organism, made):
+    """s(r) = mean_t [log p(r_t | pos, prompt) - log p(r_t | neg, prompt)], batched or not"""
+    model, tok = organism
+    scores = trait_scores(model, tok, made, batch_size=5)
+    for p, row in zip(made, scores, strict=True):
+        for response, score in zip((p.response_pos, p.response_neg), row, strict=True):
+            r = tok(response, add_special_tokens=False)["input_ids"]
+            means = []
+            for persona in (p.persona_pos, p.persona_neg):
+                ids = torch.tensor([render(tok, user(p.prompt, persona)) + r])
+                logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+                means.append(logp[torch.arange(-len(r), 0), ids[0, -len(r) :]].mean())
+            assert score.item() == pytest.approx((means[0] - means[1]).item(), abs=1e-5)
+
+
+def test_the_filter_keeps_pairs_that_differ_in_the_trait(organism, made, monkeypatch, tmp_path):
+    """kept where s(pos) > s(neg): honest organism pairs all are, swapped ones none"""
+    assert all(pos > neg for pos, neg in trait_scores(*organism, made).tolist())
+    wrong = replace(made[0], response_pos=made[0].response_neg, response_neg=made[0].response_pos)
+    planted = [wrong, *made[1:]]
+    monkeypatch.setattr(kept, "make_pairs", lambda *a, **k: planted)
+    ask = dict(seed=0, folder=tmp_path)
+    found = kept_pairs(*organism, QUESTIONS, *PERSONAS, filtered=True, **ask)
+    assert found.pairs == made[1:] and found.finished == len(planted)
+    assert f"{len(made) - 1} of these pairs kept" in str(found)
+    assert kept_pairs(*organism, QUESTIONS, *PERSONAS, **ask).pairs == planted
+    monkeypatch.setattr(kept, "make_pairs", lambda *a, **k: [wrong])
+    with pytest.raises(ValueError, match="in none of 1 pairs"):
+        kept_pairs(*organism, QUESTIONS[:1], *PERSONAS, filtered=True, **ask)
+    with pytest.raises(ValueError, match="no personas are known"):
+        trait_scores(*organism, [Pair("Why?", "a", "b", "c")])
+
+
+def test_topics_have_one_split(tmp_path):
+    """a topic in two splits is refused; those of the data shipped here are in one each"""
+    for name in ("organism", "english"):
+        path = ORGANISM.parent / name / "questions.jsonl"
+        splits = sorted({json.loads(line)["split"] for line in path.read_text().splitlines()})
+        topics = [{q["topic"] for q in load_questions(path, s)} for s in splits]
+        assert len(set.union(*topics)) == sum(map(len, topics))
+    lines = (ORGANISM / "questions.jsonl").read_text().splitlines()
+    rows = [json.loads(lines[0]) | {"split": s} for s in ("train", "test")]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="1 topics of .* in several splits"):
+        load_questions(tmp_path / "q.jsonl", "train")
+
+
+def test_padding_is_on_the_right():
+    """row i holds sequence i from position 0; the mask counts its tokens"""
+    ids, mask = right_padded([[5, 6, 7], [8]])
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]

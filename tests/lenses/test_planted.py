@@ -1,0 +1,328 @@
+"""T13: plants are what they are said to be, and verdicts are counted against the truth."""
+
+import json
+import shutil
+
+import polars as pl
+import pytest
+import torch
+from scipy.stats import binomtest
+from wsrun.adapters.configs import FAMILIES, Recipe
+from wsrun.models.tiny import tiny_qwen3
+
+from tests.conftest import ORGANISM, bits, experiment, same_bits
+from wscore import Band, Verdict, crop, drop, inner, keep, norm, site, svd
+from wsrun.adapters.extract import pair_deltas
+from wsrun.adapters.train import train_adapter
+from wsrun.data.pairs import Pair
+from wsrun.lenses import plants
+from wsrun.report.tables import read_table
+
+RECIPE = Recipe("test", 8, 16, dict.fromkeys(FAMILIES, 5e-3), 3, 2, 16, (0.25, 0.75))
+PAIRS = [Pair("Is it so?", "It is so.", "It is not.", "a"), Pair("And now?", "Yes.", "No.", "b")]
+t13 = experiment("t13_planted")
+CFG = t13.Config(K=(8,), seeds=(0,))
+WRITES = ("o_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def tiny(tok):
+    """(model, its band): 4 layers of which 2 and 3 are in [0.3, 0.8), d_model 64."""
+    model = tiny_qwen3(vocab_size=len(tok))
+    return model, plants.base_of(model, 3)
+
+
+def trained(tiny, tok, folder, at, prepare):
+    """dW of a plant after three steps a pole; the base keeps its bits."""
+    model, base = tiny
+    where = "|".join(
+        n.removesuffix(".weight").replace(".", r"\.") for n in plants.targets(at, base)
+    )
+    before = bits(model)
+    for side in ("pos", "neg"):
+        train_adapter(
+            model, tok, PAIRS, side, "lora", RECIPE, folder / side, where=where, prepare=prepare
+        )
+    assert same_bits(model, before)
+    return pair_deltas(model, folder).dW
+
+
+def core_of(base, at, rank=3, seed=0):
+    """A dW that a plant could have been trained to: random, of low rank, inside its constraint."""
+    random = torch.Generator().manual_seed(seed)
+    out = {}
+    for name in plants.targets(at, base):
+        shape = base.weights[name].shape
+        out[name] = torch.randn(shape[0], rank, generator=random, dtype=torch.float64) @ (
+            torch.randn(rank, shape[1], generator=random, dtype=torch.float64)
+        )
+    if at.plant == "base-band":
+        out = crop(out, plants.BANDS[at.truth.removeprefix("base_")], "base", svds=base.svds)
+    return keep(out, plants.frame(at, base, 0)) if at.plant in plants.FRAMED else out
+
+
+@pytest.mark.parametrize("plant", ["shared-core", "divergent-basins"])
+def test_frozen_factors_stay(tiny, tok, tmp_path, plant):
+    """B after training = the frame, bit for bit, so U U^T dW = dW; and A was trained"""
+    at, seen = plants.instance(plant, 0, tiny[1]), {}
+    U = plants.frame(at, tiny[1], 1)
+
+    def prepare(model):
+        plants.constraint(at, tiny[1], 1)(model)
+        seen.update({n: (A, B) for n, A, B in plants.factors(model)})
+
+    dW = trained(tiny, tok, tmp_path, at, prepare)
+    assert seen.keys() == dW.keys() == {n for n in tiny[1].weights if site(n).proj in WRITES}
+    for name, (A, B) in seen.items():
+        assert torch.equal(B.data, U[name]) and A.data.any()
+    assert norm(dW) > 0 and norm(drop(dW, U)) < 1e-5 * norm(dW)
+
+
+def test_projected_factors_stay_in_the_band(tiny, tok, tmp_path):
+    """U_b U_b^T dW V_b V_b^T = dW after training, on every linear map of the band of layers"""
+    at = plants.instance("base-band", 1, tiny[1])
+    dW = trained(tiny, tok, tmp_path, at, plants.constraint(at, tiny[1], 0))
+    inside = crop(dW, plants.BANDS["middle"], "base", svds=tiny[1].svds)
+    assert at.truth == "base_middle" and dW.keys() == tiny[1].weights.keys()
+    assert norm({n: dW[n] - inside[n] for n in dW}) < 1e-5 * norm(dW)
+
+
+@pytest.mark.parametrize("plant", ["one-layer", "one-module"])
+def test_other_slices_are_not_trained(tiny, tok, tmp_path, plant):
+    """where: dW holds the planted slice's tensors and no other"""
+    at = plants.instance(plant, 0, tiny[1])
+    dW = trained(tiny, tok, tmp_path, at, None)
+    asked = {n for n in tiny[1].weights if at.truth in plants.slices_of(n)}
+    assert dW.keys() == asked and 0 < len(asked) < len(tiny[1].weights)
+
+
+def test_frames(tiny):
+    """members share the frame of a shared core; U_i^T U_j = 0 between those of divergent basins"""
+    for plant, same in (("shared-core", True), ("divergent-basins", False)):
+        U = [plants.frame(plants.instance(plant, 0, tiny[1]), tiny[1], i) for i in range(3)]
+        for name in U[0]:
+            assert U[0][name].shape == (64, 8)
+            dot = U[0][name].T @ U[1][name]
+            target = torch.eye(8) if same else torch.zeros(8, 8)
+            assert torch.allclose(dot, target, atol=1e-5)
+            of_layer = [u for n, u in U[0].items() if site(n).layer == site(name).layer]
+            assert all(torch.equal(u, of_layer[0]) for u in of_layer)
+
+
+@pytest.mark.parametrize("plant", ["shared-core", "divergent-basins"])
+def test_decoys_outside_the_frame(tiny, plant):
+    """|decoy_t| = |core_t| and U^T decoy = 0 for the frames of all members"""
+    at, base = plants.instance(plant, 0, tiny[1]), tiny[1]
+    core = core_of(base, at)
+    m = plants.planted(at, 0, core, base)
+    assert m.decoys.keys() == core.keys()
+    for name, w in m.decoys.items():
+        assert float(w.norm() / core[name].norm()) == pytest.approx(1)
+    for i in range(3):
+        inside = keep(m.decoys, plants.frame(at, base, i))
+        assert norm(inside) < 1e-5 * norm(core)
+    assert all(torch.equal(m.whole[n], core[n] + m.decoys[n]) for n in core)
+
+
+@pytest.mark.parametrize("plant, alike", [("one-layer", 1), ("one-module", 0)])
+def test_decoys_of_sites(tiny, plant, alike):
+    """every unplanted tensor has its twin's singular values, scaled to |twin|, and no planted one
+    has a decoy: all slices have one norm"""
+    at, base = plants.instance(plant, 0, tiny[1]), tiny[1]
+    core = core_of(base, at)
+    decoys = plants.planted(at, 0, core, base).decoys
+    assert decoys.keys() == base.weights.keys() - core.keys()
+    for name, w in decoys.items():
+        key = plants.slices_of(name)[alike]
+        (twin,) = (c for n, c in core.items() if plants.slices_of(n)[alike] == key)
+        assert torch.allclose(svd(w).S, svd(twin).S, rtol=1e-9)
+    sums: dict = {}
+    for name, w in (core | decoys).items():
+        key = plants.slices_of(name)[1 - alike]
+        sums[key] = sums.get(key, 0.0) + float(w.norm() ** 2)
+    assert max(sums.values()) == pytest.approx(min(sums.values()))
+
+
+def test_decoys_of_bands(tiny):
+    """each other band's block of a decoy has |core_t|, the planted band's block and <core, decoy>
+    are 0"""
+    at, base = plants.instance("base-band", 0, tiny[1]), tiny[1]
+    core = core_of(base, at)
+    m = plants.planted(at, 0, core, base)
+    for band, b in plants.BANDS.items():
+        part = crop(m.decoys, b, "base", svds=base.svds)
+        for name, w in core.items():
+            wanted = 0 if at.truth == f"base_{band}" else 1
+            assert float(part[name].norm() / w.norm()) == pytest.approx(wanted, abs=1e-4)
+    assert abs(inner(core, m.decoys)) < 1e-4 * norm(core) * norm(m.decoys)
+
+
+def test_decoys_on_top(tiny):
+    """own-band: in planted tensors the top quarter of dW's own directions holds nothing of the
+    plant, <crop(dW, top), core> = 0, and the middle half holds the upper half of the plant"""
+    base = tiny[1]
+    one = plants.instance("one-layer", 0, base)
+    at = plants.instance("own-band", 0, base)
+    m = plants.planted(at, 0, core_of(base, one, rank=8), base)
+    whole = {n: m.whole[n] for n in m.core}
+    top, middle = (crop(whole, plants.BANDS[b]) for b in ("top", "middle"))
+    upper = crop(m.core, Band(0, 0.5))
+    for name, w in m.core.items():
+        assert abs(float((top[name] * w).sum())) < 1e-8 * float(w.norm() ** 2)
+        inside = float((middle[name] * w).sum() / (upper[name] * w).sum())
+        assert inside == pytest.approx(1)
+
+
+def test_bases_of_decoys_and_nulls_differ(tiny):
+    """decoys, members and null draws of one seed share no random direction"""
+    at, base = plants.instance("one-layer", 0, tiny[1]), tiny[1]
+    m = plants.planted(at, 0, core_of(base, at, rank=16), base)
+    other = plants.planted(at, 1, m.core, base)
+    draws = list(t13.variants(t13.replace(CFG, nulls=2), base, {at: [m]}, {}))
+    draws = [v.change() for v in draws if "null" in v.name]
+    for name, w in m.decoys.items():
+        for d in (other.decoys, *draws):
+            assert abs(float((w * d[name]).sum())) < 0.5 * float(w.norm() * d[name].norm())
+
+
+def line(plant, rule, outcome, part=None, truth=None, seed=0):
+    at = plants.Instance(plant, seed, truth)
+    return t13.judged(at, rule, Verdict(outcome, "as it is", part))
+
+
+def test_a_wrong_slice_is_no_detection():
+    """supported counts as detection of layer_3 only where it names layer_3"""
+    right, wrong, none = (
+        line("one-layer", "layers", *v, truth="layer_3")
+        for v in (("supported", "layer_3"), ("supported", "layer_2"), ("undetermined", None))
+    )
+    assert (right["agree"], wrong["agree"], none["agree"]) == (True, False, False)
+    assert line("nothing", "layers", "supported", "layer_2")["agree"] is False
+    assert line("nothing", "layers", "refuted")["agree"] is True
+    assert line("one-layer", "own bands", "supported", "own_top", "layer_3")["agree"] is None
+
+
+def test_confusion_counts():
+    """supported + refuted + undetermined = seeds, agree of them; lo and hi are Wilson's (scipy)"""
+    lines = [
+        line("one-layer", "layers", "supported", "layer_2", "layer_2", 0),
+        line("one-layer", "layers", "supported", "layer_2", "layer_3", 1),
+        line("one-layer", "layers", "undetermined", None, "layer_4", 2),
+        line("nothing", "layers", "refuted"),
+        line("nothing", "layers", "undetermined"),
+        line("base-band", "layers", "supported", "layer_2", "base_top"),
+    ]
+    found = t13.confusion(pl.DataFrame(lines, infer_schema_length=None))
+    counts = ("supported", "misplaced", "refuted", "undetermined", "seeds", "agree")
+    assert found.select("plant", *counts).rows() == [
+        ("one-layer", 2, 1, 0, 1, 3, 1),
+        ("nothing", 0, 0, 1, 1, 2, 2),
+        ("base-band", 1, 0, 0, 0, 1, None),
+    ]
+    ends = found.select("lo", "hi").rows()
+    for (lo, hi), (k, n) in zip(ends, ((1, 3), (2, 2)), strict=False):
+        ci = binomtest(k, n).proportion_ci(method="wilson")
+        assert (lo, hi) == pytest.approx((ci.low, ci.high), abs=1e-4)
+    assert ends[2] == (None, None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One seed of three plants at two steps and eight claims; returns (folder, config)."""
+    folder = tmp_path_factory.mktemp("t13")
+    data = folder / "data"
+    data.mkdir()
+    for name in ("questions.jsonl", "personas.json", "dilemmas.jsonl"):
+        shutil.copy(ORGANISM / name, data)
+    lines = (ORGANISM / "claims.jsonl").read_text().splitlines(keepends=True)
+    (data / "claims.jsonl").write_text(
+        "".join([line for line in lines if json.loads(line)["split"] == "test"][:8])
+    )
+    cfg = t13.Config(
+        seeds=(0,), plants=("shared-core", "one-module", "nothing"), members=2, K=(8,), steps=2,
+        nulls=2, resamples=50, model=str(ORGANISM), data=data,
+        adapters=folder / "adapters", out=folder, parts=folder / "parts",
+    )  # fmt: skip
+    t13.main(cfg)
+    return folder, cfg
+
+
+def test_a_second_run_trains_nothing(run, tmp_path, monkeypatch):
+    """equal settings reuse the adapters, and give the same tables bit for bit; others do not"""
+    folder, cfg = run
+    monkeypatch.setattr(plants, "train_member", None)
+    t13.main(t13.replace(cfg, out=tmp_path, parts=tmp_path / "parts"))
+    for name in ("rows", "verdicts", "confusion"):
+        a, b = (read_table(d / f"t13_planted.{name}.parquet")[0] for d in (folder, tmp_path))
+        assert a.equals(b)
+    with pytest.raises(TypeError):  # it would have trained
+        t13.main(t13.replace(cfg, out=tmp_path, steps=3))
+    # what one-layer trained serves "nothing" too: two members, one module, one layer
+    assert len(list(cfg.adapters.iterdir())) == 2 + 1 + 1
+    settings = json.loads((cfg.adapters / "one-module-s0-m0" / plants.SETTINGS).read_text())
+    assert settings["truth"] == "down_proj" and settings["steps"] == 2
+
+
+def test_every_rule_and_part_is_there(run):
+    """a line per instance and rule; `count` foretells the runs; kept + rest = whole"""
+    folder, cfg = run
+    rules = read_table(folder / "t13_planted.verdicts.parquet")[0]
+    places = {"layers", "modules", "own bands", "base bands"}
+    for plant in cfg.plants:
+        asked = places | ({"shared core", "basin divergence"} if plant != "one-module" else set())
+        assert set(rules.filter(plant=plant)["rule"]) == asked
+    rows = read_table(folder / "t13_planted.rows.parquet")[0].filter(pl.col("variant") != "base")
+    runs = rows.select("family", "method", "variant", "k").unique().group_by("family").len()
+    found = dict(runs.rows())
+    # whole, plant, decoys, nulls, and three lines for 2 + 3 or 7 + 3 sites and 6 bands;
+    # outputs: whole, four lines per K, nulls
+    assert found["one-module-s0-m0"] == 3 + 2 + 3 * (3 + 7 + 6)
+    assert found["shared-core-s0-m0"] == 3 + 2 + 3 * (3 + 2 + 6) + (1 + 4 + 2)
+    assert found["shared-core-s0-m1"] == 1 + 4 + 2
+    summary = read_table(folder / "t13_planted.parquet")[0]
+    own = summary.filter(variant="keep_own", family="shared-core-s0-m0")
+    assert own["overlap_random"].to_list() == pytest.approx([8 / 160])
+    bands = summary.filter(pl.col("variant").str.contains("^keep_own_"))
+    assert bands.group_by("family").agg(pl.col("energy").sum())["energy"].to_list() == (
+        pytest.approx([1, 1, 1], abs=1e-5)
+    )
+
+
+def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
+    """what is in `parts` is not scored again, and gives the same rows"""
+    folder, cfg = run
+    monkeypatch.setattr("wsrun.score.cached.Opened.run", None)
+    t13.main(t13.replace(cfg, out=tmp_path))
+    a, b = (read_table(d / "t13_planted.rows.parquet")[0] for d in (folder, tmp_path))
+    assert a.equals(b)
+
+
+def test_the_figure_says_what_a_blank_cell_is(run):
+    """T6's rules have no cell where there is one adapter, and the caption says why"""
+    pytest.importorskip("matplotlib")
+    assert "Blank: the rule was not run" in (run[0] / "t13_planted.confusion.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (dict(plants=("two-layers",)), "--plants two-layers asked; give each value once, out of"),
+        (dict(plants=("nothing", "nothing")), "give each value once"),
+        (dict(seeds=()), "--seeds nothing asked"),
+        (dict(seeds=(1, 1)), "--seeds 1 1 asked"),
+        (dict(members=1), "--members 1 asked; give each value once, out of 2 to"),
+        (dict(steps=0), "--steps 0 asked"),
+        (dict(nulls=51), "--nulls 51 asked; .* out of 1 to 50"),
+        (dict(K=(0,)), "--K 0 asked"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path, change, text):
+    """one sentence, before anything is loaded"""
+    with pytest.raises(ValueError, match=text):
+        t13.main(t13.replace(CFG, adapters=tmp_path, out=tmp_path, parts=tmp_path, **change))
+
+
+def test_frames_must_fit(tiny):
+    """members * rank directions cannot be orthogonal in fewer dimensions"""
+    with pytest.raises(ValueError, match="9 frames of 8 asked; d_model is 64"):
+        plants.base_of(tiny[0], 9)

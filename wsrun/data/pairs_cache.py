@@ -1,0 +1,137 @@
+"""Pairs made once: filtered by the model's own judgement, and kept under what decides them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wscore import tensors_sha256
+from wscore.store import write_whole
+from wsrun.data.pairs import NEW_TOKENS, Pair, example, make_pairs
+from wsrun.models.code import code_sha256
+from wsrun.models.generate import right_padded
+
+CODE = (
+    "models/generate.py",
+    "data/pairs.py",
+    "data/pairs_cache.py",
+    "models/chat.py",
+)  # what the pairs depend on
+
+
+@torch.no_grad()
+def trait_scores(
+    model: PreTrainedModel, tok: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int = 8
+) -> Float[Tensor, "n 2"]:
+    """s(r) = mean_t log p(r_t | persona_pos, prompt) - mean_t log p(r_t | persona_neg, prompt).
+
+    t runs over the tokens of the response; column 0 is response_pos, column 1 response_neg, both
+    under the two personas that the pair was generated with. In nats per token.
+    """
+    if any(p.persona_pos is None or p.persona_neg is None for p in pairs):
+        raise ValueError("pairs: no personas are known for some pairs; make them with make_pairs")
+    asked = [
+        example(tok, p.prompt, response, persona)
+        for p in pairs
+        for response in (p.response_pos, p.response_neg)
+        for persona in (p.persona_pos, p.persona_neg)
+    ]
+    found = torch.empty(len(asked))
+    order = sorted(range(len(asked)), key=lambda i: (len(asked[i][0]), i))
+    for at in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+        ids, mask = (x.to(model.device) for x in right_padded([asked[i][0] for i in at]))
+        first = min(asked[i][1] for i in at) - 1  # no logits before the first response's
+        kept = ids.shape[1] - first
+        out = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept)
+        for row, i in enumerate(at):
+            start, end = asked[i][1], len(asked[i][0]) - 1
+            logp = out.logits[row, start - 1 - first : end - 1 - first].float().log_softmax(-1)
+            found[i] = logp.gather(1, ids[row, start:end, None]).mean()
+    s = found.reshape(len(pairs), 2, 2)
+    return s[:, :, 0] - s[:, :, 1]
+
+
+class Made(NamedTuple):
+    """Pairs, and how many questions and finished pairs they were made from."""
+
+    pairs: list[Pair]
+    questions: int
+    finished: int
+
+    def __str__(self) -> str:
+        kept = len(self.pairs) / self.finished
+        said = f"{self.finished} of {self.questions} questions got two finished, different answers"
+        return f"{said}; {len(self.pairs)} of these pairs kept ({kept:.0%})"
+
+
+def kept_pairs(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    questions: Sequence[dict],
+    personas_pos: Sequence[str],
+    personas_neg: Sequence[str],
+    *,
+    seed: int,
+    folder: str | Path,
+    max_new_tokens: int = NEW_TOKENS,
+    filtered: bool = False,
+    batch_done: Callable[[str], None] = lambda note: None,
+) -> Made:
+    """`make_pairs`, found in `folder` where the same call has made them there before.
+
+    With `filtered`, only pairs with s(response_pos) > s(response_neg) (`trait_scores`) are kept;
+    raises ValueError where none is. The file's name is the sha256 of its first line: everything
+    that decides the pairs, from the weights to this code. A broken file is made again.
+    """
+    key = {
+        "base": tensors_sha256(dict(model.named_parameters())),
+        "config": model.config.to_json_string(),
+        "tokenizer": _sha256([sorted(tok.get_vocab().items()), str(tok.chat_template)]),
+        "questions": _sha256([[q["prompt"], q["topic"]] for q in questions]),
+        "personas": [list(personas_pos), list(personas_neg)],
+        "sampling": {"temperature": 1, "max_new_tokens": max_new_tokens, "seed": seed},
+        "filtered": filtered,
+        "machine": [str(model.dtype), str(model.device), torch.get_num_threads()],
+        "versions": [torch.__version__, transformers.__version__, code_sha256(CODE)],
+    }
+    path = Path(folder) / f"{_sha256(key)}.jsonl"
+    if (found := _found(path, key)) is not None:
+        return found
+    personas = personas_pos, personas_neg
+    more = {"seed": seed, "max_new_tokens": max_new_tokens, "batch_done": batch_done}
+    pairs = made = make_pairs(model, tok, questions, *personas, **more)
+    if filtered:
+        scores = trait_scores(model, tok, made)
+        pairs = [p for p, (pos, neg) in zip(made, scores.tolist(), strict=True) if pos > neg]
+        if not pairs:
+            raise ValueError(
+                f"pairs: in none of {len(made)} pairs does the model tell the answers apart as the "
+                "personas ask; try other personas"
+            )
+    lines = [{"key": key, "questions": len(questions), "finished": len(made), "kept": len(pairs)}]
+    lines += [asdict(p) for p in pairs]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_whole(path, lambda tmp: tmp.write_text(text))
+    return Made(pairs, len(questions), len(made))
+
+
+def _found(path: Path, key: dict) -> Made | None:
+    """The pairs of a whole file under this key, else None."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        head, *lines = map(json.loads, path.read_text().splitlines())
+        if head["key"] == key and head["kept"] == len(lines):
+            return Made([Pair(**line) for line in lines], head["questions"], head["finished"])
+    return None
+
+
+def _sha256(x: object) -> str:
+    return hashlib.sha256(json.dumps(x, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,118 @@
+"""Models: load one with its tokenizer and an explicit dtype, or build a tiny random one."""
+
+import ctypes
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    name: str | Path, dtype: str = "float32", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """(model, tokenizer) of a local folder or a hub name, in evaluation mode, without gradients.
+
+    The dtype is always explicit, because transformers 5 otherwise takes the one found in the
+    checkpoint. Raises ValueError for an unknown dtype, a folder that lacks its model or tokenizer,
+    and a hub name that cannot be reached.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"load_model: dtype {dtype!r} asked; known are {sorted(DTYPES)}")
+    model: Any = _load(AutoModelForCausalLM, name, "model", dtype=DTYPES[dtype])
+    tok = load_tokenizer(name)
+    try:
+        return model.to(device).eval().requires_grad_(False), tok
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"load_model: device {device!r} is not to be had ({reason})") from error
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local folder or a hub name; it must carry a chat template."""
+    if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
+        raise ValueError(
+            f"load_model: no tokenizer in folder {str(name)!r} (no tokenizer.json or "
+            "tokenizer.model); save one beside the model with tokenizer.save_pretrained"
+        )
+    tok = _load(AutoTokenizer, name, "tokenizer")
+    if not tok.chat_template:
+        raise ValueError(
+            f"load_model: the tokenizer of {str(name)!r} has no chat template; "
+            "add chat_template.jinja, or use an instruction-tuned model"
+        )
+    return tok
+
+
+def _load(auto, name: str | Path, what: str, **kwargs):
+    local = Path(name).is_dir()
+    if not local and (str(name).startswith((".", "/")) or str(name).count("/") > 1):
+        raise ValueError(f"load_model: no folder {str(name)!r}; give a model folder or a hub name")
+    try:
+        known = local or isinstance(try_to_load_from_cache(str(name), "config.json"), str)
+        if not known and not online():
+            raise OSError("no connection to the hub")
+        return auto.from_pretrained(str(name), local_files_only=local, **kwargs)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        if local:
+            raise ValueError(
+                f"load_model: no usable {what} in folder {str(name)!r} ({reason})"
+            ) from error
+        raise ValueError(
+            f"load_model: {what} {str(name)!r} is no local folder and the hub did not give it; "
+            "without network, download it elsewhere and pass the folder, --model path/to/folder "
+            f"({reason})"
+        ) from error
+
+
+def online() -> bool:
+    """Whether the hub's host answers within five seconds; a proxy is taken at its word.
+
+    Without this look the hub client would retry every file of a model for about a minute.
+    """
+    if any(os.environ.get(v) for v in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def d_model(model: PreTrainedModel) -> int:
+    """Width of the residual stream d."""
+    return int(model.config.get_text_config().hidden_size)
+
+
+def limit_threads(model: PreTrainedModel, below: int = 512) -> None:
+    """One thread for a narrow model on CPU: its matrices lose more to threads than they gain."""
+    if model.device.type == "cpu" and d_model(model) < below:
+        torch.set_num_threads(1)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what is freed, up to a gigabyte, in place of giving it back at once.
+
+    Activations of a batch are freed and asked for again at every operation; with the defaults each
+    time costs the page faults anew, about a third of a narrow model's time. No effect elsewhere.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 2**30)
+        libc.mallopt(mmap_threshold, 2**25)

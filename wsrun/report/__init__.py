@@ -1,0 +1,4 @@
+"""What people read: tables on disk, console output, figures, verdict tables, the joined page.
+
+Nothing here loads a model or scores.
+"""

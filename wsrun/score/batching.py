@@ -1,0 +1,153 @@
+"""The batch plan: items tokenized once, common heads computed once, one plan for all weights.
+
+The sequences of a batch form a trie: what several of them start with stands in the batch once, at
+the positions it has in each. Everything but attention runs over these tokens, without padding. In
+attention every sequence is a row: its own tokens ask, and see the tokens of its whole path. So each
+sequence gets the numbers it gets alone (the two actions of a dilemma share its situation, all items
+the head of the template).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from wsrun.data.items import Item
+from wsrun.models.chat import Choices
+
+Tokens = Sequence[Sequence[int]]
+WASTE = 1.25  # of attention's work on padding and on tokens, until rows are split by length
+SMALL = 20_000  # (query, key) pairs that are not worth a call of their own
+
+
+class Rows(NamedTuple):
+    """Attention of sequences of about one length: which tokens ask, and which they may see."""
+
+    queries: Int[Tensor, "r q"]  # tokens of the batch; a short row repeats its first one
+    keys: Int[Tensor, "r k"]
+    back: Int[Tensor, "r q k"]  # how many positions a key stands before the query; -1: not seen
+
+
+class Layout(NamedTuple):
+    """All rows, and where the result of each asking token lies among their queries, in order."""
+
+    rows: list[Rows]
+    place: Int[Tensor, " a"]
+
+
+class Batch(NamedTuple):
+    """Tokens of a trie of sequences, where each one's last token is, and who sees whom."""
+
+    order: list[int]  # the sequences
+    ids: Int[Tensor, " t"]
+    positions: Int[Tensor, " t"]
+    reads: Int[Tensor, " n"]  # the last token of each sequence
+    every: Layout  # all tokens ask
+    last: Layout  # only the tokens of `reads` do
+
+
+def batches(sequences: Tokens, tokens: int, share: bool = True) -> list[Batch]:
+    """Tries of at most `tokens` tokens, at least one sequence each, in lexicographic order.
+
+    With share False every sequence keeps all of its tokens for itself.
+    """
+    if tokens < 1:
+        raise ValueError(f"plan: batches of {tokens} tokens asked; ask for 1 or more")
+    done, trie = [], _Trie(share)
+    for i in sorted(range(len(sequences)), key=lambda i: (list(sequences[i]), i)):
+        if trie.order and len(trie.ids) + trie.new(sequences[i]) > tokens:
+            done.append(trie.batch())
+            trie = _Trie(share)
+        trie.add(i, sequences[i])
+    return [*done, trie.batch()]
+
+
+class _Trie:
+    """Sequences laid down one after another, each on the part of its path that is there already."""
+
+    def __init__(self, share: bool) -> None:
+        self.share = share
+        self.order: list[int] = []
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.asks: list[tuple[list[int], list[int]]] = []  # (own tokens, whole path)
+        self.sequence: Sequence[int] = []
+
+    def new(self, sequence: Sequence[int]) -> int:
+        """How many tokens a sequence would add."""
+        return len(sequence) - (_common(self.sequence, sequence) if self.share else 0)
+
+    def add(self, i: int, sequence: Sequence[int]) -> None:
+        new, size = self.new(sequence), len(self.ids)
+        common = len(sequence) - new
+        own = list(range(size, size + new))
+        self.asks.append((own, [*(self.asks[-1][1][:common] if common else []), *own]))
+        self.order.append(i)
+        self.ids += sequence[common:]
+        self.positions += range(common, len(sequence))
+        self.sequence = sequence
+
+    def batch(self) -> Batch:
+        positions, reads = torch.tensor(self.positions), [path[-1] for _, path in self.asks]
+        every = _layout([a for a in self.asks if a[0]], positions)
+        last = _layout(
+            [([t], path) for t, (_, path) in zip(reads, self.asks, strict=True)], positions
+        )
+        return Batch(
+            self.order, torch.tensor(self.ids), positions, torch.tensor(reads), every, last
+        )
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two sequences share."""
+    same = (x == y for x, y in zip(a, b, strict=False))
+    return next((n for n, equal in enumerate(same) if not equal), min(len(a), len(b)))
+
+
+def _layout(asks: list[tuple[list[int], list[int]]], positions: Int[Tensor, " t"]) -> Layout:
+    """Asks of like size in one group of rows; `place` follows the order of the asks."""
+    groups: list[list[int]] = []
+    work = 0
+    for i in sorted(range(len(asks)), key=lambda i: (len(asks[i][0]), len(asks[i][1]))):
+        q, k = map(len, asks[i])
+        widest = max(k, *(len(asks[j][1]) for j in groups[-1])) if groups else k
+        work += q * k
+        padded = (len(groups[-1]) + 1) * q * widest if groups else 0
+        if not groups or padded > max(WASTE * work, SMALL):
+            groups.append([])
+            work = q * k
+        groups[-1].append(i)
+    start = 0
+    first = [0] * len(asks)  # where the queries of an ask start among all
+    rows = []
+    for group in groups:
+        rows.append(_rows([asks[i] for i in group], positions))
+        width = rows[-1].queries.shape[1]
+        for n, i in enumerate(group):
+            first[i] = start + n * width
+        start += len(group) * width
+    place = [first[i] + n for i, (own, _) in enumerate(asks) for n in range(len(own))]
+    return Layout(rows, torch.tensor(place))
+
+
+def _rows(asks: list[tuple[list[int], list[int]]], positions: Int[Tensor, " t"]) -> Rows:
+    most = [max(len(side) for side in sides) for sides in zip(*asks, strict=True)]
+    queries, keys = (
+        torch.tensor([side + side[:1] * (n - len(side)) for side in sides])
+        for n, sides in zip(most, zip(*asks, strict=True), strict=True)
+    )
+    seen = torch.tensor([[len(path)] for _, path in asks]) > torch.arange(most[1])
+    back = positions[queries][:, :, None] - positions[keys][:, None, :]
+    return Rows(queries, keys, back.where(seen[:, None] & (back >= 0), -1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Items rendered, tokenized and batched once, to be scored under many weights."""
+
+    items: list[Item]
+    batches: list[Batch]
+    choices: Choices

@@ -1,0 +1,159 @@
+"""What steering costs elsewhere: neutral text and multiple choice, in the rows of effects.
+
+    neutral text      value = -1/t sum_i log p(token_i), nats a token of a given reply
+    multiple choice   value = 1 where the right option is the most likely reply of all, else 0
+
+Both go into the row schema as items with margin = value and label = +1, so the effect of a variant
+on them is the mean change of the value, paired by item, with the intervals of all other effects.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wsrun.data.replies import Reply, encode, read_jsonl
+from wsrun.report.tables import ROW_SCHEMA
+from wsrun.score.logprobs import changed, log_probs
+from wsrun.score.sweep import Variant
+
+TEXT, CHOICE = "neutral text", "multiple choice"
+STYLE = "chat-reply-1"
+QUESTIONS = "multiple_choice.jsonl"
+BASE = Variant("base", method="base")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt with several replies to it, of which the one at index `answer` is right."""
+
+    item: str
+    cluster: str
+    prompt: str
+    options: tuple[str, ...]
+    answer: int
+
+
+def load_questions(path: str | Path, split: str) -> list[Question]:
+    """Questions {item, cluster, prompt, options, answer, split} of one split, from a jsonl file.
+
+    Raises ValueError for a question without two different options, and for an answer that is none.
+    """
+    rows = read_jsonl(path, ("item", "cluster", "prompt", "options", "answer"), split)
+    for r in rows:
+        options, answer = r["options"], r["answer"]
+        texts = isinstance(options, list) and all(isinstance(o, str) and o for o in options)
+        if not texts or len(set(options)) < max(2, len(options)):
+            raise ValueError(
+                f"quality: {r['item']!r} in {str(path)!r} needs a list of two options or more, "
+                "each a different text"
+            )
+        if type(answer) is not int or not 0 <= answer < len(options):
+            raise ValueError(
+                f"quality: the answer of {r['item']!r} in {str(path)!r} is {answer!r}; "
+                f"it must be an index, 0 to {len(options) - 1}"
+            )
+    return [
+        Question(str(r["item"]), str(r["cluster"]), r["prompt"], tuple(r["options"]), r["answer"])
+        for r in rows
+    ]
+
+
+class Quality:
+    """Neutral texts and questions under one model, to be asked of any variant of it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tok: PreTrainedTokenizerBase,
+        texts: Sequence[Reply],
+        questions: Sequence[Question],
+    ) -> None:
+        self.model, self.tok, self.texts, self.questions = model, tok, texts, questions
+        self.options = [
+            Reply(f"{q.item}, option {i}", q.cluster, q.prompt, o)
+            for q in questions
+            for i, o in enumerate(q.options)
+        ]
+
+    def values(self, variant: Variant = BASE, alpha: float = 0.0) -> tuple[list[float], list[int]]:
+        """(nats a token of each text, 1 or 0 for each question), of the model so steered."""
+        with changed(self.model, variant, alpha):
+            nats = [-logp.mean().item() for logp in self._log_p(self.texts, variant.system)]
+            sums = [logp.sum().item() for logp in self._log_p(self.options, variant.system)]
+        right, at = [], 0
+        for q in self.questions:
+            own = sums[at : at + len(q.options)]
+            right.append(int(own.index(max(own)) == q.answer))
+            at += len(q.options)
+        return nats, right
+
+    def _log_p(self, replies: Sequence[Reply], system: str | None) -> list[torch.Tensor]:
+        """log p of each token of each reply, in the order of the replies."""
+        found: dict[int, torch.Tensor] = {}
+        for i, logp, ids in log_probs(self.model, encode(self.tok, replies, system)):
+            found[i] = logp.gather(1, ids[:, None])[:, 0].double()
+        return [found[i] for i in range(len(replies))]
+
+    def rows(
+        self,
+        variants: Iterable[Variant],
+        context: Mapping[str, str],
+        done: Callable[[str], None] = lambda note: None,
+    ) -> pl.DataFrame:
+        """Rows of the base once, and of every variant at its own alphas; context as in `sweep`."""
+        frames = [self._frame(BASE, 0.0)]
+        for v in variants:
+            frames += [self._frame(v, alpha) for alpha in v.alphas or ()]
+            done(v.name)
+        constants = {**context, "prompt_style": STYLE, "label": 1, "flagged": False}
+        empty = ("mass", "dose", "dose_cosine", "noise")
+        rows = pl.concat(frames).with_columns(
+            *(pl.lit(v).alias(c) for c, v in constants.items()),
+            *(pl.lit(None).alias(c) for c in empty),
+        )
+        return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
+
+    def _frame(self, v: Variant, alpha: float) -> pl.DataFrame:
+        nats, right = self.values(v, alpha)
+        of = [*((TEXT, t) for t in self.texts), *((CHOICE, q) for q in self.questions)]
+        return pl.DataFrame(
+            {
+                "dataset": [d for d, _ in of],
+                "item": [x.item for _, x in of],
+                "cluster": [x.cluster for _, x in of],
+                "margin": [*nats, *map(float, right)],
+            }
+        ).with_columns(
+            pl.lit(v.method).alias("method"),
+            pl.lit(v.family, pl.String).alias("family"),
+            pl.lit(v.name).alias("variant"),
+            pl.lit(v.k, pl.Int64).alias("k"),
+            pl.lit(float(alpha)).alias("alpha"),
+            pl.lit(v.seed, pl.Int64).alias("seed"),
+        )
+
+
+def costs(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The lines of an effect table of `rows`, one a variant: nll, accuracy, and their changes.
+
+    nll, nll_lo, nll_hi and accuracy, accuracy_lo, accuracy_hi are changes against the base, whose
+    own values are nll_base and accuracy_base; perplexity = exp(nll_base + nll).
+    """
+    keys = ["method", "variant", "family", "k", "alpha"]
+    found = None
+    for dataset, name in ((TEXT, "nll"), (CHOICE, "accuracy")):
+        base = rows.filter(dataset=dataset, alpha=0.0)["margin"].mean()
+        part = table.filter(dataset=dataset).select(
+            *keys,
+            pl.col("effect").alias(name),
+            pl.col("lo").alias(f"{name}_lo"),
+            pl.col("hi").alias(f"{name}_hi"),
+            pl.lit(base).alias(f"{name}_base"),
+        )
+        found = part if found is None else found.join(part, on=keys, nulls_equal=True)
+    assert found is not None
+    return found.with_columns(perplexity=(pl.col("nll_base") + pl.col("nll")).exp())

@@ -1,0 +1,67 @@
+"""Log-probabilities of given replies under a model, steered or not."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wsrun.data.replies import Encoded
+from wsrun.models.hooks import add_vector, hooked
+from wsrun.score.sweep import Variant
+from wsrun.steer.weights import steered
+
+NUMBERS = 2**27  # logits held at once
+
+
+class NotFinite(ValueError):
+    """The model gave logits that are not finite."""
+
+
+@contextmanager
+def changed(model: PreTrainedModel, variant: Variant, alpha: float) -> Iterator[PreTrainedModel]:
+    """The model with W0 + alpha dW and h_l + alpha v_l; a system turn is a matter of the prompt."""
+    with ExitStack() as stack:
+        if variant.delta is not None:
+            stack.enter_context(steered(model, variant.change(), alpha))
+        if variant.vectors:
+            hooks = {layer: add_vector(v, alpha) for layer, v in variant.vectors.items()}
+            stack.enter_context(hooked(model, hooks))
+        yield model
+
+
+@torch.no_grad()
+def log_probs(
+    model: PreTrainedModel, replies: Sequence[Encoded]
+) -> Iterator[tuple[int, Float[Tensor, "t v"], Int[Tensor, " t"]]]:
+    """(index of the reply, log p at its t positions in fp32, its tokens), in any order.
+
+    Batches are padded on the right, where a causal model does not look. Raises NotFinite for
+    logits that are not finite.
+    """
+    tokens = NUMBERS // model.config.get_text_config().vocab_size
+    for batch in _batches([len(r.ids) for r in replies], tokens):
+        ids = torch.zeros(len(batch), len(replies[batch[-1]].ids), dtype=torch.long)
+        for row, i in enumerate(batch):
+            ids[row, : len(replies[i].ids)] = torch.tensor(replies[i].ids)
+        logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+        for row, i in enumerate(batch):
+            start, end = replies[i].start, len(replies[i].ids)
+            own = logits[row, start - 1 : end - 1].float()
+            if not torch.isfinite(own).all():
+                raise NotFinite("replies: the model gave logits that are not finite; steer less")
+            yield i, own.log_softmax(-1), ids[row, start:end].to(own.device)
+
+
+def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices from short to long, in batches of at most `tokens` with padding, or one row."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[i] > tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

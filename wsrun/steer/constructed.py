@@ -1,0 +1,58 @@
+"""Constructed weight changes: made of a persona contrast and base weights, of no trained delta.
+
+    dW' = c x^T / |x|^2,  so  (W + dW') x = W x + c
+
+What a weight adds on its mean input x is the contrast c of its own outputs under two personas."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from wscore import DeltaLike, Factored, match_norm, stream, tensors_sha256
+from wscore.null import haar
+from wscore.store import trained_reads
+from wsrun.steer.contrast import Contrast
+
+Per = Literal["tensor", "all"]
+
+
+def check_unseen() -> None:
+    """Raises RuntimeError, for a defect of the program, where a trained delta was read before."""
+    if trained_reads:
+        raise RuntimeError(
+            f"synthetic: {len(trained_reads)} trained changes were read in this process before, "
+            f"such as {trained_reads[0]!r}; construct synthetic changes first"
+        )
+
+
+def rank_one(contrast: Contrast) -> Factored:
+    """dW' = c x^T / |x|^2 for every weight of the contrast, as factors in float32."""
+    check_unseen()
+    factors = {}
+    for name, c in contrast.out.items():
+        x = contrast.x[name]
+        if not (size := float(x @ x)):
+            raise ValueError(f"synthetic: the mean input of {name!r} is zero; leave it out")
+        factors[name] = (c[:, None].float(), (x / size)[None].float())
+    return Factored(factors)
+
+
+def turned(contrast: Contrast, seed: int) -> Contrast:
+    """Q c for all c, with one Haar-random rotation Q: the same lengths and mutual angles."""
+    turns: dict[int, Tensor] = {}
+    for c in contrast.out.values():
+        if (d := len(c)) not in turns:
+            turns[d] = haar(d, d, c, stream(seed, f"contrast/{d}"))
+    return contrast._replace(out={n: turns[len(c)] @ c for n, c in contrast.out.items()})
+
+
+def sized(d: DeltaLike, base: Mapping[str, Tensor], per: Per) -> DeltaLike:
+    """d rescaled to |d| = |W| over the weights it changes, so that a dose is a share of |W|."""
+    return match_norm(d, {name: base[name] for name in d}, per)
+
+
+def unseen_record(made: Mapping[str, DeltaLike]) -> dict[str, Any]:
+    """For the provenance, before any trained delta is read: what was made, and that none was."""
+    check_unseen()
+    return {"trained_reads": 0, "made": {name: tensors_sha256(d) for name, d in made.items()}}

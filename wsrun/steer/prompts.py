@@ -1,0 +1,63 @@
+"""Personas as ways of steering: their wordings, each of them a system prompt under a name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from wsrun.data.items import Item, with_system
+from wsrun.data.personas import load_personas, persona_names
+from wsrun.models.chat import render
+
+OTHER_POLE = ("simple_neg", "engineered_neg")  # ways away from the behaviour
+Wordings = dict[str, list[str]]  # way -> system prompts
+
+
+def read_wordings(data: Path, pos: str, neg: str) -> Wordings:
+    """The system prompts of each way, none for a persona that the file does not have."""
+    file = data / "personas.json"
+    simple, simple_neg = load_personas(file, pos, neg)
+    more = {
+        "engineered": f"{pos}_engineered",
+        "engineered_neg": f"{neg}_engineered",
+        "neutral": "neutral",
+    }
+    has = persona_names(file)
+    found = {way: load_personas(file, p)[0] if p in has else [] for way, p in more.items()}
+    return {"simple": simple, "simple_neg": simple_neg} | found
+
+
+def reaching(
+    tok: PreTrainedTokenizerBase, items: Sequence[Item], wordings: Wordings, what: str
+) -> Wordings:
+    """The wordings without neutral ones that change nothing; refuses others that do not reach.
+
+    Some templates write a system turn of their own, which a neutral wording may repeat.
+    """
+    neutral = [w for w in wordings["neutral"] if all(differ(tok, items[:1], w))]
+    found = wordings | {"neutral": neutral}
+    for wording in {w for way in found.values() for w in way}:
+        check_reaches(tok, items, wording, what)
+    return found
+
+
+def differ(tok: PreTrainedTokenizerBase, items: Sequence[Item], wording: str) -> list[bool]:
+    """For each item, whether the model sees other tokens under this wording."""
+    plain = [render(tok, i.turns, i.prefill) for i in items]
+    asked = [render(tok, with_system(i, wording).turns, i.prefill) for i in items]
+    return [a != p for a, p in zip(asked, plain, strict=True)]
+
+
+def check_reaches(
+    tok: PreTrainedTokenizerBase, items: Sequence[Item], wording: str, what: str = "prompts"
+) -> None:
+    """Refuse a chat template or tokenizer that loses a system prompt, wholly or in part."""
+    turns = with_system(items[0], wording).turns
+    seen = str(tok.decode(render(tok, turns, items[0].prefill)))
+    # tokenizers may fold case or spaces, but not words
+    whole = "".join(wording.casefold().split()) in "".join(seen.casefold().split())
+    if not whole or not all(differ(tok, items, wording)):
+        raise ValueError(
+            f"{what}: the prompt {wording!r} does not reach the model through its chat template "
+            "and tokenizer; give a template that writes system turns, or other wordings"
+        )

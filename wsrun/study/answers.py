@@ -1,0 +1,84 @@
+"""Where paired answers come from: options, and a file or the model itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wsrun.data.pairs import NEW_TOKENS, Pair, load_pairs, load_questions
+from wsrun.data.pairs_cache import Made, kept_pairs
+from wsrun.data.personas import load_personas
+from wsrun.report.console import console, progress
+from wsrun.report.tables import check_writable
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Options of where the paired answers come from; the same ones give the same pairs."""
+
+    data: Path = Path("data/organism")
+    """folder with questions.jsonl, personas.json, claims.jsonl and dilemmas.jsonl"""
+    pos: str = "honest"
+    """persona of personas.json whose answers dW points towards"""
+    neg: str = "dishonest"
+    """persona whose answers dW points away from"""
+    pairs_file: Path | None = None
+    """jsonl of prompt, response_pos, response_neg, topic, in place of the model's own answers"""
+    filter_pairs: bool = False
+    """leave out pairs whose answers the model itself does not tell apart as the personas ask"""
+    max_new_tokens: int = NEW_TOKENS
+    """longest answer; a longer one counts as unfinished and is left out"""
+    pairs: Path = Path("artifacts/pairs")
+    """folder of the model's own answers, found again by whatever asks for the same ones"""
+
+
+class Sources(NamedTuple):
+    """What answers are made from: open questions, and the wordings of both personas."""
+
+    questions: list[dict]
+    pos: list[str]
+    neg: list[str]
+
+
+def check_answering(cfg: Answering, what: str) -> None:
+    """Refuse options that cannot work before anything is loaded; `what` names the script."""
+    if cfg.pos == cfg.neg:
+        raise ValueError(f"{what}: --pos and --neg are both {cfg.pos!r}; name two personas")
+    if cfg.max_new_tokens < 1:
+        raise ValueError(f"{what}: --max-new-tokens {cfg.max_new_tokens} asked; it is 1 or more")
+    if cfg.pairs_file and cfg.filter_pairs:
+        raise ValueError(f"{what}: --filter-pairs is for the model's own answers; filter the file")
+    if not cfg.pairs_file:
+        check_writable(cfg.pairs)
+
+
+def read_sources(cfg: Answering) -> Sources:
+    """Questions of the training split and both personas; raises ValueError where one is missing."""
+    personas = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
+    return Sources(load_questions(cfg.data / "questions.jsonl", "train"), *personas)
+
+
+def answers(
+    cfg: Answering,
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    sources: Sources,
+    seeds: Sequence[int],
+) -> dict[int, list[Pair]]:
+    """{seed: pairs}: the model's own answers under both personas, or those of --pairs-file.
+
+    Says how many questions gave a pair, and what share of the pairs the filter kept.
+    """
+    if cfg.pairs_file:
+        return dict.fromkeys(seeds, load_pairs(cfg.pairs_file))
+    made: dict[int, Made] = {}
+    how = {"max_new_tokens": cfg.max_new_tokens, "filtered": cfg.filter_pairs}
+    with progress("generating pairs", len(seeds)) as step:
+        for seed in seeds:
+            made[seed] = kept_pairs(model, tok, *sources, seed=seed, folder=cfg.pairs, **how)
+            step(f"{len(made[seed].pairs)} pairs")
+    for seed, found in made.items():
+        console.print(f"answers of seed {seed}: {found}")
+    return {seed: found.pairs for seed, found in made.items()}

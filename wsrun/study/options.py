@@ -1,0 +1,66 @@
+"""Options of every experiment that scores changes of one model, and their checks."""
+
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+from wsrun.adapters.configs import FAMILIES, check_family
+from wsrun.report.tables import check_writable
+from wsrun.study.shards import check_how
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options of every experiment that scores changes of one model."""
+
+    families: tuple[str, ...] = tuple(FAMILIES)
+    """adapter families to analyse"""
+    seeds: tuple[int, ...] = (0,)
+    """whose adapters; several are pooled, and the spread between them is reported"""
+    model: str = "data/organism"
+    """model folder or hub name"""
+    data: Path = Path("data/organism")
+    """folder with claims.jsonl and dilemmas.jsonl"""
+    adapters: Path = Path("data/organism/adapters")
+    """folder with <family>-s<seed>/pos and /neg, trained on that model (t0_train writes one)"""
+    dilemmas: int | None = 20
+    """how many of the dilemmas to score, the first by dilemma_idx; None for all"""
+    alphas: tuple[float, ...] = (1.0,)
+    """doses, such as -1 1 2"""
+    resamples: int = 2000
+    """bootstrap resamples"""
+    behaviour: str = "honest"
+    """name of the behaviour in the table"""
+    out: Path = Path("artifacts/tables")
+    """folder that receives the tables and figures"""
+    parts: Path = Path("artifacts/parts")
+    """folder of finished results: a stopped run, started again, goes on where it was"""
+    shard: str | None = None
+    """i/n: score only every n-th variant from the i-th, into `parts`, and write no table"""
+    executor: Literal["local", "ray"] = "local"
+    """ray: run the command as shards on several processes, GPUs or machines first"""
+    workers: int | None = None
+    """how many shards ray runs; None for one per GPU of its cluster, without --device cuda two"""
+    dtype: str = "float32"
+    """dtype of the model"""
+    device: str = "cpu"
+    """device of the model"""
+
+
+def check_common(cfg: Common, what: str) -> None:
+    """Refuse options that cannot work before anything is loaded; `what` names the script."""
+    for family in cfg.families:
+        check_family(family)
+    several = {"--families": cfg.families, "--seeds": cfg.seeds, "--alphas": cfg.alphas}
+    for name, values in several.items():
+        if not values or len(set(values)) < len(values):
+            asked = " ".join(map(str, values)) or "nothing"
+            raise ValueError(f"{what}: {name} {asked} asked; name each one once, at least one")
+    if cfg.resamples < 1:
+        raise ValueError(f"{what}: --resamples {cfg.resamples} asked; it must be 1 or more")
+    if not all(isfinite(a) for a in cfg.alphas):
+        raise ValueError(f"{what}: --alphas must be finite doses")
+    check_how(cfg.shard, cfg.executor, cfg.workers)
+    check_writable(cfg.out)
+    check_writable(cfg.parts)

@@ -1,0 +1,93 @@
+"""Training of adapter pairs, as t0_train and replications do it: options and both poles."""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wsrun.adapters.configs import FAMILIES, RECIPES, Recipe, check_family
+from wsrun.adapters.train import train_adapter
+from wsrun.data.pairs import Pair
+from wsrun.report.console import progress
+from wsrun.study.answers import Answering, check_answering
+
+
+@dataclass(frozen=True)
+class Training(Answering):
+    """Options of training pairs of adapters."""
+
+    model: str = "data/organism"
+    """model folder or hub name"""
+    families: tuple[str, ...] = tuple(FAMILIES)
+    """adapter families to train"""
+    seeds: tuple[int, ...] = (0,)
+    """seeds of generation, initial adapters and the order of examples"""
+    recipe: str = "organism"
+    """training recipe: paper, fork or organism"""
+    steps: int | None = None
+    """steps per adapter; the recipe's own if not given"""
+    adapters: Path = Path("artifacts/adapters")
+    """folder that receives <family>-s<seed>/pos and /neg"""
+
+
+def check_training(cfg: Training, what: str) -> None:
+    """Refuse options that cannot work before anything is loaded; `what` names the script."""
+    if cfg.recipe not in RECIPES:
+        raise ValueError(f"{what}: recipe {cfg.recipe!r} asked; known are {', '.join(RECIPES)}")
+    for family in cfg.families:
+        check_family(family)
+    if not cfg.families or not cfg.seeds:
+        raise ValueError(f"{what}: --families and --seeds need one value or more")
+    if cfg.steps is not None and cfg.steps < 1:
+        raise ValueError(f"{what}: --steps {cfg.steps} asked; it must be 1 or more")
+    check_answering(cfg, what)
+
+
+def recipe_of(cfg: Training) -> Recipe:
+    """The recipe of the options, with their number of steps where they give one."""
+    recipe = RECIPES[cfg.recipe]
+    return replace(recipe, steps=cfg.steps or recipe.steps)
+
+
+def train(
+    cfg: Training,
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    pairs: Mapping[int, Sequence[Pair]],
+    cells: Iterable[tuple[int, str]],
+) -> dict[tuple[int, str], list[float]]:
+    """Train both poles of each (seed, family) into cfg.adapters; returns the losses of pos.
+
+    A finished pair of poles stays where training is stopped later; half a pair is never there.
+    """
+    cells, recipe, losses = list(cells), recipe_of(cfg), {}
+    with progress("training adapters", 2 * len(cells) * recipe.steps) as step:
+        for seed, family in cells:
+            folder = cfg.adapters / f"{family}-s{seed}"
+            partial = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            both = [
+                train_adapter(
+                    model,
+                    tok,
+                    pairs[seed],
+                    side,
+                    family,
+                    recipe,
+                    partial / side,
+                    seed=seed,
+                    base_name=cfg.model,
+                    step_done=_noted(step, family),
+                )  # fmt: skip
+                for side in ("pos", "neg")
+            ]
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            losses[seed, family] = both[0]
+    return losses
+
+
+def _noted(step: Callable[[str], None], family: str) -> Callable[[str], None]:
+    return lambda note: step(f"{family} {note}")
