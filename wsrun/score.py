@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import entries_sha256, stream, tensors_sha256
-from wsrun.capture import check_layers
-from wsrun.forward import BASE, Change, Opened, output_of, prove
+from wsrun.capture import check_layers, output_of
+from wsrun.forward import CachedEngine, verify_logits
 from wsrun.items import Item, Turn, check_items, with_system
-from wsrun.plan import Choices, Plan, batches
+from wsrun.plain import Edit, Jitter
+from wsrun.plan import Choices, Plan
 from wsrun.results import Results, run_key
 from wsrun.steer import Rounding, rounding_error, touched_parameters
 from wsrun.tables import ROW_SCHEMA
@@ -121,14 +122,12 @@ def plan(
     """
     items = check_items(items)
     sequences = [render(tok, i.turns, i.prefill) for i in items]
-    return Plan(items, batches(sequences, tokens, share), choice_ids(tok))
+    return Plan(items, sequences, tokens, share, choice_ids(tok))
 
 
-def scored(p: Plan, logits: Sequence[Float[Tensor, "_ _"]]) -> pl.DataFrame:
+def scored(p: Plan, logits: Float[Tensor, "n v"]) -> pl.DataFrame:
     """Columns dataset, item, cluster, label, margin, mass: one row an item, in the items' order."""
-    margin, mass = torch.empty(len(p.items)), torch.empty(len(p.items))
-    for batch, found in zip(p.batches, logits, strict=True):
-        margin[batch.order], mass[batch.order] = choice_scores(found, p.choices)
+    margin, mass = choice_scores(logits, p.choices)
     return _frame(p, margin.double(), mass.double())
 
 
@@ -150,7 +149,33 @@ def score(
 ) -> pl.DataFrame:
     """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
     p = plan(tok, items)
-    return scored(p, Opened(model, p.batches, limit=0).run())
+    return scored(p, CachedEngine(model, p.sequences, p.tokens, p.share, cache_bytes=0).run())
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a variant does to the model at one alpha."""
+
+    dW: Mapping[str, Tensor]
+    vectors: Mapping[int, Tensor]
+    alpha: float
+    names: Mapping[str, str]
+
+    def delta(self) -> Mapping[str, Tensor]:
+        return self.dW
+
+    def edits(self) -> dict[int, Edit]:
+        return {layer: _adding(v) for layer, v in self.vectors.items()}
+
+    def fingerprint(self) -> Mapping[str, str]:
+        return self.names
+
+
+def _adding(vector: Tensor) -> Edit:
+    return lambda h, alpha: h + (alpha * vector).to(h)
+
+
+BASE = Change({}, {}, 0.0, {})
 
 
 @dataclass(frozen=True)
@@ -277,21 +302,23 @@ class _Scorer:
         """
         random = stream(0, "jitter")
 
-        def moved(h: Tensor) -> Tensor:
+        def jitter(h: Tensor) -> Tensor:
             u = 2 * torch.rand(h.shape, generator=random, dtype=torch.float64) - 1
             return (h * (1 + torch.finfo(h.dtype).eps * u.to(h.device))).to(h.dtype)
 
-        return self._kept("base with one more rounding", 0.0, lambda: self._run(BASE, moved))
+        return self._kept("base with one more rounding", 0.0, lambda: self._run(BASE, jitter))
 
     @cached_property
-    def opened(self) -> Opened:
+    def engine(self) -> CachedEngine:
         """The model under the plan, once its own forward has given the same for one sequence."""
-        limit, first = None if self.levers.resume else 0, self.plan.batches[0]
-        prove(self.model, first.ids[: int(first.reads[0]) + 1].tolist())
-        return Opened(self.model, self.plan.batches, self.levers.last_position, limit)
+        p, limit = self.plan, None if self.levers.resume else 0
+        verify_logits(self.model, min(p.sequences))
+        return CachedEngine(
+            self.model, p.sequences, p.tokens, p.share, self.levers.last_position, limit
+        )
 
-    def _run(self, change: Change, moved: Callable[[Tensor], Tensor] | None = None) -> pl.DataFrame:
-        return scored(self.plan, self.opened.run(change, moved))
+    def _run(self, change: Change, jitter: Jitter | None = None) -> pl.DataFrame:
+        return scored(self.plan, self.engine.run(change, change.alpha, jitter))
 
     def _kept(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         """What run() gives, unless it is at hand already, in memory or on disk."""
@@ -311,9 +338,9 @@ def _rms(x: pl.Series) -> float:
 
 def _rounding(model: PreTrainedModel, change: Change) -> Rounding | None:
     exact = model.dtype in (torch.float32, torch.float64)
-    if exact or not any(t.any() for t in change.delta.values()):
+    if exact or not any(t.any() for t in change.dW.values()):
         return None  # also where only activations or the prompt change
-    return rounding_error(model, change.delta, change.alpha)
+    return rounding_error(model, change.dW, change.alpha)
 
 
 def _rows(
