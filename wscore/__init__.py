@@ -4,9 +4,6 @@ adapter checkpoint -> delta -> difference -> (select | keep/drop | crop | null) 
 """
 
 from wscore.basis import overlap, own_basis, random_basis, shared_basis, weight_basis
-from wscore.cache import cached_spectra
-from wscore.contrast import contrast
-from wscore.coordinates import PARAMETERIZATION, family_coordinates
 from wscore.delta import (
     Basis,
     Delta,
@@ -21,17 +18,9 @@ from wscore.delta import (
     norm,
     scale,
 )
-from wscore.effect import (
-    Rule,
-    Verdict,
-    effect_table,
-    null_percentile,
-    paired,
-    retained,
-    verdict,
-)
 from wscore.factored import Factored, Factors, lazily, only
-from wscore.families import (
+from wscore.families.coordinates import PARAMETERIZATION, family_coordinates
+from wscore.families.formulas import (
     boft_delta,
     delora_delta,
     dora_delta,
@@ -41,12 +30,9 @@ from wscore.families import (
     pissa_delta,
     pissa_factors,
 )
-from wscore.locus import Locus
-from wscore.merge import family, merge_adapter, merge_adapter_factored
+from wscore.families.merge import family, merge_adapter, merge_adapter_factored
 from wscore.null import gaussian_null, match_norm, spectrum_null, stream
 from wscore.project import drop, energy, keep
-from wscore.ranking import duels, kendall, ranking, sign_agreement
-from wscore.rules import BasinDivergence, Share, SharedCore, at_least, at_most, shares
 from wscore.sites import (
     Site,
     layers,
@@ -58,8 +44,22 @@ from wscore.sites import (
     writes_residual,
 )
 from wscore.spectrum import BOTTOM, MIDDLE, SVD, TOP, Band, crop, crop_rest, spectra, svd
-from wscore.spread import benjamini_hochberg, seed_spread, wilson
+from wscore.stats.contrasts import contrast
+from wscore.stats.effects import (
+    Rule,
+    Verdict,
+    effect_table,
+    null_percentile,
+    paired,
+    retained,
+    verdict,
+)
+from wscore.stats.locus import Locus
+from wscore.stats.ranking import duels, kendall, ranking, sign_agreement
+from wscore.stats.rules import BasinDivergence, Share, SharedCore, at_least, at_most, shares
+from wscore.stats.spread import benjamini_hochberg, seed_spread, wilson
 from wscore.store import entries_sha256, load_delta, save_delta, tensors_sha256
+from wscore.svd_cache import cached_spectra
 
 __all__ = [
     "BOTTOM",

@@ -15,7 +15,7 @@ from safetensors.torch import save_file as reference_save
 
 import wscore as ws
 from wscore import BOTTOM, TOP, Band, Factored
-from wscore.families import delora_delta, lora_delta, pissa_delta, pissa_factors
+from wscore.families.formulas import delora_delta, lora_delta, pissa_delta, pissa_factors
 
 SHAPES = {  # name -> d_out, d_in, rank
     "model.layers.0.self_attn.q_proj.weight": (12, 9, 3),

@@ -10,9 +10,9 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from wscore.contrast import contrast
-from wscore.effect import CELL, KEYS, SUMMARY_KEYS, measure, paired
-from wscore.spread import benjamini_hochberg
+from wscore.stats.contrasts import contrast
+from wscore.stats.effects import CELL, KEYS, SUMMARY_KEYS, measure, paired
+from wscore.stats.spread import benjamini_hochberg
 
 FIELD = [c for c in SUMMARY_KEYS if c not in ("family", "alpha")]  # who competes with whom
 

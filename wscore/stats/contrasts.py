@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from wscore.bootstrap import SAW, interval, p_value
-from wscore.effect import CELL, SUMMARY_KEYS, measure
+from wscore.stats.bootstrap import SAW, interval, p_value
+from wscore.stats.effects import CELL, SUMMARY_KEYS, measure
 
 
 def contrast(

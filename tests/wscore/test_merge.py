@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from wscore.families import (
+from wscore.families.formulas import (
     boft_delta,
     cayley,
     cayley_neumann,
@@ -28,7 +28,7 @@ from wscore.families import (
     pissa_delta,
     pissa_factors,
 )
-from wscore.merge import family, merge_adapter
+from wscore.families.merge import family, merge_adapter
 
 LINEARS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 SIZES = dict(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from wscore.effect import CELL, Outcome, Verdict
+from wscore.stats.effects import CELL, Outcome, Verdict
 
 
 def at_least(lo: float | None, hi: float | None, t: float) -> bool | None:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import polars as pl
 
-from wscore.bootstrap import SAW, bootstrap, interval, p_value
+from wscore.stats.bootstrap import SAW, bootstrap, interval, p_value
 
 CELL = ("model", "behaviour", "dataset", "prompt_style")  # scored once at alpha = 0
 SUMMARY_KEYS = ("experiment", *CELL, "method", "family", "variant", "k", "alpha")

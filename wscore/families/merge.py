@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wscore.factored import Factored, Factors, delora_factors, lora_factors, pissa_change
-from wscore.families import (
+from wscore.families.formulas import (
     Weight,
     block_size,
     boft_delta,

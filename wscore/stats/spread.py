@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from scipy.special import ndtri
 
-from wscore.effect import KEYS, SUMMARY_KEYS, effect_table, paired
+from wscore.stats.effects import KEYS, SUMMARY_KEYS, effect_table, paired
 
 ACROSS = [c for c in SUMMARY_KEYS if c != "family"]
 SHARED = [c for c in SUMMARY_KEYS if c not in ("variant", "k")]  # by a line and its full line

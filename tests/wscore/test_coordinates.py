@@ -1,19 +1,19 @@
 """Splits of dW along adapter coordinates, and base spectra kept on disk."""
 
+import json
 from functools import reduce
+from pathlib import Path
 
 import pytest
 import scipy.linalg
 import torch
-from conftest import ORGANISM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import wscore as ws
-from wscore import cache
-from wscore.cache import cached_spectra
-from wscore.coordinates import (
+from wscore import svd_cache
+from wscore.families.coordinates import (
     PARAMETERIZATION,
     family_coordinates,
     gates,
@@ -24,8 +24,9 @@ from wscore.coordinates import (
     rotation_rest,
     scale_direction,
 )
-from wsrun.extract import read_adapter
+from wscore.svd_cache import cached_spectra
 
+ORGANISM = Path(__file__).parents[2] / "data" / "organism"
 FAMILIES = sorted(PARAMETERIZATION)
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 LORA = dict(peft_type="LORA", r=3, lora_alpha=6, use_rslora=False, init_lora_weights=True)
@@ -69,7 +70,15 @@ def organism():
 def shipped(kind: str):
     """(pos_tensors, pos_config, neg_tensors, neg_config) of the organism's own adapters."""
     folder = ORGANISM / "adapters" / f"{kind}-s0"
-    return *read_adapter(folder / "pos"), *read_adapter(folder / "neg")
+    return *checkpoint(folder / "pos"), *checkpoint(folder / "neg")
+
+
+def checkpoint(folder: Path):
+    """(tensors, config) of a saved adapter, with PiSSA's initial factors where stored."""
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors, json.loads((folder / "adapter_config.json").read_text())
 
 
 def merged(pos, pos_config, neg, neg_config, base) -> ws.Delta:
@@ -552,7 +561,7 @@ def test_another_base_has_another_file(weights, tmp_path, monkeypatch):
         cached_spectra(base, tmp_path, computed.append)
         assert computed == list(base) and len(list(tmp_path.iterdir())) == i + 2
     for i, (constant, value) in enumerate((("TOL", 1e-5), ("FORMAT", "next"))):
-        monkeypatch.setattr(cache, constant, value)
+        monkeypatch.setattr(svd_cache, constant, value)
         cached_spectra(weights, tmp_path)
         assert len(list(tmp_path.iterdir())) == i + 5
 

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wscore.delta import Delta, columns, difference, entries, pairs, some
-from wscore.families import block_size, pissa_factors
-from wscore.merge import by_module, family, merge_adapter, setting
+from wscore.families.formulas import block_size, pissa_factors
+from wscore.families.merge import by_module, family, merge_adapter, setting
 from wscore.sites import site
 
 PARAMETERIZATION = {

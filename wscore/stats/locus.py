@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from wscore.effect import Verdict
-from wscore.rules import Share, Shares, at_least, at_most, shares, unready
+from wscore.stats.effects import Verdict
+from wscore.stats.rules import Share, Shares, at_least, at_most, shares, unready
 
 
 @dataclass(frozen=True)
