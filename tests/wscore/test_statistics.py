@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.wscore.rows import base, group, line, noise, planted
-from wscore.stats.effects import KEYS, SUMMARY_KEYS, effect_table
-from wscore.stats.spread import benjamini_hochberg, seed_spread
+from wscore.stats.effects import effect_table
+from wscore.stats.schema import KEYS, SUMMARY_KEYS
+from wscore.stats.spread import benjamini_hochberg, seed_spread, wilson
 
 
 def scores(n):
@@ -180,6 +181,16 @@ def test_q_of_an_effect_table():
 def test_q_needs_p():
     with pytest.raises(ValueError, match="lacks the columns .'p'.; pass an effect_table"):
         benjamini_hochberg(pl.DataFrame({"variant": ["a"]}))
+
+
+def test_wilson_by_hand():
+    """(p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n)"""
+    z = stats.norm.ppf(0.975)
+    for k, n in ((0, 20), (7, 300), (20, 20), (1, 3)):
+        p, middle = k / n, k / n + z**2 / (2 * n)
+        half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        want = [np.clip((middle + x) / (1 + z**2 / n), 0, 1) for x in (-half, half)]
+        assert wilson(p, n) == pytest.approx(want, abs=1e-12)
 
 
 # ---------------------------------------------------------------------------------------- spread

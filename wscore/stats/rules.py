@@ -1,88 +1,116 @@
-"""Decision rules: three-valued statements about intervals, thresholds written before the run.
+"""Decision rules: claims about parts of dW, thresholds written before the run.
 
-`x >= t` holds where the whole interval does, fails where none of it does, and is unknown between.
 A rule is a frozen dataclass whose fields are its thresholds; `verdict(table, rule)` applies it.
 No rule says anything of a part while the whole does no more than random deltas do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import polars as pl
 
-from wscore.stats.effects import CELL, Outcome, Verdict
+from wscore.stats.shares import (
+    Share,
+    Shares,
+    at_least,
+    at_most,
+    exact_shares,
+    not_ready_reason,
+    shares,
+)
+from wscore.stats.verdicts import Outcome, Verdict
 
 
-def at_least(lo: float | None, hi: float | None, t: float) -> bool | None:
-    """x >= t: True if lo >= t, False if hi < t, else None (unknown); the partner of `at_most`."""
-    return None if lo is None or hi is None else True if lo >= t else False if hi < t else None
+class Part(NamedTuple):
+    """A candidate: the variants that keep it, drop it, and keep random directions of its size."""
+
+    name: str
+    keep: str
+    drop: str
+    control: str
+    k: int | None = None
+
+    def shares(self, got: Shares, family: str) -> tuple[Share, Share]:
+        """What keep and drop retain."""
+        keep, drop = ((family, variant, self.k) for variant in (self.keep, self.drop))
+        return got.get(keep, Share()), got.get(drop, Share())
 
 
-def at_most(lo: float | None, hi: float | None, t: float) -> bool | None:
-    """x <= t: True if hi <= t, False if lo > t, else None (unknown)."""
-    return None if lo is None or hi is None else True if hi <= t else False if lo > t else None
+class Condition(NamedTuple):
+    """One comparison of a part in one family; holds is None where its interval does not tell."""
+
+    text: str
+    holds: bool | None
+    is_control: bool
 
 
-class Share(NamedTuple):
-    """A retained ratio with its interval; empty where it was suppressed."""
-
-    value: float | None = None
-    lo: float | None = None
-    hi: float | None = None
-
-    def __str__(self) -> str:
-        return "unknown" if self.lo is None else f"{self.value:.2f} [{self.lo:.2f}, {self.hi:.2f}]"
+Read = dict[Part, dict[str, list[Condition]]]  # part -> family -> its conditions, keep first
 
 
-Shares = dict[tuple[str | None, str, int | None], Share]  # (family, variant, k) -> Share
+class PartRule:
+    """exists a part, for all families: keep(part) >= keep_at_least, drop(part) <= drop_at_most,
+    and control(part) <= keep_at_least where the table has that line.
 
-
-def shares(table: pl.DataFrame) -> Shares:
-    """The retained ratios of a table of one model, behaviour, dataset and alpha."""
-    several = [c for c in (*CELL, "alpha") if c in table.columns and table[c].n_unique() > 1]
-    lines = table.select("family", "variant", "k", "retained", "retained_lo", "retained_hi")
-    if several or lines.select("family", "variant", "k").is_duplicated().any():
-        raise ValueError(
-            "verdict: needs one line per (family, variant, k), found several of "
-            f"{several or 'the same'}; filter the table first"
-        )
-    return {(family, variant, k): Share(*x) for family, variant, k, *x in lines.iter_rows()}
-
-
-def unready(
-    table: pl.DataFrame, whole: str, families: Sequence[str | None], above_nulls: float
-) -> Verdict | None:
-    """Why no part of `whole` can be judged in these families, None where all can.
-
-    A ratio needs a whole that steers towards the behaviour, and further than null deltas do: its
-    null_percentile, where the table has one, must reach `above_nulls`; 100, above every draw, is a
-    one-sided test at level 1/21 with 20 draws. A random delta may well move the answers a little,
-    and its largest tensors then "carry" that.
+    What differs between kinds of parts, nested (`SharedCore`) or disjoint (`Locus`): which they
+    are, what else decides before and after, and the words.
     """
-    lines = table.filter(pl.col("variant") == whole)
-    back = lines.filter(pl.col("hi") < 0) if "hi" in table.columns else lines.clear()
-    if found := [str(f) for f in families if f in back["family"].to_list()]:
-        return Verdict(
-            "undetermined",
-            f"the effect of {whole} is below 0 for {', '.join(found)}, so there is no "
-            "steering towards the behaviour to share",
-        )
-    if "null_percentile" not in table.columns:
-        return None
-    low = lines.filter(pl.col("null_percentile") < above_nulls)
-    ranks = dict(low.select("family", "null_percentile").iter_rows())
-    if found := [f"{f} ({ranks[f]:.0f} %)" for f in families if f in ranks]:
-        return Verdict(
-            "undetermined",
-            f"{whole} does no more than random deltas of its spectrum for {', '.join(found)}: "
-            f"percentile among them below {above_nulls:g}",
-        )
-    return None
+
+    keep_at_least: float
+    drop_at_most: float
+    families: tuple[str, ...] | None
+    whole: str
+    above_nulls: float
+
+    def decide(self, table: pl.DataFrame) -> Verdict:
+        got = shares(table) | exact_shares(table)
+        families = self.families or tuple(table["family"].unique().drop_nulls().sort())
+        if early := not_ready_reason(table, self.whole, families, self.above_nulls):
+            return early
+        read = {p: {f: self.conditions(got, p, f) for f in families} for p in self.parts(got)}
+        if early := self.before(got, read, families):
+            return early
+        flat = {p: [c for each in of.values() for c in each] for p, of in read.items()}
+        if held := [p for p in read if all(c.holds for c in flat[p])]:
+            return self.supported(held, families)
+        return self.otherwise(got, read, families) or self.closest(flat)
+
+    def conditions(self, got: Shares, part: Part, family: str) -> list[Condition]:
+        t, low = self.keep_at_least, self.drop_at_most
+        asked: list[tuple[str, Callable, str, float]] = [
+            (part.keep, at_least, ">=", t),
+            (part.drop, at_most, "<=", low),
+        ]
+        if (family, part.control, part.k) in got:
+            asked.append((part.control, at_most, "<=", t))
+        out = []
+        for variant, test, sign, limit in asked:
+            share = got.get((family, variant, part.k), Share())
+            text = f"{family} {variant} retains {share}, not clearly {sign} {limit:g}"
+            out.append(Condition(text, test(share.lo, share.hi, limit), variant == part.control))
+        return out
+
+    def parts(self, got: Shares) -> list[Part]:
+        raise NotImplementedError
+
+    def before(self, got: Shares, read: Read, families: Sequence[str]) -> Verdict | None:
+        """What decides whether a part meets all conditions or not."""
+        raise NotImplementedError
+
+    def supported(self, parts: list[Part], families: Sequence[str]) -> Verdict:
+        raise NotImplementedError
+
+    def otherwise(self, got: Shares, read: Read, families: Sequence[str]) -> Verdict | None:
+        """What decides where no part meets all conditions, None where nothing does."""
+        raise NotImplementedError
+
+    def closest(self, flat: dict[Part, list[Condition]]) -> Verdict:
+        """The part that misses the fewest conditions, and which."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class SharedCore:
+class SharedCore(PartRule):
     """exists K, for all families: keep(K) >= keep_at_least and drop(K) <= drop_at_most.
 
     A K at which a random subspace of that size keeps as much supports nothing (K = d_model keeps
@@ -102,133 +130,138 @@ class SharedCore:
 
     def __post_init__(self) -> None:
         if not self.families:
-            raise ValueError("SharedCore: needs one family or more, got none; name them")
+            raise ValueError("SharedCore: `families` must be at least one, got none; name them")
 
-    def decide(self, table: pl.DataFrame) -> Verdict:
-        got = shares(table)
-        if early := unready(table, self.whole, self.families, self.above_nulls):
-            return early
-        ks = sorted({k for _, v, k in got if v in (self.keep, self.drop) and k is not None})
-        if not ks:
-            return Verdict(
-                "undetermined",
-                f"no line of {self.keep} or {self.drop} at any K for {', '.join(self.families)}",
-            )
-        unmet = {k: self._unmet(got, k) for k in ks}
-        if held := [str(k) for k in ks if not unmet[k]]:
-            return Verdict(
-                "supported",
-                f"at K = {' and '.join(held)}, {self.keep} retains >= "
-                f"{self.keep_at_least:g} and {self.drop} <= {self.drop_at_most:g} of "
-                f"the effect in every family of {', '.join(self.families)}",
-            )
-        for outcome, why, families in self._obstacles(got, ks[-1]):
-            if families:
-                return Verdict(outcome, f"{why} for {', '.join(families)}")
-        k = min(ks, key=lambda k: (len(unmet[k]), -k))
-        more = f"; and {len(unmet[k]) - 3} more" if len(unmet[k]) > 3 else ""
-        return Verdict("undetermined", f"closest at K = {k}, where {'; '.join(unmet[k][:3])}{more}")
+    def parts(self, got: Shares) -> list[Part]:
+        ks = {k for _, v, k in got if v in (self.keep, self.drop) and k is not None}
+        return [Part(f"K = {k}", self.keep, self.drop, self.random, k) for k in sorted(ks)]
 
-    def _unmet(self, got: Shares, k: int) -> list[str]:
-        """The conditions at K that are not clearly true, with their numbers."""
-        conditions = (
-            (self.keep, at_least, ">=", self.keep_at_least),
-            (self.drop, at_most, "<=", self.drop_at_most),
-            (self.random, at_most, "<=", self.keep_at_least),
+    def before(self, got: Shares, read: Read, families: Sequence[str]) -> Verdict | None:
+        if read:
+            return None
+        return Verdict(
+            "undetermined",
+            f"no line of {self.keep} or {self.drop} at any K for {', '.join(families)}",
         )
-        asked = [
-            (f, *c, got.get((f, c[0], k), Share()))
-            for f in self.families
-            for c in conditions
-            if c[0] != self.random or (f, c[0], k) in got
-        ]
-        return [
-            f"{f} {variant} retains {share}, not clearly {sign} {t:g}"
-            for f, variant, test, sign, t, share in asked
-            if not test(share.lo, share.hi, t)
-        ]
 
-    def _obstacles(self, got: Shares, k: int) -> list[tuple[Outcome, str, list[str]]]:
+    def supported(self, parts: list[Part], families: Sequence[str]) -> Verdict:
+        return Verdict(
+            "supported",
+            f"at K = {' and '.join(str(p.k) for p in parts)}, {self.keep} retains >= "
+            f"{self.keep_at_least:g} and {self.drop} <= {self.drop_at_most:g} of "
+            f"the effect in every family of {', '.join(families)}",
+        )
+
+    def otherwise(self, got: Shares, read: Read, families: Sequence[str]) -> Verdict | None:
+        for outcome, why, found in self._obstacles(got, [*read][-1], families):
+            if found:
+                return Verdict(outcome, f"{why} for {', '.join(found)}")
+        return None
+
+    def _obstacles(
+        self, got: Shares, part: Part, families: Sequence[str]
+    ) -> list[tuple[Outcome, str, list[str]]]:
         """(outcome, why, families) at the largest K, in order: the first with a family decides."""
         t, low, both = self.keep_at_least, self.drop_at_most, f"{self.keep} and {self.drop}"
+        at = f"at {part.name}, the largest,"
         counter, absent, noise, either = [], [], [], []
-        for f in self.families:
-            keys = [(f, variant, k) for variant in (self.keep, self.drop)]
-            x, y = (got.get(key, Share()) for key in keys)
+        for f in families:
+            x, y = part.shares(got, f)
             kept, left = at_least(x.lo, x.hi, t), at_least(y.lo, y.hi, t)
-            absent += [f] if any(key not in got for key in keys) else []
-            noise += [f] if f not in absent and None in (x.lo, y.lo) else []
+            if any((f, variant, part.k) not in got for variant in (self.keep, self.drop)):
+                absent.append(f)
+            elif None in (x.lo, y.lo):
+                noise.append(f)
             counter += [f"{f} ({x}, {y})"] if left and at_least(x.lo, x.hi, low) is False else []
             either += [f"{f} ({x}, {y})"] if left and kept else []
+        unclear: Outcome = "undetermined"
+        refuted = f"{at} {self.keep} retains < {low:g} and {self.drop} >= {t:g} of the effect"
+        unknown = "the full effect is at noise and its shares are unknown"
+        same = f"not identifiable under this basis: {both} both retain >= {t:g} {at}"
         return [
-            (
-                "refuted",
-                f"at K = {k}, the largest, {self.keep} retains < {low:g} and "
-                f"{self.drop} >= {t:g} of the effect",
-                counter,
-            ),
-            ("undetermined", f"no line of {both} at K = {k}, the largest,", absent),
-            ("undetermined", "the full effect is at noise and its shares are unknown", noise),
-            (
-                "undetermined",
-                f"not identifiable under this basis: {both} both retain >= {t:g} "
-                f"at K = {k}, the largest,",
-                either,
-            ),
+            ("refuted", refuted, counter),
+            (unclear, f"no line of {both} {at}", absent),
+            (unclear, unknown, noise),
+            (unclear, same, either),
         ]
+
+    def closest(self, flat: dict[Part, list[Condition]]) -> Verdict:
+        unmet = {p: [c.text for c in each if not c.holds] for p, each in flat.items()}
+        part = min(reversed(unmet), key=lambda p: len(unmet[p]))
+        more = f"; and {len(unmet[part]) - 3} more" if len(unmet[part]) > 3 else ""
+        found = "; ".join(unmet[part][:3])
+        return Verdict("undetermined", f"closest at {part.name}, where {found}{more}")
 
 
 @dataclass(frozen=True)
-class BasinDivergence:
-    """exists K, for all families: overlap(own, others') is low and keep_own > keep_shared.
+class Locus(PartRule):
+    """exists a slice, for all families: keep(slice) >= keep_at_least, drop(slice) <= drop_at_most.
 
-    overlap is the table's column of that name on the keep_own lines, the mean squared cosine of a
-    family's own top-K directions with those of the others; low is at most `excess_at_most` of the
-    way from random subspaces (`overlap_random`) to equal ones. keep_own > keep_shared where their
-    intervals do not meet. Refuted where at every K some family's overlap is not low.
+    `slices` are disjoint parts of one partition (the layers, the modules, the bands of a spectrum);
+    the table names their lines keep_<slice>, drop_<slice> and, where it has them, control_<slice>:
+    random directions with the slice's own rank and norm, which must not keep as much.
+    Refuted as distributed where several slices each retain keep_at_least in every family, and where
+    every slice fails clearly in some family. A slice in which a family changes nothing (a line
+    whose status is not "scored") keeps 0 and leaves 1 there, exactly.
     """
 
-    excess_at_most: float = 0.1
-    families: tuple[str, ...] = ("lora", "dora", "pissa", "delora", "oft")
-    own: str = "keep_own"
-    shared: str = "keep_shared"
-    whole: str = "residual_full"
+    slices: tuple[str, ...]
+    keep_at_least: float = 0.7
+    drop_at_most: float = 0.3
+    families: tuple[str, ...] | None = None
+    whole: str = "full"
     above_nulls: float = 100.0
 
-    def decide(self, table: pl.DataFrame) -> Verdict:
-        if early := unready(table, self.whole, self.families, self.above_nulls):
-            return early
-        got = shares(table)
-        lines = table.filter(pl.col("variant") == self.own)
-        chance = pl.col("overlap_random")
-        lines = lines.with_columns(excess=(pl.col("overlap") - chance) / (1 - chance))
-        excess = {(f, k): x for f, k, x in lines.select("family", "k", "excess").iter_rows()}
-        ks = sorted({k for _, k in excess})
-        absent = [f for f in self.families if not any((f, k) in excess for k in ks)]
-        if absent:
-            return Verdict("undetermined", f"no line of {self.own} for {', '.join(absent)}")
-        close: dict[int, list[str]] = {k: [] for k in ks}
-        unmet: dict[int, list[str]] = {k: [] for k in ks}
-        for k in ks:
-            for f in self.families:
-                x = excess.get((f, k))
-                if x is None or x > self.excess_at_most:
-                    close[k].append(f if x is None else f"{f} ({x:.2f})")
-                own, shared = (got.get((f, v, k), Share()) for v in (self.own, self.shared))
-                if own.lo is None or shared.hi is None or own.lo <= shared.hi:
-                    unmet[k].append(f"{f} {self.own} {own}, {self.shared} {shared}")
-        if held := [str(k) for k in ks if not close[k] and not unmet[k]]:
+    def __post_init__(self) -> None:
+        if not self.slices or self.families == ():
+            empty = "families" if self.slices else "slices"
+            raise ValueError(f"Locus: `{empty}` must be at least one, got none; name them")
+
+    def parts(self, got: Shares) -> list[Part]:
+        return [Part(s, f"keep_{s}", f"drop_{s}", f"control_{s}") for s in self.slices]
+
+    def before(self, got: Shares, read: Read, families: Sequence[str]) -> Verdict | None:
+        if dark := [f for f in families if got.get((f, self.whole, None), Share()).lo is None]:
             return Verdict(
-                "supported",
-                f"at K = {' and '.join(held)}, own directions overlap little and {self.own} retains"
-                f" more than {self.shared} in every family of {', '.join(self.families)}",
+                "undetermined",
+                f"the effect of {self.whole} is at noise for {', '.join(dark)}, "
+                "and its shares are unknown",
             )
-        if all(close.values()):
-            k = max(ks)
-            return Verdict(
-                "refuted",
-                f"own directions are not divergent: overlap above chance at K = {k} for "
-                + ", ".join(close[k]),
-            )
-        k = min((k for k in ks if not close[k]), key=lambda k: len(unmet[k]))
-        return Verdict("undetermined", f"at K = {k}: {'; '.join(unmet[k][:3])}")
+        enough = [p.name for p, of in read.items() if all(c[0].holds for c in of.values())]
+        if len(enough) < 2:
+            return None
+        said = f"each of {', '.join(enough)} alone retains >= {self.keep_at_least:g}"
+        return Verdict("refuted", f"distributed: {said}")
+
+    def supported(self, parts: list[Part], families: Sequence[str]) -> Verdict:
+        name = parts[0].name
+        return Verdict(
+            "supported",
+            f"{name} alone retains >= {self.keep_at_least:g} and without it <= "
+            f"{self.drop_at_most:g} of the effect is left in {', '.join(families)}",
+            name,
+        )
+
+    def otherwise(self, got: Shares, read: Read, families: Sequence[str]) -> Verdict | None:
+        flat = {p: [c for each in of.values() for c in each] for p, of in read.items()}
+        failed = {p: _failed(each) for p, each in flat.items()}
+        if not all(failed.values()):
+            return None
+        best = min(failed, key=lambda p: len(failed[p]))
+        return Verdict(
+            "refuted",
+            f"no single slice of {', '.join(self.slices)}; closest is {best.name}, where "
+            + "; ".join(failed[best][:2]),
+        )
+
+    def closest(self, flat: dict[Part, list[Condition]]) -> Verdict:
+        open_ = {p: each for p, each in flat.items() if not _failed(each)}
+        unmet = {p: [c.text for c in each if not c.holds] for p, each in open_.items()}
+        best = min(unmet, key=lambda p: len(unmet[p]))
+        found = "; ".join(unmet[best][:3])
+        return Verdict("undetermined", f"closest is {best.name}, where {found}")
+
+
+def _failed(conditions: list[Condition]) -> list[str]:
+    """What is clearly false; a control that keeps too much makes a slice useless, not wrong."""
+    return [c.text for c in conditions if c.holds is False and not c.is_control]
