@@ -39,8 +39,10 @@ from wsrun.score.layer_steps import (
     record_states,
     start_at,
 )
-from wsrun.score.plain import Edit, Intervention, Jitter, PlainEngine
+from wsrun.score.plain import Jitter, PlainEngine
 from wsrun.score.trie_attention import Masks, running, trie_attention
+from wsrun.steer.edits import Edit
+from wsrun.steer.interventions import Intervention
 from wsrun.steer.weights import steered, touched_parameters
 
 INSIDE = 10  # times the outputs of all layers: room from which states inside them are kept, too

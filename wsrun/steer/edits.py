@@ -1,7 +1,7 @@
 """Edits of the residual stream: functions (h, alpha) -> h' with a hash of what they do."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +11,7 @@ from wscore import tensors_sha256
 States = Float[Tensor, "b s d"]
 
 
+@runtime_checkable
 class Edit(Protocol):
     """h' of the output h of a decoder layer, at every position."""
 

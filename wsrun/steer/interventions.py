@@ -15,17 +15,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from wscore import add, entries_sha256, gaussian_null, load_delta, norm, save_delta, spectrum_null
 from wscore.factored import Factored
-from wscore.store import write_whole
+from wscore.store import FACTORED, write_whole
 from wsrun.models.hooks import hooked, output_of
 from wsrun.steer.edits import AddVector, Chain, Edit
 from wsrun.steer.weights import steered
@@ -286,18 +285,16 @@ def load_intervention(path: str | Path) -> tuple[Intervention, dict[str, str]]:
 
     Raises ValueError for what is no such file.
     """
-    with safe_open(path, framework="pt") as file:
-        texts, empty = dict(file.metadata() or {}), not file.keys()
-    tensors: Any = {}
-    if not empty:
-        tensors = load_delta(path)
-        texts = dict(tensors.meta)
     try:
+        with safe_open(path, framework="pt") as file:
+            texts, empty = dict(file.metadata() or {}), not file.keys()
+        tensors = {} if empty else load_delta(path)
         found = _restored(tensors, texts)
-    except (KeyError, ValueError) as error:
+    except (OSError, SafetensorError, LookupError, ValueError) as error:
         raise ValueError(
             f"load_intervention: {str(path)!r} holds no intervention ({error!r}); save it again"
         ) from error
+    texts.pop(FACTORED, None)
     return found, {k: v for k, v in texts.items() if k not in found.texts()}
 
 
