@@ -1,4 +1,4 @@
-"""The cached engine: a forward pass in which everything that an intervention leaves alone runs once.
+"""The cached engine: what an intervention leaves as it is runs once for all interventions.
 
 What an intervention does to the model is known by the steps of the layers that it touches
 (layer_steps.py), so two interventions that agree up to a step agree in the state that enters it.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from wscore import only
 from wsrun.activation_cache import ActivationCache, CacheKey, CachePath
@@ -80,8 +80,12 @@ class CachedEngine:
     ) -> None:
         limit = _default_cache_bytes(model) if cache_bytes is None else cache_bytes
         self.model, self.cache, self.n = model, ActivationCache(limit), len(sequences)
-        self.decoder, self.layers = model.get_decoder(), decoder_layers(model)
+        self.layers = decoder_layers(model)
         self.prefix = next(n for n, m in model.named_modules() if m is self.layers)
+        owner, _, self.list_name = self.prefix.rpartition(".")
+        self.decoder: Any = model.get_submodule(owner)
+        if "position_ids" not in inspect.signature(self.decoder.forward).parameters:
+            raise NotImplementedError("its decoder takes no position_ids")
         self.parts = [layer_parts(layer) for layer in self.layers]
         self.steps = self._steps()
         self.last = len(self.layers) - 1 if last_token_only and self.parts[-1] else None
@@ -231,13 +235,13 @@ class CachedEngine:
 
         What enters the first comes out of the last, or `output` in its place.
         """
-        parent, _, name = self.prefix.rpartition(".")
-        owner, calls = self.model.get_submodule(parent), []
+        calls: list[dict[str, Any]] = []
+        stand_ins = nn.ModuleList(_Pass(layer, calls, output) for layer in self.layers)
         try:
-            setattr(owner, name, nn.ModuleList(_Pass(x, calls, output) for x in self.layers))
+            setattr(self.decoder, self.list_name, stand_ins)
             yield calls
         finally:
-            setattr(owner, name, self.layers)
+            setattr(self.decoder, self.list_name, self.layers)
 
     @torch.no_grad()
     def step_error(self) -> float:
@@ -277,9 +281,16 @@ class _Pass(nn.Module):
 def _checked(call: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a layer beside its input; who sees whom is in the layout of the batch."""
     call = {k: v for k, v in call.items() if k != "hidden_states"} | {"attention_mask": None}
-    if shared := [k for k, v in call.items() if isinstance(v, dict | list | Cache)]:
-        raise NotImplementedError(f"its layers pass on {shared[0]} beside their output")
+    if shared := [k for k, v in call.items() if not _constant(v)]:
+        raise NotImplementedError(f"its layers may share more than hidden states: {shared[0]}")
     return call
+
+
+def _constant(x: Any) -> bool:
+    """Whether a layer cannot leave anything in an argument for the next one."""
+    if isinstance(x, tuple):
+        return all(map(_constant, x))
+    return x is None or isinstance(x, Tensor | str | int | float | torch.dtype | torch.device)
 
 
 def _edited(states: list[State], change: Change, layer: int) -> list[State]:
@@ -359,7 +370,9 @@ def choose_engine(
             return CachedEngine(model, sequences, tokens, **options), None
         except REFUSALS as error:
             line = str(error).strip().partition("\n")[0] or type(error).__name__
-            reason = f"scored plainly: {type(model).__name__} does not fit the cached engine ({line})"
+            reason = (
+                f"scored plainly: {type(model).__name__} does not fit the cached engine ({line})"
+            )
             if engine == "cached":
                 raise ValueError(f"cached engine: {type(model).__name__}: {line}") from error
     return PlainEngine(model, sequences, tokens), reason

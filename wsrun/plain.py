@@ -7,7 +7,7 @@ oracle that the tests compare it with.
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ Jitter = Callable[[Tensor], Tensor]  # replaces what enters the first layer
 Edit = Callable[[Float[Tensor, "b s d"], float], Float[Tensor, "b s d"]]  # (h, alpha) -> h'
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """What an engine asks of an intervention."""
 

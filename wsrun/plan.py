@@ -92,7 +92,9 @@ def padded_batches(sequences: Tokens, tokens: int) -> list[list[int]]:
     return groups
 
 
-def in_order(n: int, found: Iterable[tuple[list[int], Float[Tensor, "_ v"]]]) -> Float[Tensor, "n v"]:
+def in_order(
+    n: int, found: Iterable[tuple[list[int], Float[Tensor, "_ v"]]]
+) -> Float[Tensor, "n v"]:
     """One row a sequence, in the sequences' order, from the rows of one batch after another."""
     out = torch.empty(0)
     for order, rows in found:

@@ -88,7 +88,9 @@ def _attend(
             attended = scaled_dot_product_attention(*qkv, attn_mask=mask, scale=scaling)
         else:
             scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-            sinks = None if s_aux is None else s_aux.view(groups, repeat).repeat_interleave(width, 1)
+            sinks = (
+                None if s_aux is None else s_aux.view(groups, repeat).repeat_interleave(width, 1)
+            )
             attended = _explicit(*qkv, mask, scale, softcap, sinks)
         own = attended.unflatten(2, (repeat, width)).permute(0, 3, 1, 2, 4)
         found.append(own.reshape(n * width, heads, -1))
@@ -105,7 +107,7 @@ def _explicit(
     mask: Float[Tensor, "n 1 a b"],
     scaling: float,
     softcap: float | None,
-    sinks: Float[Tensor, "groups a"] | None,
+    sinks: Float[Tensor, "groups _"] | None,
 ) -> Float[Tensor, "n groups a f"]:
     """softmax([s + mask, sink])_b v_b with s = softcap tanh(q k^T scaling / softcap).
 
@@ -117,7 +119,9 @@ def _explicit(
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores + mask
     if sinks is not None:
-        scores = torch.cat([scores, sinks.to(scores).expand(len(scores), -1, -1)[..., None]], -1)
+        asked = scores.shape[2] // sinks.shape[1]  # queries of each head of a group
+        sink = sinks.to(scores).repeat_interleave(asked, 1).expand(len(scores), -1, -1)
+        scores = torch.cat([scores, sink[..., None]], -1)
         scores = scores - scores.max(-1, keepdim=True).values
     wide = torch.float32 if sinks is None and scores.dtype != torch.float64 else scores.dtype
     weights = scores.softmax(-1, dtype=wide).to(q.dtype)
