@@ -18,13 +18,13 @@ from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.score.cached import CachedEngine
 from wsrun.score.plain import PlainEngine
+from wsrun.steer.held import Held
 from wsrun.steer.interventions import (
     METHODS,
     AddVectors,
     Combined,
     ConstructedDelta,
     DirectionalAblation,
-    Held,
     Intervention,
     SystemPrompt,
     WeightDelta,
