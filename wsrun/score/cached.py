@@ -6,7 +6,7 @@ States are kept (activation_cache.py), and a run starts at the deepest one it ma
 before its first changed step, or one of an intervention that began alike. A run goes layer by
 layer, all batches through one before the next, and a layer's weights are changed only while it
 runs. Common heads of the sequences run once (batching.py, trie_attention.py), and the last layer
-runs only where logits are read. `verify_logits` measures on the model at hand what all this changes.
+runs only where logits are read. `verify_logits` measures on the model at hand what this changes.
 """
 
 import inspect
