@@ -22,7 +22,7 @@ __all__ = [
 
 
 class _Room(ModuleType):
-    """`from wsrun import score` names this room and its function `score`: the room can be called."""
+    """`from wsrun import score` names the room and its function alike: the room can be called."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.score(*args, **kwargs)
