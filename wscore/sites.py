@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from wscore.delta import format_keys
+from wscore.entries import format_keys
 from wscore.factored import subset
 
 _NAME = re.compile(

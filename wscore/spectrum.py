@@ -12,7 +12,8 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wscore.delta import Delta, columns, entry, format_keys, length, nonempty
+from wscore.delta import Delta, length
+from wscore.entries import columns, entry, format_keys, nonempty
 from wscore.factored import Factored, Factors, core, stack
 
 TOL = 1e-6

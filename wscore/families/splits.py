@@ -10,8 +10,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Delta, columns, format_keys, pairs
-from wscore.families.base import Family, family_of
+from wscore.delta import Delta
+from wscore.entries import columns, format_keys, pairs
+from wscore.families.base import Family
+from wscore.families.checkpoints import family_of
 
 Polar = tuple[Float[Tensor, "*size"], Float[Tensor, "d_out d_in"]]
 """(size, direction), whose product is a weight"""

@@ -121,7 +121,7 @@ class SharedCore(PartRule):
 
     keep_at_least: float = 0.7
     drop_at_most: float = 0.3
-    families: tuple[str, ...] = ("lora", "dora", "pissa", "delora", "oft")
+    families: tuple[str, ...] | None = ("lora", "dora", "pissa", "delora", "oft")
     keep: str = "keep_shared"
     drop: str = "drop_shared"
     random: str = "keep_random"
@@ -129,7 +129,7 @@ class SharedCore(PartRule):
     above_nulls: float = 100.0
 
     def __post_init__(self) -> None:
-        if not self.families:
+        if self.families == ():
             raise ValueError("SharedCore: `families` must be at least one, got none; name them")
 
     def parts(self, got: Shares) -> list[Part]:
