@@ -119,6 +119,8 @@ def randomise(model, seed=1):
             parameter.mul_(1 + 0.2 * noise)
         elif "lora_" in name or "oft_R" in name:
             parameter.add_((0.1 if "oft_R" in name else 0.02) * noise)
+        elif parameter.requires_grad:
+            parameter.add_(0.1 * noise)
 
 
 def save(model, config, path):

@@ -12,7 +12,7 @@ from wscore.families.base import FAMILIES, Base, Family, Target, check, refuse, 
 UNSUPPORTED = """
     modules_to_save bias lora_bias fan_in_fan_out trainable_token_indices layer_replication
     target_parameters alora_invocation_tokens arrow_config kasa_config monteclora_config
-    velora_config use_qalora use_bdlora use_effective_conv2d""".split()
+    velora_config use_qalora use_bdlora""".split()
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
