@@ -26,8 +26,8 @@ def _allowed(name: Any, w: Any) -> Tensor:
     if not isinstance(name, str):
         raise ValueError(f"delta: key {name!r} is not a string; use parameter names")
     if not isinstance(w, Tensor) or w.ndim not in (1, 2):
-        found = f"of shape {list(w.shape)}" if isinstance(w, Tensor) else f"a {type(w).__name__}"
-        raise ValueError(f"delta: {name!r} is {found}; use tensors [d_out, d_in] or [d_out]")
+        kind = f"of shape {list(w.shape)}" if isinstance(w, Tensor) else f"a {type(w).__name__}"
+        raise ValueError(f"delta: {name!r} is {kind}; use tensors [d_out, d_in] or [d_out]")
     if w.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"delta: {name!r} is {w.dtype}, and a delta in that precision has already lost its"

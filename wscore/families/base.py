@@ -118,6 +118,6 @@ def setting(config: Mapping[str, Any], name: str, patterns: str = "", module: st
     for pattern, value in (config.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
-    found = f"the config has no {name!r}, only {sorted(config)}"
-    check(config.get(name) is not None, f"{found}; pass the whole adapter_config.json")
+    message = f"the config has no {name!r}, only {sorted(config)}"
+    check(config.get(name) is not None, f"{message}; pass the whole adapter_config.json")
     return config[name]

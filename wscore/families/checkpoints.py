@@ -21,9 +21,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
     relatives = [f for f in FAMILIES.values() if f.peft_type == kind]
     known = ", ".join(dict.fromkeys(f"{f.peft_type}" for f in FAMILIES.values()))
     check(bool(relatives), f"the config has peft_type {kind!r}; train one of {known}")
-    for found in relatives:
-        if found.matches(config):
-            return found
+    for family in relatives:
+        if family.matches(config):
+            return family
     fields = {name for f in relatives for name in f.fields}
     asked = " with ".join(f"{name} {config.get(name)!r}" for name in sorted(fields))
     rules = "; ".join(f"{f.name} with {dict(f.fields)}" for f in relatives)
@@ -72,8 +72,8 @@ def targets(
     """
     family = family_of(config)
     for name in UNSUPPORTED:
-        found = f"the config sets {name} to {config.get(name)!r}, not a change of linear weights"
-        check(config.get(name) in (None, False, "none", [], {}), f"{found}; train without it")
+        message = f"the config sets {name} to {config.get(name)!r}, not a change of linear weights"
+        check(config.get(name) in (None, False, "none", [], {}), f"{message}; train without it")
     for module, stored in by_module(adapter, family, set(base)).items():
         key, weight = f"{module}.weight", base[f"{module}.weight"]
         check(

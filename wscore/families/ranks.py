@@ -47,8 +47,8 @@ def rank_terms(
             f"rank_components: the adapter is {family.name} ({family.parameterization}), no sum of"
             f" rank-one terms; use one of {able}, or family_coordinates"
         )
-    found = {name: family.factors(target) for name, target in targets(adapter, config, base)}
-    return {name: Terms(x, x.L.shape[1] // family.columns_per_term) for name, x in found.items()}
+    factors = {name: family.factors(target) for name, target in targets(adapter, config, base)}
+    return {name: Terms(x, x.L.shape[1] // family.columns_per_term) for name, x in factors.items()}
 
 
 def rank_components(

@@ -55,10 +55,10 @@ def same_targets(
 
 def base_weight(base: Mapping[str, Tensor], name: str, like: Tensor) -> Float[Tensor, "d_out d_in"]:
     """base[name] as a float64 matrix on like's device."""
-    found = list(base[name].shape) if name in base else "absent"
-    if found != list(like.shape):
+    shape = list(base[name].shape) if name in base else "absent"
+    if shape != list(like.shape):
         raise ValueError(
-            f"coordinates: {name!r} is {list(like.shape)} in the delta and {found} in the base;"
+            f"coordinates: {name!r} is {list(like.shape)} in the delta and {shape} in the base;"
             " pass the weights of the model that the adapters were trained on"
         )
     return float64(base[name].to(like.device))
