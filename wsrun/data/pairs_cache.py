@@ -39,9 +39,7 @@ def trait_scores(
     under the two personas that the pair was generated with. In nats per token.
     """
     if any(p.persona_pos is None or p.persona_neg is None for p in pairs):
-        raise ValueError(
-            "pairs: some pairs do not say their personas; generate them with make_pairs"
-        )
+        raise ValueError("pairs: some pairs do not name their personas; use make_pairs")
     asked = [
         example(tok, p.prompt, response, persona)
         for p in pairs

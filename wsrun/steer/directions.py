@@ -95,9 +95,7 @@ def pair_differences(
     Raises as `response_states`, and where a persona is asked for that the pairs do not know.
     """
     if persona and any(p.persona_pos is None or p.persona_neg is None for p in pairs):
-        raise ValueError(
-            "directions: some pairs do not say their personas; generate them with make_pairs"
-        )
+        raise ValueError("directions: some pairs do not name their personas; use make_pairs")
     answered = [
         Answered(p.prompt, response, by if persona else None)
         for p in pairs
