@@ -47,7 +47,7 @@ from wscore import (
 )
 from wscore.delta import entry_norm
 from wscore.factored import outline
-from wsrun.adapters.configs import FAMILIES, check_family
+from wsrun.adapters.configs import DEFAULT_FAMILIES, check_family
 from wsrun.adapters.extract import PairDelta, pair_deltas
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report import curves
@@ -66,7 +66,7 @@ EXPECTED = {"tau_pos": "towards", "tau_neg": "away", "random": "no", "planted": 
 class Config:
     """Options of T14."""
 
-    families: tuple[str, ...] = tuple(FAMILIES)
+    families: tuple[str, ...] = DEFAULT_FAMILIES
     """adapter families, of updates and of directions"""
     seed: int = 0
     """whose adapters are the fine-tunes"""

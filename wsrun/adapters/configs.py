@@ -93,6 +93,10 @@ FAMILIES: dict[str, Callable[[Recipe, str], PeftConfig]] = {
 }
 
 
+DEFAULT_FAMILIES = ("lora", "dora", "pissa", "delora", "oft", "boft", "ia3")
+"""what experiments take where no family is named; any other of FAMILIES is for the asking"""
+
+
 RECIPES = {
     r.name: r
     for r in (
