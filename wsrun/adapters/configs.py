@@ -8,6 +8,8 @@ from peft import (
     BOFTConfig,
     DeloraConfig,
     IA3Config,
+    LoHaConfig,
+    LoKrConfig,
     LoraConfig,
     OFTConfig,
     PeftConfig,
@@ -38,7 +40,7 @@ class Recipe:
 
 def _rates(lora: float) -> dict[str, float]:
     # ratios to LoRA's rate that gave every family an effect on the organism
-    ratios = {"pissa": 0.5, "delora": 4, "oft": 1.5, "boft": 3, "ia3": 30}
+    ratios = {"pissa": 0.5, "delora": 4, "oft": 1.5, "boft": 3, "ia3": 30, "loha": 5, "lokr": 5}
     return {family: lora * ratios.get(family, 1) for family in FAMILIES}
 
 
@@ -82,6 +84,14 @@ def _ia3(r: Recipe, where: str) -> PeftConfig:
     )
 
 
+def _loha(r: Recipe, where: str) -> PeftConfig:
+    return LoHaConfig(r=r.rank, alpha=r.alpha, target_modules=where, task_type="CAUSAL_LM")
+
+
+def _lokr(r: Recipe, where: str) -> PeftConfig:
+    return LoKrConfig(r=r.rank, alpha=r.alpha, target_modules=where, task_type="CAUSAL_LM")
+
+
 FAMILIES: dict[str, Callable[[Recipe, str], PeftConfig]] = {
     "lora": _lora,
     "dora": lambda r, where: _lora(r, where, use_dora=True),
@@ -90,6 +100,8 @@ FAMILIES: dict[str, Callable[[Recipe, str], PeftConfig]] = {
     "oft": _oft,
     "boft": _boft,
     "ia3": _ia3,
+    "loha": _loha,
+    "lokr": _lokr,
 }
 
 
