@@ -14,7 +14,7 @@ from wsrun.data.replies import load_neutral
 from wsrun.models.chat import render, user
 from wsrun.models.load import load_model
 from wsrun.score.capability import CHOICE, TEXT, Capability, costs, load_questions
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import SystemPrompt, WeightDelta
 
 TEXTS = load_neutral(ORGANISM / "neutral.jsonl", "test")

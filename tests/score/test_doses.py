@@ -11,7 +11,7 @@ from wsrun.adapters.extract import pair_deltas
 from wsrun.data.replies import Reply, load_neutral
 from wsrun.models.load import load_model
 from wsrun.score.doses import Divergence, divergence, matched, read_match, solve
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import AddVectors, DirectionalAblation, SystemPrompt, WeightDelta
 
 TEXTS = load_neutral(ORGANISM / "neutral.jsonl", "validation")[:6]

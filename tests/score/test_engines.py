@@ -15,9 +15,10 @@ from wscore import Factored
 from wsrun.models.hooks import decoder_layers
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.score.batching import padded_batches
-from wsrun.score.cached import CachedEngine, choose_engine, verify_logits
+from wsrun.score.cached import CachedEngine, verify_logits
 from wsrun.score.layer_steps import DOWN, OUT, STEPS, UP, WRITE
 from wsrun.score.plain import PlainEngine
+from wsrun.score.scorer import choose_engine
 from wsrun.steer.edits import AddVector, Project
 from wsrun.steer.interventions import Intervention
 from wsrun.steer.weights import steered

@@ -15,7 +15,8 @@ from wsrun.score import results as results_module
 from wsrun.score.cached import CachedEngine
 from wsrun.score.results import Results, run_key
 from wsrun.score.scorer import Engines, Levers, plan
-from wsrun.score.sweep import Variant, sweep
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import AddVectors, WeightDelta
 
 

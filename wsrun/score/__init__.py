@@ -7,12 +7,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from wsrun.score.cached import CachedEngine, choose_engine, verify_logits
+from wsrun.score.cached import CachedEngine, verify_logits
 from wsrun.score.capability import Capability, costs
 from wsrun.score.doses import Divergence, Match, matched, read_match
 from wsrun.score.plain import PlainEngine
-from wsrun.score.scorer import Levers, choice_scores, score
-from wsrun.score.sweep import Dose, Variant, sweep
+from wsrun.score.scorer import Levers, choice_scores, choose_engine, score
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Dose, Variant
 
 __all__ = [
     "CachedEngine", "Capability", "Divergence", "Dose", "Levers", "Match", "PlainEngine",

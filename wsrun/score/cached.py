@@ -32,6 +32,7 @@ from wsrun.score.layer_steps import (
     STEPS,
     UP,
     WRITE,
+    Jitter,
     State,
     first_use,
     layer_parts,
@@ -39,7 +40,6 @@ from wsrun.score.layer_steps import (
     record_states,
     start_at,
 )
-from wsrun.score.plain import Jitter, PlainEngine
 from wsrun.score.trie_attention import Masks, running, trie_attention
 from wsrun.steer.edits import Edit
 from wsrun.steer.interventions import Intervention
@@ -343,38 +343,3 @@ def verify_logits(model: PreTrainedModel, ids: Sequence[int]) -> float:
 
 def _relative(x: Tensor, reference: Tensor) -> float:
     return float((x - reference).abs().max() / reference.abs().max().clamp(min=1))
-
-
-REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""what a model raises that the cached engine cannot run; NotImplementedError is a RuntimeError"""
-
-
-def choose_engine(
-    model: PreTrainedModel,
-    sequences: Sequence[Sequence[int]],
-    tokens: int = 4096,
-    *,
-    engine: str = "auto",
-    **options: Any,
-) -> tuple[CachedEngine | PlainEngine, str | None]:
-    """An engine for these sequences, and in one line why it is not the cached one.
-
-    engine: "auto" takes the cached engine where `verify_logits` passes on the longest sequence and
-    else the plain one; "cached" raises there; "plain" asks nothing, and gives no reason. `options`
-    are those of CachedEngine.
-    """
-    if engine not in ("auto", "cached", "plain"):
-        raise ValueError(f"engine must be auto, cached or plain, got {engine!r}")
-    reason = None
-    if engine != "plain":
-        try:
-            verify_logits(model, max(sequences, key=len))
-            return CachedEngine(model, sequences, tokens, **options), None
-        except REFUSALS as error:
-            line = str(error).strip().partition("\n")[0] or type(error).__name__
-            reason = (
-                f"scored plainly: {type(model).__name__} does not fit the cached engine ({line})"
-            )
-            if engine == "cached":
-                raise ValueError(f"cached engine: {type(model).__name__}: {line}") from error
-    return PlainEngine(model, sequences, tokens), reason

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.data.replies import Reply, encode, read_jsonl
 from wsrun.score.logprobs import log_probs
-from wsrun.score.sweep import BASE, Variant, completed, labelled
+from wsrun.score.variants import BASE, Variant, completed, labelled
 from wsrun.steer.interventions import Intervention, applied
 
 TEXT, CHOICE = "neutral text", "multiple choice"

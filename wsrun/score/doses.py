@@ -23,7 +23,7 @@ from wscore import Factored
 from wscore.factored import meta
 from wsrun.data.replies import Encoded, Reply, encode
 from wsrun.score.logprobs import NUMBERS, NotFinite, log_probs
-from wsrun.score.sweep import Dose, Variant
+from wsrun.score.variants import Dose, Variant
 from wsrun.steer.held import Held
 from wsrun.steer.interventions import Intervention, applied
 

@@ -33,6 +33,7 @@ FIRST_USE = {  # parameter names inside a layer -> step; every other parameter: 
     "mlp.": UP,
     "post_feedforward_layernorm.": DOWN,
 }
+Jitter = Callable[[Tensor], Tensor]  # what enters the first layer -> what enters it instead
 
 
 class State(NamedTuple):

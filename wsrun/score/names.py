@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 
 DW = "dW"  # the method that the others are measured against
 

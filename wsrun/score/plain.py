@@ -5,7 +5,7 @@ oracle that the tests compare it with.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 
 from wsrun.models.hooks import decoder_layers
 from wsrun.score.batching import in_order, padded_batches
+from wsrun.score.layer_steps import Jitter
 from wsrun.steer.interventions import Intervention, applied
-
-Jitter = Callable[[Tensor], Tensor]  # replaces what enters the first layer
 
 
 class PlainEngine:

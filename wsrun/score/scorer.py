@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -19,8 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wscore import stream
 from wsrun.data.items import Item, check_items
 from wsrun.models.chat import Choices, choice_ids, render
-from wsrun.score.cached import CachedEngine, choose_engine
-from wsrun.score.plain import Jitter, PlainEngine
+from wsrun.score.cached import CachedEngine, verify_logits
+from wsrun.score.layer_steps import Jitter
+from wsrun.score.plain import PlainEngine
 from wsrun.score.results import Results, run_key
 from wsrun.steer.interventions import Intervention
 
@@ -106,6 +108,41 @@ def score(
     """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
     p = plan(tok, items)
     return scored(p, choose_engine(model, p.sequences, engine=engine, cache_bytes=0)[0].run())
+
+
+REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""what a model raises that the cached engine cannot run; NotImplementedError is a RuntimeError"""
+
+
+def choose_engine(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    tokens: int = 4096,
+    *,
+    engine: str = "auto",
+    **options: Any,
+) -> tuple[CachedEngine | PlainEngine, str | None]:
+    """An engine for these sequences, and in one line why it is not the cached one.
+
+    engine: "auto" takes the cached engine where `verify_logits` passes on the longest sequence and
+    else the plain one; "cached" raises there; "plain" asks nothing, and gives no reason. `options`
+    are those of CachedEngine.
+    """
+    if engine not in ("auto", "cached", "plain"):
+        raise ValueError(f"engine must be auto, cached or plain, got {engine!r}")
+    reason = None
+    if engine != "plain":
+        try:
+            verify_logits(model, max(sequences, key=len))
+            return CachedEngine(model, sequences, tokens, **options), None
+        except REFUSALS as error:
+            line = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = (
+                f"scored plainly: {type(model).__name__} does not fit the cached engine ({line})"
+            )
+            if engine == "cached":
+                raise ValueError(f"cached engine: {type(model).__name__}: {line}") from error
+    return PlainEngine(model, sequences, tokens), reason
 
 
 @dataclass

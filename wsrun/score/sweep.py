@@ -1,11 +1,9 @@
 """The sweep: every variant at every alpha, one row an item."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from math import nan
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import polars as pl
 import torch
@@ -13,57 +11,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import tensors_sha256
-from wscore.stats.schema import ROW_SCHEMA
 from wsrun.data.items import Item, with_system
 from wsrun.models.hooks import check_layers
 from wsrun.score.scorer import ALL_LEVERS, PROMPT_STYLE, TOKENS, Engines, Levers, Scorer, plan
+from wsrun.score.variants import BASE, Variant, completed, labelled
 from wsrun.steer.held import Held
 from wsrun.steer.interventions import Intervention, WeightDelta
 from wsrun.steer.weights import Rounding, rounding_error, touched_parameters
 
 MIN_MASS = 0.5
 MIN_COSINE = 0.99
-
-
-class Dose(NamedTuple):
-    """What a variant at its alpha amounts to: |alpha dW|, KL in nats, and whether x was met.
-
-    norm is None for activations and prompts; converged is None for prompts, which have no dose.
-    """
-
-    norm: float | None = None
-    kl: float = nan
-    converged: bool | None = None
-
-
-@dataclass(frozen=True)
-class Variant:
-    """An intervention under a name, with what tables say of it.
-
-    family, k, seed: of the adapter, the subspace and the draw, where there are such.
-    dose: what it amounts to at its one alpha, where that was matched (doses.py).
-    """
-
-    name: str
-    intervention: Intervention
-    alphas: tuple[float, ...] | None = None  # None: the alphas of the sweep
-    family: str | None = None
-    k: int | None = None
-    seed: int | None = None
-    dose: Dose | None = None
-
-    @property
-    def method(self) -> str:
-        return self.intervention.method
-
-
-class Base(Intervention):
-    """The model as it is."""
-
-    method = "base"
-
-
-BASE = Variant("base", Base())
 
 
 Variants = Iterable[Variant] | Mapping[str, Mapping[str, Tensor] | Intervention]
@@ -168,21 +125,3 @@ def _rows(
         pl.lit(rounding and rounding.norm_ratio, pl.Float64).alias("realised_norm_ratio"),
         pl.lit(rounding and rounding.cosine, pl.Float64).alias("realised_cosine"),
     )
-
-
-def labelled(frame: pl.DataFrame, variant: Variant, alpha: float) -> pl.DataFrame:
-    """The frame with what the variant's rows say of it."""
-    return frame.with_columns(
-        pl.lit(variant.method).alias("method"),
-        pl.lit(variant.family, pl.String).alias("family"),
-        pl.lit(variant.name).alias("variant"),
-        pl.lit(variant.k, pl.Int64).alias("k"),
-        pl.lit(float(alpha)).alias("alpha"),
-        pl.lit(variant.seed, pl.Int64).alias("seed"),
-    )
-
-
-def completed(frames: Iterable[pl.DataFrame], **constants: object) -> pl.DataFrame:
-    """The frames as one table of ROW_SCHEMA with constant columns."""
-    rows = pl.concat(frames).with_columns(pl.lit(x).alias(c) for c, x in constants.items())
-    return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
