@@ -84,9 +84,7 @@ class Activation(Benchmark[Config]):
     def prepare(self) -> None:
         model, tok, _ = self.test
         check_layers(self.cfg, self.test, "t1")
-        (self.answered,) = answers(
-            self.cfg, model, tok, self.sources, self.cfg.seeds[:1]
-        ).values()
+        (self.answered,) = answers(self.cfg, model, tok, self.sources, self.cfg.seeds[:1]).values()
         self.vectors = read_directions(self.test, self.answered)
 
     def candidates(self) -> Iterable[Variant]:
