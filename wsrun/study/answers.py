@@ -8,7 +8,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.data.pairs import NEW_TOKENS, Pair, load_pairs, load_questions
-from wsrun.data.pairs_cache import GeneratedPairs, generated_pairs
+from wsrun.data.pairs_cache import Made, kept_pairs
 from wsrun.data.personas import load_personas
 from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable
