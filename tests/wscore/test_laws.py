@@ -43,6 +43,7 @@ OWN, SHARED = ws.own_basis(OTHER, 2), ws.shared_basis([OTHER, BASE], 3)
 HAAR = ws.random_basis({n: torch.ones(len(w), 2, dtype=w.dtype) for n, w in D.items()}, seed=0)
 BASES = {"own": OWN, "shared": SHARED, "haar": HAAR, "weight": ws.weight_basis(BASE, 2)}
 BANDS = [TOP, MIDDLE, BOTTOM, Band(0, 1), Band(0, 0.5, "energy"), Band(0.5, 1, "energy")]
+BANDS.append(Band(0, 2, "count"))
 CROPS = [
     *(pytest.param(band, {}, id=f"own {band}") for band in BANDS),
     *(pytest.param(band, {"lens": "base", "base": BASE}, id=f"base {band}") for band in BANDS),
@@ -86,6 +87,7 @@ TRANSFORMS = {
     ),
     "crop own": Row(cropped(TOP)),
     "crop own energy": Row(cropped(Band(0, 0.5, "energy"))),
+    "crop own top 2": Row(cropped(Band(0, 2, "count"))),
     "crop_rest own": Row(cropped(TOP, ws.crop_rest)),
     "crop base": Row(cropped(TOP, lens="base"), True, True),
     "crop base, given svds": Row(cropped(TOP, lens="base", svds=ws.spectra(BASE)), True, True),

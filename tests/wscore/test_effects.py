@@ -1,4 +1,4 @@
-"""Laws of wscore.effect: pairing, effects with intervals, shares of the full effect, verdicts."""
+"""Laws of effects: pairing, intervals, shares of the full effect, verdicts."""
 
 import re
 from itertools import product
@@ -7,82 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from wscore.effect import (
-    KEYS,
-    SUMMARY_KEYS,
-    Verdict,
-    effect_table,
-    null_percentile,
-    paired,
-    retained,
-    verdict,
-)
-from wscore.rules import SharedCore, at_least, at_most
-
-SAME = {"experiment": "t6", "model": "m", "behaviour": "honesty", "prompt_style": "v1"}
-NULLABLE = {"family": pl.String, "k": pl.Int64, "seed": pl.Int64}
-
-
-def group(
-    margin,
-    *,
-    variant="full",
-    family="lora",
-    k=None,
-    alpha=1.0,
-    seed=0,
-    dataset="claims",
-    label=None,
-    cluster=None,
-    item=None,
-):
-    """One group of rows: items q00, q01, ... with labels +1, -1, ... and each its own cluster."""
-    n = len(margin)
-    fixed = SAME | {
-        "dataset": dataset,
-        "method": "weights",
-        "variant": variant,
-        "family": family,
-        "k": k,
-        "alpha": alpha,
-        "seed": seed,
-        "mass": 0.9,
-        "flagged": False,
-    }
-    item = [f"q{i:02d}" for i in range(n)] if item is None else item
-    return pl.DataFrame(
-        {
-            **{c: [v] * n for c, v in fixed.items()},
-            "item": item,
-            "cluster": item if cluster is None else cluster,
-            "label": [1, -1] * (n // 2) if label is None else label,
-            "margin": np.asarray(margin, float),
-        },
-        schema_overrides=NULLABLE,
-    )
-
-
-def base(margin, **fields):
-    none = {"variant": "base", "family": None, "alpha": 0.0, "seed": None}
-    return group(margin, **none, **fields)
-
-
-def planted(gain, **fields):
-    """A base of margin 0 and one variant whose gain per item is `gain`."""
-    sign = np.asarray(fields.get("label", [1, -1] * (len(gain) // 2)))
-    shared = {c: v for c, v in fields.items() if c in ("label", "cluster", "dataset", "item")}
-    return pl.concat([base(np.zeros(len(gain)), **shared), group(gain * sign, **fields)])
-
-
-def noise(n, *name):
-    return np.random.default_rng([n, *name]).normal(size=n)
-
-
-def line(table, **where):
-    found = table.filter(**where)
-    assert len(found) == 1
-    return found.row(0, named=True)
-
+from tests.wscore.rows import base, group, line, noise, planted
+from wscore.stats.effects import effect_table, null_percentile, retained
+from wscore.stats.pairing import paired
+from wscore.stats.rules import SharedCore
+from wscore.stats.schema import KEYS, SUMMARY_KEYS
+from wscore.stats.shares import at_least, at_most
+from wscore.stats.verdicts import Verdict, verdict
 
 # ------------------------------------------------------------------------------- known answers
 HAND = pl.concat([base([1.0, -2.0, 0.5, 3.0]), group([2.0, -2.5, 1.0, 5.0])])
@@ -372,7 +303,8 @@ REFUSED = {
     "null margin": (changed(BOTH, Q1, margin=None), "margin null or not finite: 'q01'"),
     "null alpha": (changed(BOTH, Q1, alpha=None), "alpha or margin null"),
     "nothing steered": (BOTH.filter(BASE), "found none; score a steered variant"),
-    "no column": (BOTH.drop("mass"), "lacks the columns .'mass'.; add them"),
+    "no column": (BOTH.drop("label"), "lack the columns .'label'.; give item, variant"),
+    "no number": (BOTH.with_columns(margin=pl.lit("high")), "column 'margin' is String and cannot"),
 }
 
 
@@ -386,6 +318,25 @@ def test_paired_refuses(case):
 def test_paired_accepts_what_the_refusals_started_from():
     assert len(paired(BOTH)) == 8
     assert len(paired(BOTH.with_columns(k=pl.lit(None), seed=pl.lit(None)))) == 8
+
+
+def test_five_columns_are_enough():
+    """item, variant, alpha, label, margin: an item is its own cluster, the rest is null"""
+    full = BOTH.filter(pl.col("variant") != "keep").with_columns(
+        experiment=None, model=None, behaviour=None, prompt_style=None, method=None, family=None,
+        k=None, seed=None, dataset=pl.lit("items"), mass=None, flagged=None, cluster="item",
+    )  # fmt: skip
+    few = full.select("item", "variant", "alpha", "label", "margin")
+    got, want = effect_table(few, full="full"), effect_table(full, full="full")
+    numbers = ["n", "clusters", "seeds", "effect", "lo", "hi", "p", "retained", "discrimination"]
+    assert got.select(numbers).equals(want.select(numbers))
+    assert line(got)["mass"] is None and line(got)["dataset"] == "items"
+    assert line(got)["flagged_share"] is None and line(got)["family"] is None
+    for column in few.columns:
+        with pytest.raises(ValueError, match=f"lack the columns .'{column}'"):
+            effect_table(few.drop(column))
+    whole = few.with_columns(alpha=pl.col("alpha").cast(pl.Int64))
+    assert effect_table(whole).select(numbers[:7]).equals(got.select(numbers[:7]))
 
 
 UNEVEN = pl.concat(
@@ -645,5 +596,5 @@ def test_verdict_refuses(table, sentence):
 
 
 def test_rule_needs_families():
-    with pytest.raises(ValueError, match="needs one family or more"):
+    with pytest.raises(ValueError, match="`families` must be at least one"):
         SharedCore(families=())

@@ -97,6 +97,38 @@ def test_selection_by_hand():
     assert len(ws.omit(d, ws.projections("q_proj", "k_proj"))) == 20
 
 
+def test_predicates_compose():
+    """a & b, a | b, ~a of sites, with a plain function on either side too."""
+    names = ["q_proj", "o_proj", "down_proj"]
+    d = {f"model.layers.{i}.x.{n}.weight": torch.ones(1, 1) for i in range(3) for n in names}
+
+    def last(at: Site) -> bool:
+        return at.layer == 2
+
+    def picked(where) -> set:
+        return {(s.layer, s.proj) for s in map(ws.site, ws.select(d, where))}
+
+    assert picked(ws.layers(0, 1) & ws.writes_residual) == {(0, "o_proj"), (0, "down_proj")}
+    assert picked(ws.layers(0, 1) & ~ws.writes_residual) == {(0, "q_proj")}
+    assert picked(last & ws.reads_residual) == picked(ws.reads_residual & last) == {(2, "q_proj")}
+    both = picked(ws.projections("q_proj") | last)
+    assert both == {(0, "q_proj"), (1, "q_proj"), (2, "q_proj"), (2, "o_proj"), (2, "down_proj")}
+    assert picked(last | ws.projections("q_proj")) == both
+    assert picked(ws.Where(last) | ws.Where(lambda at: at.proj == "q_proj")) == both
+    assert "o_proj, down_proj" in str(ws.writes_residual.__doc__)
+
+
+def test_add_of_any_number():
+    """add(a) = a, add(a, b, c) = a + b + c over the union of keys."""
+    a, b, c = one([[1, 2]]), one([[3, 4]]), {K: tensor([[5.0]])}
+    assert torch.equal(ws.add(a)[Q], a[Q])
+    assert ws.add(a, b, a)[Q].tolist() == [[5, 8]]
+    total = ws.add(a, c, b)
+    assert total[Q].tolist() == [[4, 6]] and total[K].tolist() == [[5]]
+    with pytest.raises(ValueError, match="add: got no deltas"):
+        ws.add()
+
+
 # spectrum.py
 
 CASES = [
@@ -171,6 +203,17 @@ def test_bands_by_energy(band: Band, expected: list):
     """A direction belongs to the band that holds the share of energy before it."""
     out = ws.crop(one([[4, 0], [0, -3]]), band)[Q].abs()
     torch.testing.assert_close(out.diagonal(), tensor(expected, dtype=torch.float64))
+
+
+def test_bands_by_count():
+    """Band(0, k, "count") is the k largest singular directions, all of them past the rank."""
+    d = one(torch.diag(tensor([4.0, 3, 2, 1])))
+    assert ws.crop(d, Band(0, 2, "count"))[Q].diag().tolist() == pytest.approx([4, 3, 0, 0])
+    assert ws.crop_rest(d, Band(0, 2, "count"))[Q].diag().tolist() == pytest.approx([0, 0, 2, 1])
+    assert ws.crop(d, Band(1, 3, "count"))[Q].diag().tolist() == pytest.approx([0, 3, 2, 0])
+    assert ws.norm(ws.difference(ws.crop(d, Band(0, 9, "count")), d)) == pytest.approx(0)
+    base = one(torch.eye(4).flip(1) * tensor([1.0, 2, 3, 4]))  # largest first: e_0 e_3^T, ..
+    assert ws.norm(ws.crop(d, Band(0, 1, "count"), "base", base)) == 0
 
 
 def test_lens_base_by_hand():
@@ -378,16 +421,17 @@ REFUSALS: dict[str, tuple[Callable, str]] = {
     "site": (lambda: ws.site("model.embed_tokens.weight"), "embed_tokens.weight' names no layer"),
     "select": (
         lambda: ws.select(EYE, ws.writes_residual),
-        r"select: nothing matches of 1 key: \['.*q_proj.weight'\]; change the predicate",
+        r"select: nothing matches of 1 key: \['.*q_proj.weight'\]; change `where`",
     ),
     "omit": (lambda: ws.omit(EYE, ws.reads_residual), "omit: nothing is left of 1 key"),
-    "band": (lambda: ws.crop(EYE, Band(0.5, 0.5)), "is no band; use 0 <= lo < hi <= 1"),
+    "band": (lambda: ws.crop(EYE, Band(0.5, 0.5)), "use 0 <= lo < hi, by .count., or also hi <= 1"),
+    "count": (lambda: ws.crop(EYE, Band(2, 2, "count")), "`band` is .*; use 0 <= lo < hi, by"),
     "narrow band": (lambda: ws.crop(EYE, Band(0.1, 0.2)), "no direction .* widen the band"),
     "zero crop": (lambda: ws.crop(ZERO, TOP), "no direction of any of 1 key"),
-    "lens": (lambda: ws.crop(EYE, TOP, "base"), "lens 'base' with base absent; use lens"),
-    "lens own": (lambda: ws.crop(EYE, TOP, "own", EYE), "lens 'own' with base given"),
-    "base keys": (lambda: ws.crop(LINEAR, TOP, "base", EYE), r"no base or svd for 1 key: \['.*k_p"),
-    "k": (lambda: ws.own_basis(EYE, -1), "k = -1; ask for 0 or more"),
+    "lens": (lambda: ws.crop(EYE, TOP, "base"), "`lens` is 'base' with base absent; use lens"),
+    "lens own": (lambda: ws.crop(EYE, TOP, "own", EYE), "`lens` is 'own' with base given"),
+    "base keys": (lambda: ws.crop(LINEAR, TOP, "base", EYE), r"`base` lacks 1 key: \['.*k_p"),
+    "k": (lambda: ws.own_basis(EYE, -1), "k must be at least 0, got -1"),
     "shared targets": (
         lambda: ws.shared_basis([LINEAR, {Q: torch.eye(2)}], 1),
         r"shared_basis: 1 key: \['.*k_proj.weight'\] not in every delta, 1 in all; select",
@@ -403,10 +447,13 @@ REFUSALS: dict[str, tuple[Callable, str]] = {
     "overlap of none": (lambda: ws.overlap(EYE, one(torch.ones(2, 0))), "has no columns"),
     "keep": (
         lambda: ws.keep(LINEAR, {Q: torch.eye(2)}),
-        r"project: 1 key: \['.*k_proj.weight'\] not in the basis; select the entries",
+        r"keep: `basis` lacks 1 key: \['.*k_proj.weight'\]; select the entries",
     ),
-    "drop": (lambda: ws.drop(LINEAR, {Q: torch.eye(2)}), "not in the basis"),
-    "basis shape": (lambda: ws.keep(EYE, one(torch.eye(3))), r"is \[3, 3\] and the entry \[2, 2\]"),
+    "drop": (lambda: ws.drop(LINEAR, {Q: torch.eye(2)}), "drop: `basis` lacks"),
+    "basis shape": (
+        lambda: ws.keep(EYE, one(torch.eye(3))),
+        r"`basis` is \[3, 3\] at .* and the entry \[2, 2\]",
+    ),
     "energy of zero": (lambda: ws.energy(ZERO, EYE), "the delta is zero"),
     "match_norm": (lambda: ws.match_norm(ZERO, EYE), "is zero and cannot have norm 1.41"),
     "match_norm all": (lambda: ws.match_norm(ZERO, EYE, per="all"), "the delta is zero and cannot"),

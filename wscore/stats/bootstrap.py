@@ -1,6 +1,6 @@
 """The one bootstrap: resamples of every line of a table, their intervals and p values.
 
-Experiments never resample by themselves; what they report goes through effect.py or contrast.py,
+Experiments never resample by themselves; what they report goes through effects.py or contrasts.py,
 which both read the resamples made here.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from scipy.special import ndtr, stdtr, stdtrit
 
-SAW = ("saw_seeds", "saw_clusters")  # what a line was measured on: ids, one a row
+CLUSTER_IDS = ("seed_ids", "cluster_ids")  # what a line was measured on: ids, one a row
 
 
 def bootstrap(p: pl.DataFrame, lines: pl.DataFrame, resamples: int, seed: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def bootstrap(p: pl.DataFrame, lines: pl.DataFrame, resamples: int, seed: int) -
         .sort("line", "seed", "unit")
     )
     out = np.full((2, resamples, len(lines)), np.nan)
-    for (seeds, units), part in lines.group_by(SAW):
+    for (seeds, units), part in lines.group_by(CLUSTER_IDS):
         u, w = (
             _counts(str(ids), resamples, f"{seed}/{kind}")
             for kind, ids in (("seeds", seeds), ("clusters", units))

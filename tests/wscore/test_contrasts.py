@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from wscore import contrast, effect_table
+from wscore import base_lines, benchmark_table, benjamini_hochberg, contrast, effect_table
 
 CONSTANT = dict(experiment="e", model="m", behaviour="b", dataset="d", prompt_style="p")
 
@@ -78,8 +78,8 @@ def test_seeds_on_one_side_only():
     """a prompt without seeds against dW of three seeds: the seeds of dW widen the interval"""
     base = rows({"prompt": np.ones(40)}, seed=None)
     per_seed = [rows({"full": np.full(40, m)}, s) for s, m in enumerate((0.5, 1.0, 1.5))]
-    some = pl.concat([base, *(r.filter(variant="full") for r in per_seed)])
-    line = contrast(some, {"variant": "full"}).filter(variant="prompt")
+    rows_of_both = pl.concat([base, *(r.filter(variant="full") for r in per_seed)])
+    line = contrast(rows_of_both, {"variant": "full"}).filter(variant="prompt")
     assert line["diff"].item() == pytest.approx(0)
     assert line["diff_lo"].item() < -0.3 and line["diff_hi"].item() > 0.3
 
@@ -96,3 +96,18 @@ def test_refusals(reference, sentence):
     """a reference must name one line of each data set"""
     with pytest.raises(ValueError, match=sentence):
         contrast(rows({"a": np.ones(4), "b": np.ones(4)}), reference)
+
+
+def test_benchmark_table_is_the_contrast_with_q_and_the_base():
+    """effects and differences with q each, and the base last: exactly 0 on every item"""
+    shifts = {name: np.random.default_rng(i).normal(i, 1, 40) for i, name in enumerate("ab")}
+    made, reference = rows(shifts), {"variant": "a"}
+    table = benchmark_table(made, reference, resamples=200)
+    plain = contrast(made, reference, resamples=200)
+    assert table["variant"].to_list() == ["a", "b", "base"]
+    assert table.head(2).select(plain.columns).equals(plain)
+    assert table.head(2)["q"].equals(benjamini_hochberg(plain)["q"])
+    apart = benjamini_hochberg(plain.with_columns(p="diff_p"))
+    assert table.head(2)["diff_q"].equals(apart["q"].alias("diff_q"))
+    (base,) = base_lines(made).iter_rows(named=True)
+    assert base["n"] == 40 and base["clusters"] == 20 and base["effect"] == 0

@@ -1,127 +1,20 @@
-"""Rows to effects with intervals, effects to verdicts; polars in and polars out.
+"""Rows to effects with intervals; polars in and polars out.
 
 gain = label * (margin(alpha) - margin(0)), paired by item; effect = mean gain. The interval is an
 expanded percentile bootstrap over clusters, crossed with seeds where there are several;
-experiments/bench_coverage.py measures how often it covers. Reading order: paired -> effect_table,
-retained, null_percentile -> verdict.
+experiments/bench_coverage.py measures how often it covers. Reading order: pairing -> effect_table,
+retained, null_percentile -> verdicts.
 """
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
 
-from wscore.bootstrap import SAW, bootstrap, interval, p_value
-
-CELL = ("model", "behaviour", "dataset", "prompt_style")  # scored once at alpha = 0
-SUMMARY_KEYS = ("experiment", *CELL, "method", "family", "variant", "k", "alpha")
-KEYS = (*SUMMARY_KEYS, "seed")
-TYPES = pl.Schema(
-    {
-        "family": pl.String,
-        "k": pl.Int64,
-        "alpha": pl.Float64,
-        "seed": pl.Int64,
-        "margin": pl.Float64,
-    }
-)  # also for columns null throughout, or of whole numbers
-NOISE = ("noise",)  # where the rows say what their dtype leaves open, the effect table does too
-COLUMNS = (*KEYS, "item", "cluster", "label", "margin", "mass", "flagged")
-
-
-def paired(rows: pl.DataFrame) -> pl.DataFrame:
-    """shift = margin(alpha) - margin(0), aligned = label * margin, gain = label * shift.
-
-    `rows` are raw: the alpha = 0 rows of each (model, behaviour, dataset, prompt_style) once, and
-    every variant at alpha != 0 on exactly those items; anything else raises.
-    """
-    reference, treated = _split(rows)
-    for (problem,), bad in _differences(reference, treated).group_by("problem"):
-        _refuse(bad, problem, "score every variant once on exactly the items of its alpha = 0 rows")
-    base = reference.select(
-        *CELL, "item", margin0="margin", mass0="mass", label0="label", cluster0="cluster"
-    )
-    out = treated.join(base, on=[*CELL, "item"], nulls_equal=True, maintain_order="left")
-    for column in ("label", "cluster"):
-        _refuse(
-            out.filter(pl.col(column) != pl.col(f"{column}0")),
-            f"with another {column} than at alpha = 0",
-            "score both on one item set",
-        )
-    return (
-        out.drop("label0", "cluster0")
-        .with_columns(shift=pl.col("margin") - pl.col("margin0"))
-        .with_columns(
-            aligned=pl.col("label") * pl.col("margin"), gain=pl.col("label") * pl.col("shift")
-        )
-    )
-
-
-def _split(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The alpha = 0 rows and the others, once every value and every reference is in order."""
-    if lacking := [c for c in COLUMNS if c not in rows.columns]:
-        raise ValueError(f"paired: needs the row schema, lacks the columns {lacking}; add them")
-    rows = rows.cast(TYPES)
-    wrong = {
-        "without dataset, item or cluster": pl.col("dataset", "item", "cluster").is_null(),
-        "with alpha or margin null or not finite": ~pl.col("alpha", "margin")
-        .is_finite()
-        .fill_null(False),
-        "with a label other than +1 or -1": ~pl.col("label").is_in([1, -1]).fill_null(False),
-    }
-    for found, where in wrong.items():
-        _refuse(rows.filter(pl.any_horizontal(where)), found, "repair the rows where they are made")
-    reference, treated = rows.filter(pl.col("alpha") == 0), rows.filter(pl.col("alpha") != 0)
-    if treated.is_empty():
-        raise ValueError("paired: needs rows at alpha != 0, found none; score a steered variant")
-    _refuse(
-        reference.filter(pl.struct(*CELL, "item").is_duplicated()),
-        "doubled at alpha = 0",
-        "score the base once per dataset, and pair one experiment at a time",
-    )
-    _refuse(
-        treated.join(reference, on=CELL, how="anti", nulls_equal=True),
-        "without any alpha = 0 rows",
-        "score the base on the same items",
-    )
-    return reference, treated
-
-
-def _differences(reference: pl.DataFrame, treated: pl.DataFrame) -> pl.DataFrame:
-    """One line per (group, item) by which a group's ids differ from its reference, with why."""
-    asked = (
-        treated.select(KEYS)
-        .unique()
-        .join(reference.select(*CELL, "item", asked=1), on=CELL, nulls_equal=True)
-    )
-    found = treated.group_by(*KEYS, "item").agg(found=pl.len().cast(pl.Int32))
-    both = asked.join(found, on=[*KEYS, "item"], how="full", coalesce=True, nulls_equal=True)
-    why = (
-        pl.when(pl.col("found").is_null())
-        .then(pl.lit("missing"))
-        .when(pl.col("asked").is_null())
-        .then(pl.lit("extra"))
-        .otherwise(pl.lit("duplicate"))
-    )
-    return both.filter(pl.col("asked").ne_missing(pl.col("found"))).with_columns(problem=why)
-
-
-def _refuse(bad: pl.DataFrame, found: str, todo: str) -> None:
-    """Raise one sentence naming the first group of `bad` and a few of its ids, if there is one."""
-    if bad.is_empty():
-        return
-    bad = bad.select(*KEYS, "item").unique().sort(*KEYS, "item")
-    group = bad.join(bad.head(1), on=KEYS, how="semi", nulls_equal=True)
-    name = ", ".join(
-        f"{c}={v}" for c, v in group.select(KEYS).row(0, named=True).items() if v is not None
-    )
-    ids = ", ".join(map(repr, group["item"].head(3))) + ", ..." * (len(group) > 3)
-    raise ValueError(
-        f"paired: {name} has {len(group)} item(s) {found}: {ids} "
-        f"({bad.select(KEYS).n_unique()} such group(s)); {todo}"
-    )
+from wscore.stats.bootstrap import CLUSTER_IDS, bootstrap, interval, p_value
+from wscore.stats.pairing import differing_items, paired, split
+from wscore.stats.schema import KEYS, NOISE, SUMMARY_KEYS
 
 
 def effect_table(
@@ -182,7 +75,7 @@ def measure(
         flagged_share=pl.col("flagged").mean(),
         **{c: pl.col(c).max() for c in NOISE if c in p.columns},
     )
-    differing = _differences(*_split(rows)).group_by(by).agg(row_diff=pl.col("item").n_unique())
+    differing = differing_items(*split(rows)).group_by(by).agg(row_diff=pl.col("item").n_unique())
     table = (
         lines.join(stats, on="line", maintain_order="left")
         .join(differing, on=by, how="left", nulls_equal=True, maintain_order="left")
@@ -238,7 +131,7 @@ def null_percentile(table: pl.DataFrame, null: str = "spectrum_null") -> pl.Data
 
 def _match(lines: pl.DataFrame, partners: pl.DataFrame, *columns: str) -> pl.DataFrame:
     """Every line beside each partner that agrees on all keys but variant and k, or beside nulls."""
-    keys = [c for c in (*KEYS, *SAW) if c in lines.columns and c not in ("variant", "k")]
+    keys = [c for c in (*KEYS, *CLUSTER_IDS) if c in lines.columns and c not in ("variant", "k")]
     return lines.with_columns(one=1).join(
         partners.select(*keys, *columns, one=1),
         on=["one", *keys],
@@ -260,7 +153,7 @@ def _lines(rows: pl.DataFrame, by: Sequence[str]) -> tuple[pl.DataFrame, pl.Data
     )
     ids = (
         pl.col(c).unique().sort().str.join("\n").alias(s)
-        for c, s in zip(("seed", "unit"), SAW, strict=True)
+        for c, s in zip(("seed", "unit"), CLUSTER_IDS, strict=True)
     )
     return p, lines.join(p.group_by("line").agg(ids), on="line", maintain_order="left")
 
@@ -286,26 +179,3 @@ def _ratios(table: pl.DataFrame, samples: np.ndarray, full: str, level: float) -
     columns = [pl.Series(ratio).fill_nan(None), *interval(ratios, table, level)]
     names = ("retained", "retained_lo", "retained_hi")
     return [column.alias(name) for column, name in zip(columns, names, strict=True)]
-
-
-Outcome = Literal["supported", "refuted", "undetermined"]
-
-
-class Verdict(NamedTuple):
-    """What a rule says of a table: the outcome, the claim in a sentence, and the part it names."""
-
-    outcome: Outcome
-    sentence: str
-    part: str | None = None
-
-
-@runtime_checkable
-class Rule(Protocol):
-    """A claim with its thresholds as fields, written before the run; one `decide` per claim."""
-
-    def decide(self, table: pl.DataFrame) -> Verdict: ...
-
-
-def verdict(table: pl.DataFrame, rule: Rule) -> Verdict:
-    """supported | refuted | undetermined: `rule` read off the lines of an `effect_table`."""
-    return rule.decide(table)

@@ -1,6 +1,8 @@
 """Splits of dW along adapter coordinates, and base spectra kept on disk."""
 
+import json
 from functools import reduce
+from pathlib import Path
 
 import pytest
 import scipy.linalg
@@ -10,23 +12,21 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import wscore as ws
-from tests.conftest import ORGANISM
-from wscore import cache
-from wscore.cache import cached_spectra
-from wscore.coordinates import (
-    PARAMETERIZATION,
-    family_coordinates,
-    gates,
-    magnitude_direction,
-    rank_components,
-    rank_one,
-    rotation_blocks,
-    rotation_rest,
-    scale_direction,
-)
-from wsrun.adapters.extract import read_adapter
+from wscore import svd_cache
+from wscore.families import FAMILIES as REGISTRY
+from wscore.families import Checkpoint, family_coordinates
+from wscore.families.boft import boft_block
+from wscore.families.delora import scale_direction
+from wscore.families.dora import magnitude_direction
+from wscore.families.ia3 import gates
+from wscore.families.oft import oft_block
+from wscore.families.pissa import pissa_factors
+from wscore.families.ranks import rank_components, rank_terms
+from wscore.families.rotation import rotation_blocks, rotation_rest
+from wscore.svd_cache import cached_spectra
 
-FAMILIES = sorted(PARAMETERIZATION)
+ORGANISM = Path(__file__).parents[2] / "data" / "organism"
+FAMILIES = sorted(REGISTRY)
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 LORA = dict(peft_type="LORA", r=3, lora_alpha=6, use_rslora=False, init_lora_weights=True)
 DELORA = dict(peft_type="DELORA", r=3)
@@ -69,7 +69,15 @@ def organism():
 def shipped(kind: str):
     """(pos_tensors, pos_config, neg_tensors, neg_config) of the organism's own adapters."""
     folder = ORGANISM / "adapters" / f"{kind}-s0"
-    return *read_adapter(folder / "pos"), *read_adapter(folder / "neg")
+    return *checkpoint(folder / "pos"), *checkpoint(folder / "neg")
+
+
+def checkpoint(folder: Path):
+    """(tensors, config) of a saved adapter, with PiSSA's initial factors where stored."""
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors, json.loads((folder / "adapter_config.json").read_text())
 
 
 def merged(pos, pos_config, neg, neg_config, base) -> ws.Delta:
@@ -193,7 +201,7 @@ def test_initial_factors_of_pissa_cancel(base):
     pos, neg = low_rank("pissa", {Q: 3}, base), low_rank("pissa", {Q: 3}, base, seed=50)
     plain = rank_components(pos, neg, LORA, LORA, base)
     taken = rank_components(pos, neg, config, config, base)
-    A0, B0 = ws.pissa_factors(base[f"{Q}.weight"].float(), 3, 2.0)
+    A0, B0 = pissa_factors(base[f"{Q}.weight"].float(), 3, 2.0)
     init = {f"{Q}.lora_A_init.weight": A0, f"{Q}.lora_B_init.weight": B0}
     stored = rank_components(pos | init, neg | init, config, config, base)
     mixed = rank_components(pos | init, neg, config, config, base)
@@ -207,13 +215,13 @@ def test_a_pissa_term_is_relative_to_its_singular_direction(base):
     """Term i of an untrained PiSSA is 0; of one with B = 0 it is -S_i u_i v_i^T of the base."""
     config = LORA | dict(init_lora_weights="pissa")
     W = base[f"{Q}.weight"]
-    A0, B0 = ws.pissa_factors(W.float(), 3, 2.0)
+    A0, B0 = pissa_factors(W.float(), 3, 2.0)
     init = {f"{Q}.lora_A.weight": A0, f"{Q}.lora_B.weight": B0}
     off = init | {f"{Q}.lora_B.weight": torch.zeros(6, 3)}
     U, S, Vt = torch.linalg.svd(W)
     for i in range(3):
-        assert not ws.merge_adapter(*rank_one(init, config, base, i), base)[f"{Q}.weight"].any()
-        tau = ws.merge_adapter(*rank_one(off, config, base, i), base)[f"{Q}.weight"]
+        assert not rank_terms(init, config, base)[f"{Q}.weight"].term(i).any()
+        tau = rank_terms(off, config, base)[f"{Q}.weight"].term(i)
         expected = -S[i] * torch.outer(U[:, i], Vt[i])
         torch.testing.assert_close(tau, expected.float(), rtol=1e-4, atol=1e-5)
 
@@ -223,17 +231,18 @@ def test_nested_module_names_keep_their_own_scale():
     base = {"a.weight": normal(4, 4), "b.a.weight": normal(4, 4, seed=1)}
     tensors = low_rank("lora", {"a": 1, "b.a": 2}, base)
     config = LORA | dict(r=1, rank_pattern={"b.a": 2}, alpha_pattern={"b.a": 8})
-    tau = [ws.merge_adapter(*rank_one(tensors, config, base, i), base) for i in range(2)]
+    terms = rank_terms(tensors, config, base)
+    tau = [{name: x.term(i) for name, x in terms.items()} for i in range(2)]
     assert distance(ws.add(*tau), ws.merge_adapter(tensors, config, base)) < 1e-6
 
 
 def test_a_rank_one_term_past_the_rank_is_zero_and_inputs_are_untouched(base):
-    """rank_one(.., i) is zero outside 0 <= i < r; tensors and config stay as they were."""
+    """term(i) is zero outside 0 <= i < r; tensors and config stay as they were."""
     for kind, config in (("lora", LORA), ("delora", DELORA)):
         tensors = low_rank(kind, {Q: 3}, base)
         digest, before = ws.tensors_sha256(tensors), dict(config)
         for i in (-1, 3):
-            assert ws.norm(ws.merge_adapter(*rank_one(tensors, config, base, i), base)) == 0
+            assert not rank_terms(tensors, config, base)[f"{Q}.weight"].term(i).any()
         assert ws.tensors_sha256(tensors) == digest and config == before
 
 
@@ -244,7 +253,7 @@ def test_other_families_have_no_rank_components(kind: str, organism):
     with pytest.raises(ValueError, match=f"the adapter is {kind} .*use one of lora, pissa, delora"):
         rank_components(pos, neg, config_pos, config_neg, organism)
     with pytest.raises(ValueError, match=f"the adapter is {kind} "):
-        rank_one(pos, config_pos, organism, 0)
+        rank_terms(pos, config_pos, organism)
 
 
 def test_tensors_that_are_not_what_the_config_says_are_refused(base):
@@ -271,16 +280,16 @@ def test_magnitude_and_direction_by_hand():
         torch.testing.assert_close(parts[name]["w.weight"], torch.tensor(w))
 
 
-@pytest.mark.parametrize("only", ["magnitude", "direction"])
-def test_poles_that_differ_in_one_have_none_of_the_other(only: str):
+@pytest.mark.parametrize("differing", ["magnitude", "direction"])
+def test_poles_that_differ_in_one_have_none_of_the_other(differing: str):
     """m+ u - m- u is all magnitude; m u+ - m u- is all direction."""
     W, V, m = normal(6, 9), normal(6, 9, seed=1), normal(6, 1, seed=2).abs() + 0.1
     u, v = (X / X.norm(dim=1, keepdim=True) for X in (W, V))
-    W_pos, W_neg = (m * u, 3 * u) if only == "magnitude" else (m * u, m * v)
+    W_pos, W_neg = (m * u, 3 * u) if differing == "magnitude" else (m * u, m * v)
     parts = magnitude_direction({"w": W_pos - W}, {"w": W_neg - W}, {"w": W})
     dW = {"w": W_pos - W_neg}
-    assert distance(parts[only], dW) < 1e-13
-    (other,) = parts.keys() - {only}
+    assert distance(parts[differing], dW) < 1e-13
+    (other,) = parts.keys() - {differing}
     assert ws.norm(parts[other]) < 1e-13 * ws.norm(dW)
 
 
@@ -455,7 +464,7 @@ def test_what_is_no_weight_has_no_rotation(base):
 def test_an_adapter_rotates_in_its_own_blocks(organism):
     """OFT: tau = W R^T - W has no rest in blocks of its own b; BOFT of n factors in b 2^(n-1)."""
     pos, config, _, _ = shipped("oft")
-    blocks = rotation_blocks(pos, "oft", organism)
+    blocks = rotation_blocks(Checkpoint(pos, config), oft_block, organism)
     assert set(blocks.values()) == {16}
     tau = ws.merge_adapter(pos, config, organism)
     assert share(rotation_rest(tau, organism, blocks)["rest"], tau) < 1e-8
@@ -463,7 +472,9 @@ def test_an_adapter_rotates_in_its_own_blocks(organism):
     base = {f"{Q}.weight": normal(12, 16)}
     tensors = {f"{Q}.boft_R": 0.1 * normal(3, 4, 4, 4), f"{Q}.boft_s": torch.ones(12, 1)}
     tau = ws.merge_adapter(tensors, dict(peft_type="BOFT"), base)
-    assert rotation_blocks(tensors, "boft", base) == {f"{Q}.weight": 16}
+    assert rotation_blocks(Checkpoint(tensors, dict(peft_type="BOFT")), boft_block, base) == {
+        f"{Q}.weight": 16
+    }
     assert share(rotation_rest(tau, base, 16)["rest"], tau) < 1e-10
     assert share(rotation_rest(tau, base, 8)["rest"], tau) > 0.1
 
@@ -552,7 +563,7 @@ def test_another_base_has_another_file(weights, tmp_path, monkeypatch):
         cached_spectra(base, tmp_path, computed.append)
         assert computed == list(base) and len(list(tmp_path.iterdir())) == i + 2
     for i, (constant, value) in enumerate((("TOL", 1e-5), ("FORMAT", "next"))):
-        monkeypatch.setattr(cache, constant, value)
+        monkeypatch.setattr(svd_cache, constant, value)
         cached_spectra(weights, tmp_path)
         assert len(list(tmp_path.iterdir())) == i + 5
 

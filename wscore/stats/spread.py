@@ -1,12 +1,11 @@
 """What an effect table leaves out: spread over seeds and families, many tests, rates."""
 
-from math import sqrt
-
-import numpy as np
 import polars as pl
-from scipy.special import ndtri
+from scipy.stats import binomtest, false_discovery_control
 
-from wscore.effect import KEYS, SUMMARY_KEYS, effect_table, paired
+from wscore.stats.effects import effect_table
+from wscore.stats.pairing import paired
+from wscore.stats.schema import KEYS, SUMMARY_KEYS
 
 ACROSS = [c for c in SUMMARY_KEYS if c != "family"]
 SHARED = [c for c in SUMMARY_KEYS if c not in ("variant", "k")]  # by a line and its full line
@@ -78,18 +77,17 @@ def benjamini_hochberg(table: pl.DataFrame) -> pl.DataFrame:
         raise ValueError(f"benjamini_hochberg: lacks the columns {lacking}; pass an effect_table")
     lines = table.drop("q", strict=False).with_row_index("line")
     is_draw = pl.col("variant").str.contains(DRAW).fill_null(False)
-    tests = lines.filter(pl.col("p").is_not_null() & ~is_draw).sort("p", descending=True)
-    worst_first = tests["p"].to_numpy() * len(tests) / np.arange(len(tests), 0, -1)
-    q = tests.select("line", q=pl.Series(np.minimum.accumulate(worst_first), dtype=pl.Float64))
+    tests = lines.filter(pl.col("p").is_not_null() & ~is_draw)
+    values = false_discovery_control(tests["p"].to_numpy()) if len(tests) else []
+    q = tests.select("line", q=pl.Series(values, dtype=pl.Float64))
     return lines.join(q, on="line", how="left", maintain_order="left").drop("line")
 
 
 def wilson(rate: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """(p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n): an interval for a rate p of n.
+    """An interval for the rate of hits among n trials, where `rate` n of them hit.
 
-    z is the normal quantile of (1 + level)/2. Wilson 1927, J. Am. Stat. Assoc. 22:209.
+    (p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n), z the normal quantile of
+    (1 + level)/2. Wilson 1927, J. Am. Stat. Assoc. 22:209.
     """
-    z = float(ndtri((1 + level) / 2))
-    middle, half = rate + z**2 / (2 * n), z * sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
-    lo, hi = (min(max((middle + x) / (1 + z**2 / n), 0.0), 1.0) for x in (-half, half))
-    return lo, hi
+    found = binomtest(round(rate * n), n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)

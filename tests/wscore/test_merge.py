@@ -16,19 +16,15 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from wscore.families import (
-    boft_delta,
-    cayley,
-    cayley_neumann,
-    delora_delta,
-    dora_delta,
-    ia3_delta,
-    lora_delta,
-    oft_delta,
-    pissa_delta,
-    pissa_factors,
-)
-from wscore.merge import family, merge_adapter
+from wscore.families import family, merge_adapter
+from wscore.families.boft import boft_delta
+from wscore.families.delora import delora_delta
+from wscore.families.dora import dora_delta
+from wscore.families.ia3 import ia3_delta
+from wscore.families.lora import lora_delta
+from wscore.families.oft import oft_delta
+from wscore.families.pissa import pissa_delta, pissa_factors
+from wscore.families.rotation import cayley, cayley_neumann
 
 LINEARS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 SIZES = dict(

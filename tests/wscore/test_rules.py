@@ -204,5 +204,5 @@ def test_basin_divergence_truth_table(case):
 
 @pytest.mark.parametrize("bad", [{"slices": ()}, {"slices": ("early",), "families": ()}])
 def test_locus_needs_slices_and_families(bad):
-    with pytest.raises(ValueError, match="needs one slice and one family or more"):
+    with pytest.raises(ValueError, match="Locus: `(slices|families)` must be at least one"):
         Locus(**bad)

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tests.conftest import experiment
-from tests.test_effect import base, group, line, noise, planted
-from wscore.effect import KEYS, SUMMARY_KEYS, effect_table
-from wscore.spread import benjamini_hochberg, seed_spread
-from wsrun.report.tables import read_table
+from tests.wscore.rows import base, group, line, noise, planted
+from wscore.stats.effects import effect_table
+from wscore.stats.schema import KEYS, SUMMARY_KEYS
+from wscore.stats.spread import benjamini_hochberg, seed_spread, wilson
 
 
 def scores(n):
@@ -184,6 +183,16 @@ def test_q_needs_p():
         benjamini_hochberg(pl.DataFrame({"variant": ["a"]}))
 
 
+def test_wilson_by_hand():
+    """(p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n)"""
+    z = stats.norm.ppf(0.975)
+    for k, n in ((0, 20), (7, 300), (20, 20), (1, 3)):
+        p, middle = k / n, k / n + z**2 / (2 * n)
+        half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        want = [np.clip((middle + x) / (1 + z**2 / n), 0, 1) for x in (-half, half)]
+        assert wilson(p, n) == pytest.approx(want, abs=1e-12)
+
+
 # ---------------------------------------------------------------------------------------- spread
 def constant(family, variant, *effects, k=None, n=10):
     """One seed per effect, with that gain on every item, and +-0.1 between items"""
@@ -293,50 +302,3 @@ def test_spread_agrees_with_a_line_per_seed():
 def test_spread_needs_the_whole_on_every_seed(rows, found):
     with pytest.raises(ValueError, match=f"seed_spread: needs one 'full' line .*{found}"):
         seed_spread(rows, full="full")
-
-
-# ----------------------------------------------------------------------------- the coverage bench
-def test_bench_rate_is_that_of_wilson():
-    """[lo, hi] of k hits in n = scipy.stats.binomtest(k, n), method wilson"""
-    bench = experiment("bench_coverage")
-    for k, n in ((0, 20), (7, 300), (20, 20)):
-        want = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-        got = bench.rate(k / n, n)
-        assert (got["lo"], got["hi"]) == pytest.approx((want.low, want.high), abs=1e-12)
-
-
-def test_bench_tables_hold_what_was_planted():
-    """effect(line) = mean gain of that line of that data set, one cluster per two rows"""
-    bench = experiment("bench_coverage")
-    gain = np.random.default_rng(0).normal(size=(3, 2, 2, 5, 2))
-    lines = pl.DataFrame({"family": "lora", "variant": ["full", "keep"], "k": [None, 8]})
-    table = effect_table(bench.rows(lines, gain), resamples=10)
-    assert (table["clusters"] == 5).all() and (table["seeds"] == 2).all()
-    got = table.sort("experiment", "variant")["effect"].to_numpy().reshape(3, 2)
-    np.testing.assert_allclose(got, gain.mean(axis=(2, 3, 4)), atol=1e-12)
-
-
-def test_bench_noise_has_mean_0_and_variance_1():
-    bench = experiment("bench_coverage")
-    for name, draw in bench.SHAPES.items():
-        x = draw(np.random.default_rng(1), (1_000_000,))
-        assert x.mean() == pytest.approx(0, abs=0.005), name
-        assert x.var() == pytest.approx(1, abs=0.1), name
-
-
-def test_bench_writes_every_rate(tmp_path, capsys):
-    """one line per cell and measure, and per truth of a rule; a rate lies in its interval"""
-    bench = experiment("bench_coverage")
-    options = dict(sets=4, clusters=(6, 12), noise=("normal",), seeds=(2,), seed_sds=(0.3,))
-    cfg = bench.Config(**options, verdicts=2, resamples=100, per_table=200, out=tmp_path)
-    bench.main(cfg)
-    table, meta = read_table(tmp_path / "bench_coverage.parquet")
-    found = table.group_by("measure").len().sort("measure").rows()
-    n = len(bench.TRUTHS) * len(bench.CLAIMS)
-    assert found == [("effect", 3), ("p", 3), ("retained", 3), ("supported", n)]
-    assert table.filter(
-        (pl.col("lo") > pl.col("rate")) | (pl.col("rate") > pl.col("hi"))
-    ).is_empty()
-    assert meta["config"]["sets"] == 4 and "rule " in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--noise 'cauchy' asked; known are normal"):
-        bench.main(bench.Config(noise=("cauchy",), out=tmp_path))

@@ -1,4 +1,4 @@
-"""Seeds: ranks, agreement and duels by hand, planted families, and T4 on the organism."""
+"""Seeds: ranks, agreement and contrasts of two families by hand, and planted families."""
 
 from collections.abc import Mapping
 
@@ -7,9 +7,7 @@ import polars as pl
 import pytest
 from scipy.stats import kendalltau
 
-from tests.conftest import ORGANISM, experiment
-from wscore import duels, effect_table, kendall, ranking, sign_agreement
-from wsrun.report.tables import read_table
+from wscore import effect_table, kendall, pairwise_contrasts, ranking, sign_agreement
 
 CONSTANT = dict(experiment="e", model="m", behaviour="b", dataset="d", prompt_style="p")
 
@@ -80,17 +78,17 @@ def test_ranks_by_hand():
     # means 2.5, 2, 5/3; orders abc, abc, cba: tau = (1 - 1 - 1)/3
     assert table.sort("family")["rank"].to_list() == [1, 2, 3]
     assert table["tau"].to_list() == pytest.approx([-1 / 3] * 3)
-    assert table["agree"].to_list() == [1, 1, 1]
+    assert table["sign_agreement"].to_list() == [1, 1, 1]
     # items are all alike, so a resample is three draws of the seeds; with j of them seed 2, a has
     # 3 - j/2 and c has 1 + 2j/3: c is first for j = 2, 3, which has probability 7/27
-    first = dict(table.select("family", "first").rows())
-    assert first["c"] == pytest.approx(7 / 27, abs=0.06) and first["a"] + first["c"] == 1
+    p_best = dict(table.select("family", "p_best").rows())
+    assert p_best["c"] == pytest.approx(7 / 27, abs=0.06) and p_best["a"] + p_best["c"] == 1
 
 
 def test_ranks_need_two_families_and_one_dose():
     """one family has no rank; two doses of one variant are refused"""
     alone = rows({("a", 0): np.ones(4), ("a", 1): np.ones(4)})
-    assert ranking(alone).select("rank", "first", "tau").row(0) == (None, None, None)
+    assert ranking(alone).select("rank", "p_best", "tau").row(0) == (None, None, None)
     other = alone.filter(alpha=1.0).with_columns(alpha=pl.lit(2.0))
     with pytest.raises(ValueError, match=r"doses \[1.0, 2.0\]"):
         ranking(pl.concat([alone, other]))
@@ -103,18 +101,18 @@ def test_equal_families_are_not_shown_to_differ():
         planted({"a": 1, "b": 1, "c": 1}, 0.3, n=12, draw=d).with_columns(dataset=pl.lit(f"{d}"))
         for d in range(100)
     )
-    pairs = duels(pl.concat(sets), "dW", resamples=200)
+    pairs = pairwise_contrasts(pl.concat(sets), "dW", resamples=200)
     assert 0.02 * 300 <= pairs["beats"].sum() <= 0.09 * 300
-    naive = pairs.filter((pl.col("diff_lo") > 0) & (pl.col("agree") == 1))
+    naive = pairs.filter((pl.col("diff_lo") > 0) & (pl.col("sign_agreement") == 1))
     assert len(naive) > 0.15 * 300 and naive["beats"].sum() == pairs["beats"].sum()
 
 
 def test_a_planted_difference_is_found():
     """means 2, 1, 1 and seeds with sd 0.05: a beats b and c, by 1; every pair stands once"""
-    pairs = duels(planted({"a": 2, "b": 1, "c": 1}, 0.05), "dW")
+    pairs = pairwise_contrasts(planted({"a": 2, "b": 1, "c": 1}, 0.05), "dW")
     found = pairs.filter("beats", family="a")
     assert sorted(found["other"]) == ["b", "c"]
-    assert ((found["diff"] - 1).abs() < 0.2).all() and (found["agree"] == 1).all()
+    assert ((found["diff"] - 1).abs() < 0.2).all() and (found["sign_agreement"] == 1).all()
     assert len(pairs) == 3 and (pairs["diff"] >= 0).all()
 
 
@@ -123,15 +121,15 @@ def test_one_seed_that_disagrees_is_enough():
     with one seed there is none at all"""
     shifts = {("a", s): np.full(8, x) for s, x in enumerate((3.0, 3.0, -0.1))}
     shifts |= {("b", s): np.zeros(8) for s in range(3)}
-    pair = duels(rows(shifts), "dW")
-    assert pair["agree"].item() == pytest.approx(2 / 3) and not pair["beats"].item()
+    pair = pairwise_contrasts(rows(shifts), "dW")
+    assert pair["sign_agreement"].item() == pytest.approx(2 / 3) and not pair["beats"].item()
     single = {
         k: np.random.default_rng(0).normal(5 * (k[0] == "a"), 1, 40) for k in (("a", 0), ("b", 0))
     }
-    pair = duels(rows(single), "dW")
+    pair = pairwise_contrasts(rows(single), "dW")
     assert pair["diff_lo"].item() > 0 and not pair["beats"].item()
     with pytest.raises(ValueError, match="the same seeds"):
-        duels(rows({("a", 0): np.ones(4), ("b", 1): np.ones(4)}), "dW")
+        pairwise_contrasts(rows({("a", 0): np.ones(4), ("b", 1): np.ones(4)}), "dW")
 
 
 def test_seeds_that_differ_widen_the_interval():
@@ -142,30 +140,3 @@ def test_seeds_that_differ_widen_the_interval():
     for s in range(3):
         own = effect_table(found.filter((pl.col("alpha") == 0) | (pl.col("seed") == s)))
         assert width > 1.5 * (own["hi"] - own["lo"]).item()
-
-
-def test_t4_on_the_organism(tmp_path, few):
-    """two families and seeds: zero is exactly 0, each seed has its line, the pooled effect is the
-    mean of the seeds' and its sd theirs, and every pair of families stands once a way"""
-    module = experiment("t4_seeds")
-    options = dict(
-        families=("lora", "ia3"), seeds=(0, 1), model=str(ORGANISM), data=few,
-        adapters=ORGANISM / "adapters", alphas=(1.0, 2.0), randoms=2, resamples=300,
-        out=tmp_path, parts=tmp_path / "parts",
-    )  # fmt: skip
-    module.main(module.Config(**options))
-    table, meta = read_table(tmp_path / "t4_seeds.parquet")
-    zero = table.filter(variant="zero")
-    assert len(zero) == 4 and all((zero[c] == 0).all() for c in ("effect", "lo", "hi"))
-    for name, role in ((module.ONE, "fixed"), (module.OWN, "selected")):
-        for line in table.filter(role=role).iter_rows(named=True):
-            of = {k: line[k] for k in ("dataset", "family", "variant")}
-            each = table.filter(role="seed", **of)
-            assert line["variant"] == name and each["seed"].to_list() == [0, 1]
-            assert line["effect"] == pytest.approx(each["effect"].mean())
-            assert line["seed_sd"] == pytest.approx(each["effect"].std())
-            assert line["seeds"] == 2 and line["agree"] == 1
-            assert line["alpha"] == (1.0 if name == module.ONE else meta["doses"][of["family"]])
-    pairs, _ = read_table(tmp_path / "t4_seeds.pairs.parquet")
-    assert pairs["family"].to_list() == ["lora"] * 4 and (pairs["diff"] > 0).all()
-    assert (tmp_path / "t4_seeds.svg").exists()
