@@ -20,12 +20,12 @@ import torch
 from rich.table import Table
 
 from wscore import effect_table, tensors_sha256
-from wscore.effect import KEYS
 from wscore.stats.contrasts import benchmark_table
+from wscore.stats.schema import KEYS
 from wsrun.data.pairs import Pair
 from wsrun.report.console import console, grid, progress
-from wsrun.report.standings import span, winner
 from wsrun.report.verdicts import RuleResult
+from wsrun.report.wording import against_dW, difference_to_dW
 from wsrun.score.doses import read_match
 from wsrun.score.sweep import Variant
 from wsrun.steer.directions import (
@@ -83,7 +83,7 @@ def by_norm(cfg: BenchmarkOptions) -> bool:
 def read_directions(
     session: Session, answered: Sequence[Pair], names: Collection[str] = READ
 ) -> dict[str, Vectors]:
-    """{method: {layer: v}} of the named directions; those with a persona where all pairs know theirs.
+    """{method: {layer: v}} of the named directions; with a persona where all pairs know theirs.
 
     Raises as `pair_differences` and `principal`.
     """
@@ -178,8 +178,8 @@ def other_pole(
         down = {"diff_lo": None if hi is None else -hi, "diff_hi": None if lo is None else -lo}
         name, _, setting = r["variant"].partition("@")
         said = (
-            f"{name} ({setting}, alpha {r['alpha']:g}) {winner(down)} {NEGATIVE_DW} towards the "
-            f"other pole: {span(r, 'diff', 'diff_lo', 'diff_hi')} nats"
+            f"{name} ({setting}, alpha {r['alpha']:g}) {against_dW(down)} {NEGATIVE_DW} towards "
+            f"the other pole: {difference_to_dW(r)} nats"
         )
         claim = f"{NEGATIVE_DW} beats {name}"
         found.append(RuleResult(r["dataset"], claim, None, outcome(down), said, r["variant"]))
