@@ -37,6 +37,7 @@ from wsrun.steer.interventions import AddVectors
 from wsrun.study.activation import (
     ADDED,
     DIRECTIONS,
+    IS_DIRECTION,
     Directed,
     ablations,
     at_edge,
@@ -48,6 +49,7 @@ from wsrun.study.activation import (
     lengths,
     other_pole,
     random_directions,
+    random_sentences,
     read_directions,
     vectors_sha256,
 )
@@ -109,8 +111,8 @@ class Activation(Benchmark[Config]):
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
         console.print(lengths(self.vectors))
-        super().report(verdicts)
-        for sentence in at_edge(self.cfg, self.chosen):
+        super().report([v for v in verdicts if not v.claim.endswith(IS_DIRECTION)])
+        for sentence in (*random_sentences(verdicts), *at_edge(self.cfg, self.chosen)):
             console.print(sentence)
 
     def figure(self, path: Path) -> None:

@@ -47,6 +47,7 @@ MEANS = ("mean_diff", "persona_diff")
 READ = (*MEANS, "pca", "persona_pca")  # what is read; the means are also tried in all layers
 ADDED = (*MEANS, *(f"{name}_all" for name in MEANS), "pca", "persona_pca")
 DIRECTIONS = (*ADDED, "ablate")
+IS_DIRECTION = " is a direction"  # ends a claim
 MOST_RANDOM = 0.05  # share of random directions that may do as much as one that counts
 
 
@@ -156,11 +157,20 @@ def beside_random(rows: pl.DataFrame, table: pl.DataFrame) -> list[RuleResult]:
         draws = effect_table(rows.filter(own, dataset=dataset), KEYS, resamples=2)
         as_much = int((draws["effect"] >= r["effect"]).sum())
         few = as_much < MOST_RANDOM * len(draws)
-        said = f"{as_much} of {len(draws)} random directions do as much as {name}"
-        claim = f"{name} is a direction"
+        said, claim = f"{name} {as_much} of {len(draws)}", f"{name}{IS_DIRECTION}"
         result = "supported" if few else "refuted"
         found.append(RuleResult(dataset, claim, None, result, said, r["variant"]))
     return found
+
+
+def random_sentences(results: Sequence[RuleResult]) -> list[str]:
+    """What `beside_random` found, one sentence per data set; a direction that is none is named."""
+    found: dict[str, list[str]] = {}
+    for r in results:
+        if r.claim.endswith(IS_DIRECTION):
+            none = "" if r.outcome == "supported" else " (no direction)"
+            found.setdefault(r.dataset, []).append(f"{r.sentence}{none}")
+    return [f"{d}: random directions that do as much: {', '.join(x)}" for d, x in found.items()]
 
 
 def other_pole(
