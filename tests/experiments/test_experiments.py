@@ -152,9 +152,8 @@ def test_t6_refuses_a_broken_model_folder(capsys, monkeypatch, tmp_path):
         shutil.copy(ORGANISM / name, bare / name)
     assert "no tokenizer in folder" in fails(capsys, monkeypatch, tmp_path, "--model", bare)
 
-    from wsrun.models.tiny import tiny_qwen3
-
     from wsrun.models.load import load_tokenizer
+    from wsrun.models.tiny import tiny_qwen3
 
     tok = load_tokenizer(ORGANISM)
     tiny_qwen3(vocab_size=len(tok), num_hidden_layers=6).save_pretrained(narrow)
@@ -183,9 +182,8 @@ def test_t6_refuses_broken_items(capsys, monkeypatch, tmp_path):
 
 def test_t6_works_on_another_model(tmp_path):
     """--model on a local folder of another Qwen3, with adapters trained on it by t0_train"""
-    from wsrun.models.tiny import tiny_qwen3
-
     from wsrun.models.load import load_tokenizer
+    from wsrun.models.tiny import tiny_qwen3
 
     folder, tok = tmp_path / "model", load_tokenizer(ORGANISM)
     tiny_qwen3(vocab_size=len(tok), tie_word_embeddings=False).save_pretrained(folder)

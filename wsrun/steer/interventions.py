@@ -159,6 +159,12 @@ class DirectionalAblation(AddVectors):
     def edits(self) -> Mapping[int, Edit]:
         return {layer: Project(v) for layer, v in self.vectors.items()}
 
+    def random_like(self, seed: int) -> "DirectionalAblation":
+        """As of `AddVectors`, but layers that share their direction share the random one."""
+        drawn, layers = gaussian_null(self.tensors(), seed), self.vectors.items()
+        first = {n: next(m for m, w in layers if w.equal(v)) for n, v in layers}
+        return type(self)({n: drawn[f"{LAYER}{m}"] for n, m in first.items()})
+
 
 @dataclass(frozen=True, eq=False)
 class SystemPrompt(Intervention):
