@@ -15,28 +15,6 @@ import torch
 
 from wscore.store import write_whole
 
-ROW_SCHEMA: dict[str, Any] = {
-    "experiment": pl.String,
-    "model": pl.String,
-    "behaviour": pl.String,
-    "dataset": pl.String,
-    "prompt_style": pl.String,
-    "method": pl.String,
-    "family": pl.String,
-    "variant": pl.String,
-    "k": pl.Int64,
-    "alpha": pl.Float64,
-    "seed": pl.Int64,
-    "item": pl.String,
-    "cluster": pl.String,
-    "label": pl.Int64,
-    "margin": pl.Float64,
-    "mass": pl.Float64,
-    "flagged": pl.Boolean,
-    "realised_norm_ratio": pl.Float64,  # |W' - W0| / |alpha dW|; null where the dtype is exact
-    "realised_cosine": pl.Float64,
-    "dtype_noise": pl.Float64,  # rms change of a base margin under one more rounding
-}
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY = "wscore"
 WRITTEN: list[Path] = []  # tables of this process, in order: what a stopped script leaves behind
