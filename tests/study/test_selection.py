@@ -158,7 +158,7 @@ def test_another_base_and_foreign_files_are_refused(tmp_path, qwen):
     assert load_selected(tmp_path / "none", "base") == []
     (path,) = save_selected(tmp_path, {"add": add}, "base", ABOUT)
     with pytest.raises(
-        ValueError, match_dose="other base weights, of 'm'; run t1_activation on this"
+        ValueError, match="other base weights, of 'm'; run t1_activation on this"
     ):
         load_selected(tmp_path, "another base")
     save_delta({"w": torch.ones(2, 2)}, path, {"method_name": "add"})
