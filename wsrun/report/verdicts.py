@@ -1,6 +1,6 @@
 """What the rules of the scripts said, read from the provenance of their tables as sentences."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import polars as pl
@@ -9,6 +9,23 @@ from wscore.effect import Outcome
 from wscore.spread import wilson
 
 OUTCOMES = get_args(Outcome)
+
+
+class RuleResult(NamedTuple):
+    """What a rule of a script says of a claim on a data set; family None: of every family."""
+
+    dataset: str
+    claim: str
+    family: str | None
+    outcome: str
+    sentence: str
+    part: str | None = None
+
+
+def verdict_table(results: Iterable[RuleResult]) -> pl.DataFrame:
+    """One line a result, with the columns of RuleResult."""
+    schema = dict.fromkeys(RuleResult._fields, pl.String)
+    return pl.DataFrame(list(results), schema=schema, orient="row")
 
 
 class Said(NamedTuple):
