@@ -6,7 +6,6 @@ slice's has an absent cut there.
 
 from collections.abc import Iterator
 
-
 from wscore import (
     layers,
     omit,

@@ -54,7 +54,8 @@ def random(at: LensInput) -> Iterator[Cut]:
         yield _cut(at, "random", k, partial(_random, at, k), roles=("keep",))
         kept = partial(_matched, at, k)
         rest = partial(_without, at, kept)
-        yield Cut("random_matched", kept, rest, k, roles=("keep",))
+        facts = _share_of_width(at, k)
+        yield Cut("random_matched", kept, rest, k, roles=("keep",), facts=facts)
 
 
 def projection(at: LensInput, kind: str, k: int) -> Cut:
@@ -63,14 +64,15 @@ def projection(at: LensInput, kind: str, k: int) -> Cut:
 
 
 def _cut(at: LensInput, name: str, k: int, basis, **more) -> Cut:
-    _check_size(at, k)
-    return Cut(name, lambda: keep(at.dW, basis()), lambda: drop(at.dW, basis()), k, **more)
+    kept, rest = (lambda: keep(at.dW, basis())), (lambda: drop(at.dW, basis()))
+    return Cut(name, kept, rest, k, facts=_share_of_width(at, k), **more)
 
 
-def _check_size(at: LensInput, k: int) -> None:
+def _share_of_width(at: LensInput, k: int) -> dict[str, float]:
     width = min(outline(at.dW, name).shape[0] for name in at.dW)
     if k > width:
         raise ValueError(f"lens: K must be at most d_model = {width}, got {k}; lower --K")
+    return {"k_over_d": k / width}
 
 
 def other_deltas(at: LensInput) -> dict[str, list[DeltaLike]]:
