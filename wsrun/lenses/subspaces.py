@@ -18,13 +18,13 @@ from wscore import (
     drop,
     keep,
     match_norm,
-    only,
     overlap,
     own_basis,
     random_basis,
     shared_basis,
+    subset,
 )
-from wscore.factored import outline
+from wscore.factored import meta
 from wsrun.lenses.base import Cut, Deltas, Key, LensInput
 
 
@@ -69,7 +69,7 @@ def _cut(at: LensInput, name: str, k: int, basis, **more) -> Cut:
 
 
 def _share_of_width(at: LensInput, k: int) -> dict[str, float]:
-    width = min(outline(at.dW, name).shape[0] for name in at.dW)
+    width = min(meta(at.dW, name).shape[0] for name in at.dW)
     if k > width:
         raise ValueError(f"lens: K must be at most d_model = {width}, got {k}; lower --K")
     return {"k_over_d": k / width}
@@ -85,7 +85,7 @@ def other_deltas(at: LensInput) -> dict[str, list[DeltaLike]]:
     for (family, seed), d in at.deltas.items():
         if (family, seed) != (at.family, at.seed) and all(n in d for n in names):
             kind = "across" if family != at.family else "seeds"
-            found["shared" if seed == at.seed else kind].append(only(d, names))
+            found["shared" if seed == at.seed else kind].append(subset(d, names))
     if not found["shared"]:
         raise ValueError(
             f"lens: no other family changes all tensors of {at.family}; add --families"

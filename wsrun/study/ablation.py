@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from wscore import (
+    Where,
     benjamini_hochberg,
     cached_spectra,
     effect_table,
@@ -20,8 +21,7 @@ from wscore import (
     select,
     verdict,
 )
-from wscore.effect import SUMMARY_KEYS
-from wscore.sites import Where
+from wscore.stats.schema import SUMMARY_KEYS
 from wsrun.adapters.extract import read_adapter
 from wsrun.lenses.base import Cut, Deltas, LensInput
 from wsrun.lenses.registry import check_lenses, claims, cuts
@@ -36,6 +36,7 @@ from wsrun.report.ablation_summary import (
 from wsrun.report.console import console, progress
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.sweep import Variant
+from wsrun.steer.interventions import WeightDelta
 from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
 from wsrun.study.parts import SUM_TOLERANCE, Ablation, with_facts
@@ -114,7 +115,8 @@ def run_ablation(cfg: Options, study: Study) -> None:
     for at, parts in found.items():
         if study.where:
             key = at.family, at.seed
-            todo.append(Variant("full", pairs[key].dW, family=at.family, seed=at.seed))
+            whole = WeightDelta(pairs[key].dW)
+            todo.append(Variant("full", whole, family=at.family, seed=at.seed))
         todo += ablation.wholes(at, study.whole)
         todo += (v for cut in parts for v in ablation.split(at, cut))
         todo += ablation.nulls(at, cfg.nulls, cfg.rule_alpha)

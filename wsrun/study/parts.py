@@ -12,6 +12,7 @@ import polars as pl
 from wscore import DeltaLike, add, difference, norm, scale, spectrum_null
 from wsrun.lenses.base import Cut, LensInput
 from wsrun.score.sweep import Variant
+from wsrun.steer.interventions import WeightDelta
 
 SUM_TOLERANCE = 1e-5  # |kept + rest - whole| / |whole|
 PART = ("family", "variant", "k")
@@ -50,7 +51,7 @@ class Ablation:
             self.facts[at.family, name, k, at.seed] = known
             return delta
 
-        return Variant(name, made, family=at.family, k=k, seed=at.seed, alphas=alphas)
+        return Variant(name, WeightDelta(made), alphas, at.family, k, at.seed)
 
     def split(self, at: LensInput, cut: Cut) -> Iterator[Variant]:
         """keep_<name>, drop_<name>, control_<name>, as the cut's roles say; none if absent."""
