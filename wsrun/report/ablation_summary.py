@@ -93,7 +93,7 @@ def share(line: Mapping[str, Any], test: Any, limit: float) -> str:
     if line["retained"] is None:
         return "n/a" if line["status"] != "scored" else "?"
     mark = "*" if test(line["retained_lo"], line["retained_hi"], limit) else ""
-    return f"{line['retained']:.2f}{mark}"
+    return f"{round(line['retained'], 2) + 0.0:.2f}{mark}"  # no -0.00
 
 
 def verdict_lines(results: Sequence[RuleResult], table: pl.DataFrame) -> Iterator[str]:

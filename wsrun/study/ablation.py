@@ -117,7 +117,7 @@ def run_ablation(cfg: Options, study: Study) -> None:
             key = at.family, at.seed
             whole = WeightDelta(pairs[key].dW)
             todo.append(Variant("full", whole, family=at.family, seed=at.seed))
-        todo += ablation.wholes(at, study.whole)
+        todo += [ablation.whole(at, study.whole), ablation.whole(at, "zero", 0.0)]
         todo += (v for cut in parts for v in ablation.split(at, cut))
         todo += ablation.nulls(at, cfg.nulls, cfg.rule_alpha)
     rows = run_sweep(cfg, study.name, session, todo)

@@ -90,10 +90,11 @@ class Ablation:
             self._last = (cut, kept, rest, error)
         return self._last
 
-    def wholes(self, at: LensInput, name: str) -> Iterator[Variant]:
-        """All that is cut, under its name, and zero times it."""
-        yield self.part(at, name, lambda: at.dW)
-        yield self.part(at, "zero", lambda: scale(0.0, at.dW))
+    def whole(self, at: LensInput, name: str, factor: float = 1.0) -> Variant:
+        """All that is cut, under a name; `factor` times it."""
+        return self.part(
+            at, name, (lambda: at.dW) if factor == 1 else partial(scale, factor, at.dW)
+        )
 
     def nulls(self, at: LensInput, draws: int, alpha: float) -> Iterator[Variant]:
         """Random deltas with the whole's singular values, at the alpha of the rule."""
