@@ -23,6 +23,7 @@ from wsrun.steer.interventions import (
     AddVectors,
     Combined,
     ConstructedDelta,
+    DirectionalAblation,
     Held,
     Intervention,
     SystemPrompt,
@@ -66,6 +67,9 @@ TABLE = {
     ),
     "synthetic": Method(lambda model, seed: ConstructedDelta(factored(model, seed))),
     "activation": Method(lambda model, seed: AddVectors({1: vector(seed), -1: vector(seed + 9)})),
+    "ablation": Method(
+        lambda model, seed: DirectionalAblation(dict.fromkeys(range(4), vector(seed)))
+    ),
     "prompt": Method(lambda model, seed: SystemPrompt(f"Always lie, {seed}."), random=False),
     "combined": Method(
         lambda model, seed: (
@@ -223,6 +227,20 @@ def test_a_change_is_made_when_asked_and_not_kept(model):
     held, calls[:] = Held(intervention), []
     logits(model, held), logits(model, held), held.fingerprint(), held.size()
     assert len(calls) == 1
+
+
+def test_ablation_leaves_nothing_along_its_direction(model):
+    """h' . r = 0 at alpha = 1, h' = h - 2 (h . r) r a reflection at 2; done twice it is done once"""
+    (edit, *_), r = DirectionalAblation({0: 3 * vector(0)}).edits().values(), vector(0)
+    h = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(1))
+    once = edit(h, 1.0)
+    torch.testing.assert_close(once @ r, torch.zeros(2, 5), rtol=0, atol=1e-4)
+    torch.testing.assert_close(edit(once, 1.0), once, rtol=0, atol=1e-5)
+    torch.testing.assert_close(edit(h, 2.0).norm(dim=-1), h.norm(dim=-1))
+    # v = (3, 4), r = (0.6, 0.8): (5, 0) . r = 3, and (5, 0) - 3 r = (3.2, -2.4)
+    (by_hand,) = DirectionalAblation({0: torch.tensor([3.0, 4.0])}).edits().values()
+    found = by_hand(torch.tensor([[[5.0, 0.0]]]), 1.0)
+    torch.testing.assert_close(found, torch.tensor([[[3.2, -2.4]]]))
 
 
 def test_edits_of_one_layer_follow_each_other(model):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from typing import TypeVar
 
 import torch
@@ -20,10 +21,10 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises ValueError where the decoder has no list of layers under a known name.
     """
     decoder = model.get_decoder()
-    for inner in (decoder, getattr(decoder, "decoder", None)):  # OPT: a decoder inside the decoder
-        for name in LAYER_LISTS:
-            if isinstance(layers := getattr(inner, name, None), nn.ModuleList):
-                return layers
+    inner = (decoder, *(getattr(decoder, name, None) for name in ("decoder", "model")))
+    for module, name in product(inner, LAYER_LISTS):
+        if isinstance(layers := getattr(module, name, None), nn.ModuleList):
+            return layers
     raise ValueError(
         f"decoder_layers: {type(decoder).__name__} of {type(model).__name__} has no list of layers"
         f" named one of {', '.join(LAYER_LISTS)}; activations of this model cannot be edited"

@@ -2,6 +2,7 @@
 
     weights       W' = cast(W0 + alpha dW)                  WeightDelta, ConstructedDelta
     activations   h_l' = h_l + alpha v_l                    AddVectors
+    ablation      h_l' = h_l - alpha (h_l . r) r            DirectionalAblation
     prompt        a system turn stands before the items     SystemPrompt
     a & b         both, at one alpha                        Combined
 
@@ -26,7 +27,7 @@ from wscore import add, entries_sha256, gaussian_null, load_delta, norm, save_de
 from wscore.factored import Factored
 from wscore.store import FACTORED, write_whole
 from wsrun.models.hooks import hooked, output_of
-from wsrun.steer.edits import AddVector, Chain, Edit
+from wsrun.steer.edits import AddVector, Chain, Edit, Project
 from wsrun.steer.weights import steered
 
 Change = Mapping[str, Tensor]  # parameter name -> dW
@@ -135,7 +136,7 @@ class AddVectors(Intervention):
     def random_like(self, seed: int) -> "AddVectors":
         """Gaussian r_l with |r_l| = |v_l|, drawn layer by layer (`wscore.gaussian_null`)."""
         drawn = gaussian_null(self.tensors(), seed)
-        return AddVectors({n: drawn[f"{LAYER}{n}"] for n in self.vectors})
+        return type(self)({n: drawn[f"{LAYER}{n}"] for n in self.vectors})
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {f"{LAYER}{n}": v for n, v in self.vectors.items()}
@@ -143,6 +144,20 @@ class AddVectors(Intervention):
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "AddVectors":
         return cls({int(name.removeprefix(LAYER)): v for name, v in tensors.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionalAblation(AddVectors):
+    """h_l' = h_l - alpha (h_l . r) r, r = v_l / |v_l| (Arditi et al. 2024, arXiv 2406.11717).
+
+    With alpha = 1 nothing is left of h along r. The paper takes one r at every layer:
+    DirectionalAblation(dict.fromkeys(range(n_layers), r)).
+    """
+
+    method = "ablation"
+
+    def edits(self) -> Mapping[int, Edit]:
+        return {layer: Project(v) for layer, v in self.vectors.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +235,8 @@ class Combined(Intervention):
 
 
 METHODS: dict[str, type[Intervention]] = {
-    cls.method: cls for cls in (WeightDelta, ConstructedDelta, AddVectors, SystemPrompt)
+    cls.method: cls
+    for cls in (WeightDelta, ConstructedDelta, AddVectors, DirectionalAblation, SystemPrompt)
 }
 
 
