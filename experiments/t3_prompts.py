@@ -117,6 +117,10 @@ class Prompts(Benchmark[Config]):
         best = f"best prompt on validation items, {self.best.name}:"
         console.print(best, self.best.intervention.system(), markup=False)
         super().report(verdicts)
+        deltas = ["dataset", "prompt_baseline_delta", "weight_steer_delta"]
+        for dataset, prompt, dW in self.table.select(deltas).unique(maintain_order=True).rows():
+            text = f"{dataset}: prompt_baseline_delta {prompt:+.2f}, weight_steer_delta {dW:+.2f}"
+            console.print(f"{text} nats, on the same items")
 
 
 def main(cfg: Config) -> None:
