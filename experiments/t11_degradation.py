@@ -36,7 +36,7 @@ from wsrun.report.console import console, guarded, progress
 from wsrun.report.tables import items_sha256
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.capability import QUESTIONS, Capability, costs, load_questions
-from wsrun.score.names import DW
+from wsrun.score.names import DW, method_name
 from wsrun.score.sweep import Variant
 from wsrun.steer.prompts import OTHER_POLE, reaching, read_wordings
 from wsrun.study.benchmark import Benchmark, prompt_candidates
@@ -129,8 +129,9 @@ class Degradation(Benchmark[Config]):
             f"base: perplexity {exp(base['nll_base']):.3g} of neutral text, accuracy "
             f"{base['accuracy_base']:.3f}; changes of nats a token (above 0 is worse), of accuracy"
         )
-        for v in verdicts:
-            console.print(v.sentence)
+        for text, accuracy in zip(verdicts[::2], verdicts[1::2], strict=True):
+            name = method_name(text.part or "")
+            console.print(f"{name}: {text.sentence}; {accuracy.sentence}")
 
     def figure(self, path: Path) -> None:
         save_figure(cost_figure, self.table, path, self.question)

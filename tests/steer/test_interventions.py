@@ -18,13 +18,13 @@ from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.score.cached import CachedEngine
 from wsrun.score.plain import PlainEngine
+from wsrun.steer.held import Held
 from wsrun.steer.interventions import (
     METHODS,
     AddVectors,
     Combined,
     ConstructedDelta,
     DirectionalAblation,
-    Held,
     Intervention,
     SystemPrompt,
     WeightDelta,
@@ -230,13 +230,15 @@ def test_a_change_is_made_when_asked_and_not_kept(model):
 
 
 def test_ablation_leaves_nothing_along_its_direction(model):
-    """h' . r = 0 at alpha = 1, h' = h - 2 (h . r) r a reflection at 2; done twice it is done once"""
+    """h' . r = 0 at alpha = 1, twice as once; at alpha = 2 a reflection; a random r is shared"""
     (edit, *_), r = DirectionalAblation({0: 3 * vector(0)}).edits().values(), vector(0)
     h = torch.randn(2, 5, D, generator=torch.Generator().manual_seed(1))
     once = edit(h, 1.0)
     torch.testing.assert_close(once @ r, torch.zeros(2, 5), rtol=0, atol=1e-4)
     torch.testing.assert_close(edit(once, 1.0), once, rtol=0, atol=1e-5)
     torch.testing.assert_close(edit(h, 2.0).norm(dim=-1), h.norm(dim=-1))
+    drawn = DirectionalAblation(dict.fromkeys(range(3), r)).random_like(0).vectors
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], r)
     # v = (3, 4), r = (0.6, 0.8): (5, 0) . r = 3, and (5, 0) - 3 r = (3.2, -2.4)
     (by_hand,) = DirectionalAblation({0: torch.tensor([3.0, 4.0])}).edits().values()
     found = by_hand(torch.tensor([[[5.0, 0.0]]]), 1.0)

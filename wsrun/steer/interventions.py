@@ -14,9 +14,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -33,7 +34,6 @@ from wsrun.steer.weights import steered
 Change = Mapping[str, Tensor]  # parameter name -> dW
 LAYER = "layer "  # of a file's tensors, before the number
 KIND, TEXT = "intervention", "system"  # of a file's header
-HALVES = ("|L", "|R")  # after the name of a factored tensor, where one file holds several changes
 
 
 class Intervention:
@@ -159,6 +159,12 @@ class DirectionalAblation(AddVectors):
     def edits(self) -> Mapping[int, Edit]:
         return {layer: Project(v) for layer, v in self.vectors.items()}
 
+    def random_like(self, seed: int) -> "DirectionalAblation":
+        """As of `AddVectors`, and layers that share a direction share its random one."""
+        drawn, own = super().random_like(seed).vectors, self.vectors
+        first = {n: next(m for m in own if torch.equal(own[m], own[n])) for n in own}
+        return DirectionalAblation({n: drawn[first[n]] for n in own})
+
 
 @dataclass(frozen=True, eq=False)
 class SystemPrompt(Intervention):
@@ -240,44 +246,6 @@ METHODS: dict[str, type[Intervention]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Held(Intervention):
-    """Another intervention with its change made and hashed once, and kept as long as this is.
-
-    The tensors of `of` must not change meanwhile.
-    """
-
-    of: Intervention
-
-    @cached_property
-    def _delta(self) -> Change:
-        return self.of.delta()
-
-    @cached_property
-    def _fingerprint(self) -> dict[str, str]:
-        return super().fingerprint()
-
-    @property
-    def method(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.of.method
-
-    @property
-    def has_dose(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.of.has_dose
-
-    def delta(self) -> Change:
-        return self._delta
-
-    def edits(self) -> Mapping[int, Edit]:
-        return self.of.edits()
-
-    def system(self) -> str | None:
-        return self.of.system()
-
-    def fingerprint(self) -> dict[str, str]:
-        return self._fingerprint
-
-
 @contextmanager
 def applied(
     model: PreTrainedModel, intervention: Intervention, alpha: float
@@ -322,15 +290,12 @@ def _halved(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Factors as two tensors a name, name|L and name|R."""
     if not isinstance(tensors, Factored):
         return tensors
-    return {
-        f"{name}{half}": w
-        for name in tensors
-        for half, w in zip(HALVES, tensors.factors(name), strict=True)
-    }
+    pairs = ((name, tensors.factors(name)._asdict()) for name in tensors)
+    return {f"{name}|{half}": w for name, halves in pairs for half, w in halves.items()}
 
 
 def _joined(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The way back from `_halved`."""
-    L, R = HALVES
-    names = [name.removesuffix(L) for name in tensors if name.endswith(L)]
-    return Factored({n: (tensors[n + L], tensors[n + R]) for n in names}) if names else tensors
+    names = [name.removesuffix("|L") for name in tensors if name.endswith("|L")]
+    factors = {n: (tensors[f"{n}|L"], tensors[f"{n}|R"]) for n in names}
+    return Factored(factors) if factors else tensors
