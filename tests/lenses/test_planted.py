@@ -15,8 +15,9 @@ from wsrun.adapters.configs import FAMILIES, Recipe
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.train import train_adapter
 from wsrun.data.pairs import Pair
-from wsrun.lenses import cuts, decoys, planting, plants
+from wsrun.lenses import cuts, planting, plants
 from wsrun.lenses.coordinates import BANDS, DISJOINT
+from wsrun.lenses.decoys import slices_of
 from wsrun.models.tiny import tiny_qwen3
 from wsrun.report.tables import read_table
 from wsrun.study.planted import confusion, judged, outputs, places
@@ -97,7 +98,7 @@ def test_other_slices_are_not_trained(tiny, tok, tmp_path, plant):
     """where: dW holds the planted slice's tensors and no other"""
     at = plants.instance(plant, 0, tiny[1])
     dW = trained(tiny, tok, tmp_path, at, None)
-    slices = {n for n in tiny[1].weights if at.truth in decoys.slices_of(n)}
+    slices = {n for n in tiny[1].weights if at.truth in slices_of(n)}
     assert dW.keys() == slices and 0 < len(slices) < len(tiny[1].weights)
 
 
@@ -138,12 +139,12 @@ def test_decoys_of_sites(tiny, plant, alike):
     decoys = plants.with_decoys(at, 0, core, base).decoys
     assert decoys.keys() == base.weights.keys() - core.keys()
     for name, w in decoys.items():
-        key = decoys.slices_of(name)[alike]
-        (twin,) = (c for n, c in core.items() if decoys.slices_of(n)[alike] == key)
+        key = slices_of(name)[alike]
+        (twin,) = (c for n, c in core.items() if slices_of(n)[alike] == key)
         assert torch.allclose(svd(w).S, svd(twin).S, rtol=1e-9)
     sums: dict = {}
     for name, w in (core | decoys).items():
-        key = decoys.slices_of(name)[1 - alike]
+        key = slices_of(name)[1 - alike]
         sums[key] = sums.get(key, 0.0) + float(w.norm() ** 2)
     assert max(sums.values()) == pytest.approx(min(sums.values()))
 

@@ -297,5 +297,5 @@ def test_full_prints_every_line(tmp_path, capsys):
     """--full: every part with its interval; the short table is not there"""
     run("t6_shared_svd", tmp_path, families=("lora", "oft"), K=(8,), full=True)
     said = capsys.readouterr().out
-    assert "keep_random_matched" in said and "kept/left" not in said
+    assert "keep_random_matched" in said and "; ?: the effect of its whole" not in said
     assert "next: python experiments/t7_sites.py" in said
