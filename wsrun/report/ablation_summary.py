@@ -16,6 +16,7 @@ from wsrun.report.verdicts import RuleResult
 
 Limits = tuple[float, float]
 """keep_at_least, drop_at_most"""
+NO_MARK = (float("inf"), float("-inf"))
 CELL = 13  # characters of "-0.97*/-0.03*"
 
 
@@ -138,7 +139,7 @@ def verdict_grid(results: Iterable[RuleResult], families: Sequence[str], title: 
 
 
 def every_line(
-    table: pl.DataFrame, title: str, families: Sequence[str], names: Sequence[str], limits: Limits
+    table: pl.DataFrame, title: str, families: Sequence[str], names: Sequence[str], width: int = 80
 ) -> Iterator[Table]:
     """All lines but null draws: nested parts with intervals, a table a family; others kept/left."""
     if table["k"].is_not_null().any():
@@ -149,8 +150,11 @@ def every_line(
             yield effects(lines, f"{title}, {family}", ("variant", "k", "energy"))
         return
     at = {(r["family"], r["variant"], r["k"]): r for r in table.iter_rows(named=True)}
-    lines = ([name, *(_cell(at, f, name, None, limits) for f in families)] for name in names)
-    yield grid(title, ["kept/left", *families], lines)
+    each = max(1, (width - max(map(len, names)) - 2) // (CELL - 1))
+    for part in _folded(list(families), each):
+        lines = ([name, *(_cell(at, f, name, None, NO_MARK) for f in part)] for name in names)
+        yield grid(title, ["kept/left", *part], lines)
+        title = ""
 
 
 def spread_sentence(table: pl.DataFrame, variant: str, what: str) -> str:

@@ -216,7 +216,7 @@ def report(
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         title = f"{dataset}, alpha = {cfg.rule_alpha:g}: share of the effect of {study.whole}"
         if cfg.full:
-            console.print(*every_line(part, title, cfg.families, names, cfg.limits), sep="")
+            console.print(*every_line(part, title, cfg.families, names, console.width), sep="")
             of = [r for r in results if r.dataset == dataset]
             question = f"{dataset}: which part carries the effect (no: none does; ?: undetermined)"
             console.print(verdict_grid(of, cfg.families, question))
