@@ -77,12 +77,14 @@ Constraint = Callable[[PeftModel], Callable[[], None] | None]
 class Plant:
     """How adapters are made to have their effect in one place, and what is then true."""
 
-    true: str | None = None
-    """the claim that is true of it; None: none is"""
+    true: tuple[str, ...] = ()
+    """the claims that are true of it; where there are none, all are false"""
     false: tuple[str, ...] = ()
-    """claims that are not; whether others are is unknown"""
+    """claims that are not true of it; whether others are is unknown"""
     several: bool = False
     """whether it has members, else it is one adapter"""
+    apart: bool = False
+    """whether each member has a frame of its own, else all have one"""
     slices: Callable[[Base], Sequence[str | None]] = lambda base: (None,)
     """where it is put, by seed in turn"""
     rates: Mapping[str | None, float] = field(default_factory=lambda: {None: 1.0})
@@ -102,10 +104,9 @@ class Plant:
         return self.rates[truth if truth in self.rates else None]
 
     def makes(self, claim: str) -> bool | None:
-        """Whether it makes a claim true, or false; None where that is unknown."""
-        return (
-            True if claim == self.true else None if self.true and claim not in self.false else False
-        )
+        """Whether a claim is true of it; None where that is unknown."""
+        false = not self.true or claim in self.false
+        return True if claim in self.true else False if false else None
 
 
 def base_of(model: PreTrainedModel, members: int) -> Base:
@@ -170,7 +171,7 @@ def layers(base: Base) -> list[str]:
 def frame(at: Instance, base: Base, member: int | None = None) -> Basis:
     """A member's output directions, one Haar frame per layer; None: those of all members."""
     lo, hi = (0, base.members) if member is None else (member, member + 1)
-    lo, hi = (0, 1) if at.plant != "divergent-basins" else (lo, hi)
+    lo, hi = (lo, hi) if PLANTS[at.plant].apart else (0, 1)
     out, r = {}, RECIPE.rank
     for name in writing(at, base, 0):
         w, draw = base.weights[name], stream(at.seed, f"{at.plant}/layer {site(name).layer}")
@@ -248,17 +249,17 @@ FRAMED = dict(
     several=True, rates={None: 3.0}, targets=writing, constraint=in_frame, decoys=outside_frames
 )
 PLANTS: dict[str, Plant] = {
-    "shared-core": Plant("shared core", ("basin divergence",), **FRAMED),
-    "divergent-basins": Plant("basin divergence", ("shared core",), **FRAMED),
-    "one-layer": Plant("layers", slices=layers, decoys=in_other_layers),
+    "shared-core": Plant(("shared core",), ("basin divergence",), **FRAMED),
+    "divergent-basins": Plant(("basin divergence",), ("shared core",), apart=True, **FRAMED),
+    "one-layer": Plant(("layers",), slices=layers, decoys=in_other_layers),
     "one-module": Plant(
-        "modules",
+        ("modules",),
         slices=lambda base: ("down_proj", "up_proj", "gate_proj", "v_proj", "o_proj"),
         rates={None: 2.0},
         decoys=in_other_modules,
     ),
     "base-band": Plant(
-        "base bands",
+        ("base bands",),
         slices=lambda base: ("base_top", "base_middle"),  # the bottom cannot outdo its decoys
         rates={"base_top": 1.0, "base_middle": 6.0},
         targets=lambda at, base, i: list(base.weights),
@@ -266,7 +267,7 @@ PLANTS: dict[str, Plant] = {
         decoys=in_other_bands,
     ),
     "own-band": Plant(
-        "own bands",
+        ("own bands",),
         slices=lambda base: ("own_middle",),
         decoys=above_and_beside,
         source="one-layer",

@@ -127,7 +127,7 @@ def run_ablation(cfg: Options, study: Study) -> None:
     shown = table.filter(alpha=cfg.rule_alpha)
     results = judge(cfg, study, shown, found)
     names = list(dict.fromkeys(cut.name for parts in found.values() for cut in parts))
-    report(cfg, study, shown, results, {n: h for n in names if (h := study.head(n))})
+    report(cfg, study, shown, results, names)
     path = write_tables(cfg, study.name, rows, table, run_record(cfg, session, pairs), results)
     for said in study.figures(cfg, shown, path, names):
         console.print(said, markup=False, highlight=False)
@@ -209,13 +209,14 @@ def report(
     study: Study,
     table: pl.DataFrame,
     results: list[RuleResult],
-    heads: Mapping[str, str],
+    names: list[str],
 ) -> None:
     """Print what parts retain, the short table or every line, and the verdicts."""
+    heads = {name: head for name in names if (head := study.head(name))}
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         title = f"{dataset}, alpha = {cfg.rule_alpha:g}: share of the effect of {study.whole}"
         if cfg.full:
-            console.print(every_line(part, title, cfg.families))
+            console.print(*every_line(part, title, cfg.families, names, console.width), sep="")
             of = [r for r in results if r.dataset == dataset]
             question = f"{dataset}: which part carries the effect (no: none does; ?: undetermined)"
             console.print(verdict_grid(of, cfg.families, question))

@@ -39,7 +39,7 @@ def effect_line(at: Instance, table: pl.DataFrame) -> list:
     """Whether an instance's plant steers: all of it, or the part that its true claim is about."""
     of = table.filter(pl.col("family").str.starts_with(at.member(0)[:-1]))
     first = {r["variant"]: r for r in of.filter(method="places").iter_rows(named=True)}
-    nested = PLANTS[at.plant].several and PLANTS[at.plant].true is not None
+    nested = PLANTS[at.plant].several and PLANTS[at.plant].true
     wholes = ["full", "residual_full"] if nested else ["full"]
     whole = of.filter(pl.col("variant").is_in(wholes))
     real = (whole["lo"] > 0).all() and (whole["null_percentile"] == 100).all()
