@@ -143,7 +143,7 @@ def test_write_not_read_by_hand(model, written):
             W[40:], W[:8] = 0, 0
         else:
             W[:, 16:] = 0
-    found = structure.write_not_read_basis(model, written, 16)
+    found = structure.unread_subspace(model, written, 16)
     last = "model.layers.3.mlp.down_proj.weight"
     assert set(found) == set(written) - {last}  # nothing comes after it
     for name, U in found.items():
@@ -151,15 +151,15 @@ def test_write_not_read_by_hand(model, written):
         torch.testing.assert_close(U.T @ U, torch.eye(U.shape[1]).double())
         assert U[:16].abs().max() < 1e-6 and U[40:].abs().max() < 1e-6
     with pytest.raises(ValueError, match="no layer comes after"):
-        structure.write_not_read_basis(model, [last], 16)
+        structure.unread_subspace(model, [last], 16)
     with pytest.raises(ValueError, match="d_model = 64"):
-        structure.write_not_read_basis(model, written, 64)
+        structure.unread_subspace(model, written, 64)
 
 
 def test_what_counts_as_later(qwen):
     """o_proj is followed by its own layer's MLP, down_proj by the next layer only"""
     down, out = (f"model.layers.1.{x}.weight" for x in ("mlp.down_proj", "self_attn.o_proj"))
-    before = structure.write_not_read_basis(qwen, [down, out], 8)
+    before = structure.unread_subspace(qwen, [down, out], 8)
     qwen.get_parameter("model.layers.1.mlp.up_proj.weight")[:, :30] = 0
-    after = structure.write_not_read_basis(qwen, [down, out], 8)
+    after = structure.unread_subspace(qwen, [down, out], 8)
     assert torch.equal(before[down], after[down]) and not torch.equal(before[out], after[out])
