@@ -1,12 +1,14 @@
-"""wscore: algebra on weight deltas, dict[str, Tensor] in and out.
+"""wscore: algebra on weight deltas, dict[str, Tensor] in and out. No models, no PEFT.
 
 adapter checkpoint -> delta -> difference -> (select | keep/drop | crop | null) -> ... -> effect
+
+The statistics (wscore.stats) load polars and scipy, and are imported when one of them is asked for.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from wscore.basis import overlap, own_basis, random_basis, shared_basis, weight_basis
-from wscore.cache import cached_spectra
-from wscore.contrast import contrast
-from wscore.coordinates import PARAMETERIZATION, family_coordinates
 from wscore.delta import (
     Basis,
     Delta,
@@ -21,34 +23,20 @@ from wscore.delta import (
     norm,
     scale,
 )
-from wscore.effect import (
-    Rule,
-    Verdict,
-    effect_table,
-    null_percentile,
-    paired,
-    retained,
-    verdict,
-)
-from wscore.factored import Factored, Factors, lazily, only
+from wscore.factored import Factored, Factors, subset
 from wscore.families import (
-    boft_delta,
-    delora_delta,
-    dora_delta,
-    ia3_delta,
-    lora_delta,
-    oft_delta,
-    pissa_delta,
-    pissa_factors,
+    FAMILIES,
+    Family,
+    family,
+    family_coordinates,
+    merge_adapter,
+    merge_adapter_factored,
 )
-from wscore.locus import Locus
-from wscore.merge import family, merge_adapter, merge_adapter_factored
 from wscore.null import gaussian_null, match_norm, spectrum_null, stream
 from wscore.project import drop, energy, keep
-from wscore.ranking import duels, kendall, ranking, sign_agreement
-from wscore.rules import BasinDivergence, Share, SharedCore, at_least, at_most, shares
 from wscore.sites import (
     Site,
+    Where,
     layers,
     omit,
     projections,
@@ -58,93 +46,60 @@ from wscore.sites import (
     writes_residual,
 )
 from wscore.spectrum import BOTTOM, MIDDLE, SVD, TOP, Band, crop, crop_rest, spectra, svd
-from wscore.spread import benjamini_hochberg, seed_spread, wilson
 from wscore.store import entries_sha256, load_delta, save_delta, tensors_sha256
+from wscore.svd_cache import cached_spectra
+
+if TYPE_CHECKING:
+    from wscore.stats import (
+        BasinDivergence,
+        Locus,
+        Rule,
+        Share,
+        SharedCore,
+        Verdict,
+        at_least,
+        at_most,
+        base_lines,
+        benchmark_table,
+        benjamini_hochberg,
+        contrast,
+        effect_table,
+        kendall,
+        null_percentile,
+        paired,
+        pairwise_contrasts,
+        ranking,
+        retained,
+        seed_spread,
+        shares,
+        sign_agreement,
+        verdict,
+        wilson,
+    )
 
 __all__ = [
-    "BOTTOM",
-    "MIDDLE",
-    "PARAMETERIZATION",
-    "SVD",
-    "TOP",
-    "Band",
-    "BasinDivergence",
-    "Basis",
-    "Delta",
-    "DeltaLike",
-    "Factored",
-    "Factors",
-    "Geometry",
-    "Locus",
-    "Rule",
-    "Share",
-    "SharedCore",
-    "Site",
-    "Verdict",
-    "add",
-    "at_least",
-    "at_most",
-    "benjamini_hochberg",
-    "boft_delta",
-    "cached_spectra",
-    "check_delta",
-    "contrast",
-    "cosine",
-    "crop",
-    "crop_rest",
-    "delora_delta",
-    "difference",
-    "dora_delta",
-    "drop",
-    "duels",
-    "effect_table",
-    "energy",
-    "entries_sha256",
-    "family",
-    "family_coordinates",
-    "gaussian_null",
-    "geometry",
-    "ia3_delta",
-    "inner",
-    "keep",
-    "kendall",
-    "layers",
-    "lazily",
-    "load_delta",
-    "lora_delta",
-    "match_norm",
-    "merge_adapter",
-    "merge_adapter_factored",
-    "norm",
-    "null_percentile",
-    "oft_delta",
-    "omit",
-    "only",
-    "overlap",
-    "own_basis",
-    "paired",
-    "pissa_delta",
-    "pissa_factors",
-    "projections",
-    "random_basis",
-    "ranking",
-    "reads_residual",
-    "retained",
-    "save_delta",
-    "scale",
-    "seed_spread",
-    "select",
-    "shared_basis",
-    "shares",
-    "sign_agreement",
-    "site",
-    "spectra",
-    "spectrum_null",
-    "stream",
-    "svd",
-    "tensors_sha256",
-    "verdict",
-    "weight_basis",
-    "wilson",
-    "writes_residual",
-]
+    "BOTTOM", "FAMILIES", "MIDDLE", "SVD", "TOP", "Band", "BasinDivergence", "Basis", "Delta",
+    "DeltaLike", "Factored", "Factors", "Family", "Geometry", "Locus", "Rule", "Share",
+    "SharedCore", "Site", "Verdict", "Where", "add", "at_least", "at_most", "base_lines",
+    "benchmark_table", "benjamini_hochberg", "cached_spectra", "check_delta", "contrast",
+    "cosine", "crop", "crop_rest", "difference", "drop", "effect_table", "energy",
+    "entries_sha256", "family", "family_coordinates", "gaussian_null", "geometry", "inner",
+    "keep", "kendall", "layers", "load_delta", "match_norm", "merge_adapter",
+    "merge_adapter_factored", "norm", "null_percentile", "omit", "overlap", "own_basis",
+    "paired", "pairwise_contrasts", "projections", "random_basis", "ranking", "reads_residual",
+    "retained", "save_delta", "scale", "seed_spread", "select", "shared_basis", "shares",
+    "sign_agreement", "site", "spectra", "spectrum_null", "stream", "subset", "svd",
+    "tensors_sha256", "verdict", "weight_basis", "wilson", "writes_residual",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """A name of wscore.stats, imported with polars and scipy the first time one is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module("wscore.stats"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

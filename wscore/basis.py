@@ -13,8 +13,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Basis, columns, entries, entry_norm, outlines, some
-from wscore.factored import Factored, core, outline
+from wscore.delta import Basis, columns, entries, entry_norm, format_keys, metas
+from wscore.factored import Factored, core, meta
 from wscore.null import haar, stream
 from wscore.spectrum import TOL, find_range, svd_of
 
@@ -22,7 +22,7 @@ from wscore.spectrum import TOL, find_range, svd_of
 def own_basis(d: Mapping[str, Tensor], k: int) -> Basis:
     """U[:, :k] of dW = U S V^T: top-k left singular vectors, fewer where the rank is lower."""
     _check_k(k, "own_basis")
-    return {name: svd_of(d, name).U[:, :k].contiguous() for name, _ in outlines(d)}
+    return {name: svd_of(d, name).U[:, :k].contiguous() for name, _ in metas(d)}
 
 
 def weight_basis(base: Mapping[str, Tensor], k: int) -> Basis:
@@ -86,8 +86,8 @@ def _common(deltas: list[Any], missing: str) -> list[str]:
     odd = set().union(*deltas) - common
     if not common or (odd and missing == "raise"):
         raise ValueError(
-            f"shared_basis: {some(odd)} not in every delta, {len(common)} in all; select the same"
-            ' targets from each first, or pass missing="skip" to use the common ones'
+            f"shared_basis: {format_keys(odd)} not in every delta, {len(common)} in all; select the"
+            ' same targets from each first, or pass missing="skip" to use the common ones'
         )
     return [name for name in deltas[0] if name in common]
 
@@ -100,7 +100,7 @@ def _top(
     Factored deltas have a narrow stack, whose SVD is cheaper than the Gram matrix and squares
     nothing.
     """
-    like = outline(deltas[0], name)
+    like = meta(deltas[0], name)
     factors = (_left_factor(d, name) / size for d, size in zip(deltas, lengths, strict=True))
     if all(isinstance(d, Factored) for d in deltas):
         vectors, S, _ = torch.linalg.svd(torch.cat([*factors], 1), full_matrices=False)
@@ -125,7 +125,7 @@ def _left_factor(d: Mapping[str, Tensor], name: str) -> Float[Tensor, "d_out s"]
 
 def _check_k(k: int, what: str) -> None:
     if k < 0:
-        raise ValueError(f"{what}: k = {k}; ask for 0 or more directions")
+        raise ValueError(f"{what}: k must be at least 0, got {k}")
 
 
 def overlap(
@@ -137,7 +137,7 @@ def overlap(
     random spans.
     """
     if odd := set(a) ^ set(b):
-        raise ValueError(f"overlap: {some(odd)} in one basis only; select the same targets")
+        raise ValueError(f"overlap: {format_keys(odd)} in one basis only; select the same targets")
     return {name: _overlap(name, A, b[name]) for name, A in entries(a)}
 
 

@@ -6,14 +6,15 @@ reads one entry at a time, so any lazily loaded mapping will do, and none change
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from math import hypot, sqrt
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.factored import Factored, Factors, outline, size, stack, trace
+from wscore.factored import Factored, Factors, meta, size, stack, trace
 
 Delta = dict[str, Tensor]
 """parameter name -> change of that weight, [d_out, d_in] or [d_out]"""
@@ -23,7 +24,7 @@ Basis = dict[str, Tensor]
 """parameter name -> orthonormal columns, [d_out, k]"""
 
 
-def some(names: Iterable[str], show: int = 3) -> str:
+def format_keys(names: Iterable[str], show: int = 3) -> str:
     """How errors name keys: `2 keys: ['a', 'b']`, sorted, at most `show` of them spelled out."""
     names = sorted(map(str, names))
     shown = ", ".join(map(repr, names[:show])) + (", ..." if len(names) > show else "")
@@ -61,9 +62,9 @@ def entries(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     return ((name, entry(d, name)) for name in nonempty(d))
 
 
-def outlines(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+def metas(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     """`entries` for their dtypes and shapes only: without the data where that would cost work."""
-    return ((name, _allowed(name, outline(d, name))) for name in nonempty(d))
+    return ((name, _allowed(name, meta(d, name))) for name in nonempty(d))
 
 
 def pairs(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -90,7 +91,7 @@ def _factor_pairs(a: Factored, b: Factored) -> Iterator[tuple[str, Factors, Fact
     for name in dict.fromkeys([*nonempty(a), *nonempty(b)]):
         x, y = (d.factors(name) if name in d else None for d in (a, b))
         if x is not None and y is not None:
-            _fitting(name, a.outline(name), b.outline(name))
+            _fitting(name, a._meta(name), b._meta(name))
             yield name, x, y
         elif present := x or y:
             none = Factors(present.L[:, :0], present.R[:0])
@@ -115,10 +116,6 @@ def check_finite(name: str, w: Tensor) -> None:
         raise ValueError(f"delta: {name!r} has {bad} non-finite entries; check the training")
 
 
-@overload
-def scale(alpha: float, d: Factored) -> Factored: ...  # pyright: ignore[reportOverlappingOverload]
-@overload
-def scale(alpha: float, d: Mapping[str, Tensor]) -> Delta: ...
 def scale(alpha: float | int, d: Mapping[str, Tensor]) -> Delta | Factored:
     """alpha * d, entry by entry; (alpha L) R where d is factored."""
     if isinstance(d, Factored):
@@ -126,31 +123,29 @@ def scale(alpha: float | int, d: Mapping[str, Tensor]) -> Delta | Factored:
     return {name: alpha * w for name, w in entries(d)}
 
 
-@overload
-def add(a: Factored, b: Factored) -> Factored: ...  # pyright: ignore[reportOverlappingOverload]
-@overload
-def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Delta: ...
-def add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Delta | Factored:
-    """a + b over the union of keys; a missing side is zero. add(a, scale(-1, a)) = 0.
+def add(*deltas: Mapping[str, Tensor]) -> Delta | Factored:
+    """a + b + .. over the union of keys; a missing side is zero. add(a, scale(-1, a)) = 0.
 
-    Two factored deltas give [L_a, L_b] [R_a; R_b].
+    Factored deltas give [L_a, L_b, ..] [R_a; R_b; ..].
     """
-    if isinstance(a, Factored) and isinstance(b, Factored):
-        return Factored({name: stack(x, y) for name, x, y in _factor_pairs(a, b)})
+    if not deltas:
+        raise ValueError("add: got no deltas; pass at least one")
+    if all(isinstance(d, Factored) for d in deltas):
+        return reduce(_add_factored, deltas)
+    return reduce(_add, deltas) if len(deltas) > 1 else dict(entries(deltas[0]))
+
+
+def _add(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Delta:
     return {name: x + y for name, x, y in pairs(a, b)}
+
+
+def _add_factored(a: Factored, b: Factored) -> Factored:
+    return Factored({name: stack(x, y) for name, x, y in _factor_pairs(a, b)})
 
 
 Missing = Literal["raise", "zero"]
 
 
-@overload
-def difference(  # pyright: ignore[reportOverlappingOverload]
-    pos: Factored, neg: Factored, *, missing: Missing = "raise"
-) -> Factored: ...
-@overload
-def difference(
-    pos: Mapping[str, Tensor], neg: Mapping[str, Tensor], *, missing: Missing = "raise"
-) -> Delta: ...
 def difference(
     pos: Mapping[str, Tensor], neg: Mapping[str, Tensor], *, missing: Missing = "raise"
 ) -> Delta | Factored:
@@ -171,7 +166,7 @@ def _same_targets(pos: Iterable[str], neg: Iterable[str], missing: str, what: st
         raise ValueError(f'{what}: missing={missing!r} is unknown; use "raise" or "zero"')
     for side, only in (("pos", set(pos) - set(neg)), ("neg", set(neg) - set(pos))):
         if only and missing == "raise":
-            count, _, rest = some(only).partition(":")
+            count, _, rest = format_keys(only).partition(":")
             raise ValueError(
                 f"{what}: {count} only in {side}:{rest}; train both adapters on the same"
                 ' target_modules, or pass missing="zero"'

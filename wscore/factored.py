@@ -1,14 +1,13 @@
-"""Deltas too large to hold: kept as factors, or computed one entry at a time.
+"""Deltas whose entries are made when they are read: kept as factors, or left on disk.
 
     Factored({name: (L, R)})[name] = L R
-    lazily(f, a, b)[name] = f({name: a[name]}, {name: b[name]})[name]
 
-Both are mappings from name to tensor, made at each access and not kept, so every function of deltas
-takes them. Those of low rank (`norm`, `inner`, `svd`, `keep`, ...) work on the factors alone.
+A mapping from name to tensor, so every function of deltas takes it. Those of low rank (`norm`,
+`inner`, `svd`, `keep`, ...) work on the factors alone.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from einops import einsum
@@ -28,7 +27,7 @@ class OnDemand(Mapping[str, Tensor]):
 
     _names: Collection[str]
 
-    def outline(self, name: str) -> Tensor:
+    def _meta(self, name: str) -> Tensor:
         """A tensor without data, of the dtype and shape of self[name]."""
         raise NotImplementedError
 
@@ -45,9 +44,9 @@ class OnDemand(Mapping[str, Tensor]):
         return f"{type(self).__name__}({len(self)} tensors)"
 
 
-def outline(d: Mapping[str, Tensor], name: str) -> Tensor:
+def meta(d: Mapping[str, Tensor], name: str) -> Tensor:
     """A tensor of the dtype and shape of d[name], without its data where that would cost work."""
-    return d.outline(name) if isinstance(d, OnDemand) else d[name]
+    return d._meta(name) if isinstance(d, OnDemand) else d[name]
 
 
 class Factored(OnDemand):
@@ -77,9 +76,38 @@ class Factored(OnDemand):
         L, R = self.factors(name)
         return (L.double() @ R.double()).to(L.dtype)
 
-    def outline(self, name: str) -> Tensor:
+    def _meta(self, name: str) -> Tensor:
         L, R = self.factors(name)
         return torch.empty(L.shape[0], R.shape[1], dtype=L.dtype, device="meta")
+
+
+class Subset(OnDemand):
+    """Some entries of a delta, read at each access."""
+
+    def __init__(self, d: Mapping[str, Tensor], names: Collection[str]):
+        self._whole, self._names = d, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        return self._whole[name]
+
+    def _meta(self, name: str) -> Tensor:
+        return meta(self._whole, name)
+
+
+def subset(d: Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str, Tensor]:
+    """d without its other entries, nothing copied: factors where d has them, on disk where d is."""
+    names = dict.fromkeys(names)
+    lacking = [name for name in names if name not in d]
+    if lacking or not names:
+        raise ValueError(
+            f"subset: `names` has {len(names)}, {len(lacking)} of them not in the delta"
+            f" {lacking[:3]}; pick at least one, of the delta's own"
+        )
+    if isinstance(d, Factored):
+        return Factored({name: d.factors(name) for name in names})
+    return {name: d[name] for name in names} if isinstance(d, dict) else Subset(d, names)
 
 
 def stack(x: Factors, y: Factors, sign: int = 1) -> Factors:
@@ -119,105 +147,3 @@ def size(x: Factors) -> float:
     found = core(x)
     length = float(found.C.norm())
     return length if length > found.floor else 0.0
-
-
-def lora_factors(A: Tensor, B: Tensor, scale: float) -> Factors:
-    """L = s B, R = A: see `lora_delta`."""
-    return Factors(scale * B, A)
-
-
-def pissa_change(A: Tensor, B: Tensor, scale: float, A0: Tensor, B0: Tensor) -> Factors:
-    """s (B A - B0 A0) = s (B - B0) A + s B0 (A - A0): see `pissa_delta`.
-
-    Both terms are as small as the change itself. [B, -B0] [A; A0] would be the difference of two
-    large products, whose roundings in float32 do not cancel.
-    """
-    return stack(Factors(scale * (B - B0), A), Factors(scale * B0, A - A0))
-
-
-def delora_factors(A: Tensor, B: Tensor, lam: Tensor, w_norm: Tensor) -> Factors:
-    """L = (lambda/r) b_i/|b_i|, R = a_i/|a_i| diag(w): see `delora_delta`."""
-    unit_A = A / A.norm(dim=1, keepdim=True).clamp(min=1e-4)
-    unit_B = B / B.norm(dim=0, keepdim=True).clamp(min=1e-4)
-    return Factors(lam / len(A) * unit_B, unit_A * w_norm)
-
-
-def lazily(function: Callable[..., Mapping[str, Tensor]], *deltas: Any, **options: Any) -> "Lazy":
-    """The mapping name -> function(*deltas, **options)[name], one entry computed at each access.
-
-    For functions that make each entry from the same entry of their arguments and keep its shape:
-    add, difference, scale, keep, drop, crop (with empty="zero"), crop_rest, match_norm per tensor,
-    gaussian_null, spectrum_null.
-
-        lazily(difference, pos, neg)    lazily(keep, d, basis=B)    lazily(scale, 0.5, d)
-
-    Deltas go by position and must have the same names, which are those of the result. A basis, base
-    weights or svds go by keyword and may have more. Everything else is passed on as it is. The
-    result nests, and `save_delta` writes it without holding it.
-    """
-    return Lazy(function, deltas, options)
-
-
-class Lazy(OnDemand):
-    """What `lazily` returns."""
-
-    def __init__(
-        self,
-        function: Callable,
-        args: tuple[Any, ...],
-        options: dict[str, Any],
-        names: Iterable[str] | None = None,
-    ):
-        self._call, self._args, self._options = function, args, options
-        self._deltas = [x for x in args if isinstance(x, Mapping)]
-        sets = [set(d) for d in self._deltas]
-        odd = (
-            sorted(map(str, set().union(*sets) - set(sets[0]).intersection(*sets))) if sets else []
-        )
-        if not any(sets) or odd:
-            raise ValueError(
-                f"lazily: {len(sets)} deltas by position, {len(odd)} names not in all of them"
-                f" {odd[:3]}; pass at least one, all of the same names, and a basis by keyword"
-            )
-        if "all" in [x for x in (*args, *options.values()) if isinstance(x, str)]:
-            raise ValueError(
-                'lazily: per="all" is not entry by entry; use scale with norm(like) / norm(d)'
-            )
-        self._names = dict.fromkeys(self._deltas[0] if names is None else names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self:
-            raise KeyError(name)
-        args = (_only(x, name) for x in self._args)
-        options = {key: _only(x, name) for key, x in self._options.items()}
-        return self._call(*args, **options)[name]
-
-    def outline(self, name: str) -> Tensor:
-        first, *others = (outline(d, name) for d in self._deltas)
-        dtype = first.dtype
-        for other in others:
-            dtype = torch.promote_types(dtype, other.dtype)
-        return torch.empty(first.shape, dtype=dtype, device="meta")
-
-
-def only(d: Mapping[str, Tensor], names: Iterable[str]) -> OnDemand:
-    """d without its other entries, as factors where d has them and else read at each access."""
-    names = dict.fromkeys(names)
-    lacking = [name for name in names if name not in d]
-    if lacking or not names:
-        raise ValueError(
-            f"only: {len(names)} names, {len(lacking)} of them not in the delta {lacking[:3]};"
-            " pick at least one, of the delta's own"
-        )
-    if isinstance(d, Factored):
-        return Factored({name: d.factors(name) for name in names})
-    return Lazy(dict, (d,), {}, names)
-
-
-def _only(x: Any, name: str) -> Any:
-    """A mapping without its other entries; anything else as it is."""
-    if isinstance(x, Factored):
-        return Factored({name: x.factors(name)} if name in x else {})
-    if isinstance(x, Mapping):
-        return {name: x[name]} if name in x else {}
-    return x

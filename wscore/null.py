@@ -17,14 +17,14 @@ from wscore.delta import (
     columns,
     entries,
     entry_norm,
+    format_keys,
     length,
+    metas,
     nonempty,
     norm,
-    outlines,
     scale,
-    some,
 )
-from wscore.factored import Factored, Factors, outline
+from wscore.factored import Factored, Factors, meta
 from wscore.spectrum import svd_of
 
 
@@ -63,7 +63,9 @@ def match_norm(
     if per not in ("tensor", "all"):
         raise ValueError(f'match_norm: per={per!r} is unknown; use "tensor" or "all"')
     if odd := set(d) ^ set(like):
-        raise ValueError(f"match_norm: {some(odd)} on one side only; give both the same targets")
+        raise ValueError(
+            f"match_norm: {format_keys(odd)} on one side only; give both the same targets"
+        )
     if per == "all":
         return scale(_factor(norm(d), norm(like), "the delta"), d)
     factors = {n: _factor(entry_norm(d, n), entry_norm(like, n), repr(n)) for n in nonempty(d)}
@@ -95,13 +97,13 @@ def spectrum_null(like: Mapping[str, Tensor], seed: int) -> Delta | Factored:
     Of a factored delta the null is factored too, (U' diag(S)) V'^T.
     """
     if isinstance(like, Factored):
-        return Factored({n: _turned(like, n, seed) for n in nonempty(like)})
-    turned = ((name, w, _turned(like, name, seed)) for name, w in outlines(like))
-    return {name: (x.L @ x.R).reshape(w.shape) for name, w, x in turned}
+        return Factored({n: _rotated(like, n, seed) for n in nonempty(like)})
+    rotated = ((name, w, _rotated(like, name, seed)) for name, w in metas(like))
+    return {name: (x.L @ x.R).reshape(w.shape) for name, w, x in rotated}
 
 
-def _turned(like: Mapping[str, Tensor], name: str, seed: int) -> Factors:
+def _rotated(like: Mapping[str, Tensor], name: str, seed: int) -> Factors:
     S, random = svd_of(like, name).S, stream(seed, f"spectrum/{name}")
-    d_out, d_in = columns(outline(like, name)).shape
+    d_out, d_in = columns(meta(like, name)).shape
     U, V = (haar(side, len(S), S, random) for side in (d_out, d_in))
     return Factors(U * S, V.T)

@@ -5,12 +5,13 @@ model.layers.3.self_attn.q_proj.weight  ->  Site(layer=3, block="self_attn", pro
 
 import re
 from collections.abc import Callable, Mapping
+from functools import update_wrapper
 from typing import NamedTuple
 
 from torch import Tensor
 
-from wscore.delta import some
-from wscore.factored import OnDemand, only
+from wscore.delta import format_keys
+from wscore.factored import subset
 
 _NAME = re.compile(
     r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:(?P<block>.+)\.)?(?P<proj>\w+)\.(?:weight|bias)$"
@@ -27,7 +28,32 @@ class Site(NamedTuple):
     proj: str
 
 
-Where = Callable[[Site], bool]
+Predicate = Callable[[Site], bool]
+
+
+class Where:
+    """A predicate of sites that composes: a & b, a | b, ~a.
+
+    Wraps any function of a site: Where(lambda at: at.layer % 2 == 0) & writes_residual.
+    """
+
+    def __init__(self, test: Predicate):
+        update_wrapper(self, test)
+        self._test = test
+
+    def __call__(self, at: Site) -> bool:
+        return self._test(at)
+
+    def __and__(self, other: Predicate) -> "Where":
+        return Where(lambda at: self(at) and other(at))
+
+    def __or__(self, other: Predicate) -> "Where":
+        return Where(lambda at: self(at) or other(at))
+
+    def __invert__(self) -> "Where":
+        return Where(lambda at: not self(at))
+
+    __rand__, __ror__ = __and__, __or__
 
 
 def site(name: str) -> Site:
@@ -40,7 +66,7 @@ def site(name: str) -> Site:
     return Site(int(found["layer"]), found["block"] or "", found["proj"])
 
 
-def select(d: Mapping[str, Tensor], where: Where) -> Mapping[str, Tensor]:
+def select(d: Mapping[str, Tensor], where: Predicate) -> Mapping[str, Tensor]:
     """The entries of d whose site satisfies `where`. select(d, w) and omit(d, w) partition d.
 
     Only the selected entries are read; they are shared with d, not copied, and a delta whose
@@ -49,32 +75,34 @@ def select(d: Mapping[str, Tensor], where: Where) -> Mapping[str, Tensor]:
     return _pick(d, [name for name in d if where(site(name))], "select: nothing matches")
 
 
-def omit(d: Mapping[str, Tensor], where: Where) -> Mapping[str, Tensor]:
+def omit(d: Mapping[str, Tensor], where: Predicate) -> Mapping[str, Tensor]:
     """The entries of d whose site does not satisfy `where`, the partner of `select`."""
     return _pick(d, [name for name in d if not where(site(name))], "omit: nothing is left")
 
 
 def _pick(d: Mapping[str, Tensor], names: list[str], complaint: str) -> Mapping[str, Tensor]:
     if not names:
-        raise ValueError(f"{complaint} of {some(d)}; change the predicate or the delta")
-    return only(d, names) if isinstance(d, OnDemand) else {name: d[name] for name in names}
+        raise ValueError(f"{complaint} of {format_keys(d)}; change `where` or the delta")
+    return subset(d, names)
 
 
 def layers(lo: int, hi: int) -> Where:
     """lo <= layer < hi."""
-    return lambda at: lo <= at.layer < hi
+    return Where(lambda at: lo <= at.layer < hi)
 
 
 def projections(*names: str) -> Where:
     """proj is one of names."""
-    return lambda at: at.proj in names
+    return Where(lambda at: at.proj in names)
 
 
+@Where
 def writes_residual(at: Site) -> bool:
     """The output side is the residual stream: o_proj, down_proj."""
     return at.proj in _WRITES
 
 
+@Where
 def reads_residual(at: Site) -> bool:
     """The input side is the residual stream: q_proj, k_proj, v_proj, gate_proj, up_proj."""
     return at.proj in _READS

@@ -12,7 +12,7 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wscore.delta import Delta, columns, entry, length, nonempty, some
+from wscore.delta import Delta, columns, entry, format_keys, length, nonempty
 from wscore.factored import Factored, Factors, core, stack
 
 TOL = 1e-6
@@ -87,9 +87,10 @@ def svd_of(d: Mapping[str, Tensor], name: str) -> SVD:
 
 
 class Band(NamedTuple):
-    """A share [lo, hi) of the spectrum, in singular directions or in energy.
+    """A part [lo, hi) of the spectrum, as a share of directions or of energy, or by number.
 
     by "index":  direction i of n is inside when lo n <= i < hi n.
+    by "count":  direction i is inside when lo <= i < hi, so Band(0, k, "count") is the top k.
     by "energy": direction i is inside when the share of sum s^2 that lies before it is in [lo, hi),
                  so Band(0, x, "energy") is the fewest directions that hold at least the share x.
     Adjacent bands, such as TOP, MIDDLE and BOTTOM, partition the directions.
@@ -97,7 +98,7 @@ class Band(NamedTuple):
 
     lo: float
     hi: float
-    by: Literal["index", "energy"] = "index"
+    by: Literal["index", "energy", "count"] = "index"
 
 
 TOP, MIDDLE, BOTTOM = Band(0, 0.25), Band(0.25, 0.75), Band(0.75, 1)
@@ -105,11 +106,15 @@ TOP, MIDDLE, BOTTOM = Band(0, 0.25), Band(0.25, 0.75), Band(0.75, 1)
 
 def inside(band: Band, S: Float[Tensor, " r"]) -> Bool[Tensor, " r"]:
     """Which of the singular directions lie in the band."""
-    if not 0 <= band.lo < band.hi <= 1 or band.by not in ("index", "energy"):
-        raise ValueError(f'crop: {band} is no band; use 0 <= lo < hi <= 1, by "index" or "energy"')
-    if band.by == "index":
-        i = torch.arange(len(S), device=S.device)
-        return (band.lo * len(S) <= i) & (i < band.hi * len(S))
+    shares, counts = band.by in ("index", "energy"), band.by == "count"
+    if not ((shares or counts) and 0 <= band.lo < band.hi <= (1 if shares else float("inf"))):
+        raise ValueError(
+            f'crop: `band` is {band}; use 0 <= lo < hi, by "count", or also hi <= 1, by "index" or'
+            ' "energy"'
+        )
+    if band.by != "energy":
+        i, n = torch.arange(len(S), device=S.device), 1 if counts else len(S)
+        return (band.lo * n <= i) & (i < band.hi * n)
     upto = S.double().square().cumsum(0)
     before = torch.cat([upto.new_zeros(1), upto[:-1]])[: len(S)]
     # a last direction of tiny energy starts at a share that rounds to 1, but belongs to hi = 1
@@ -176,7 +181,7 @@ def _factored(d: Factored, band: Band, *how: Any) -> Iterator[tuple[str, Factors
     """(name, dW = L R, its part inside the band), both as factors."""
     lens = how[0]
     for name, at, i in _inside(d, band, *how):
-        dtype = d.outline(name).dtype
+        dtype = d._meta(name).dtype
         w, (U, S, Vt) = d.factors(name), (t.to(dtype) for t in at)
         if lens == "own":
             yield name, w, Factors(U[:, i] * S[i], Vt[i])
@@ -205,12 +210,15 @@ def _inside(
     """(name, the svd of the lens, which of its directions lie in the band)."""
     if lens not in ("own", "base") or (svds is None and (lens == "base") != (base is not None)):
         raise ValueError(
-            f"crop: lens {lens!r} with base {'absent' if base is None else 'given'};"
+            f"crop: `lens` is {lens!r} with base {'absent' if base is None else 'given'};"
             ' use lens "own" without a base, or lens "base" with the base weights'
         )
     source = svds if svds is not None else base if base is not None else d
     if lacking := [name for name in d if name not in source]:
-        raise ValueError(f"crop: no base or svd for {some(lacking)}; pass the model's own weights")
+        source = "svds" if svds is not None else "base"
+        raise ValueError(
+            f"crop: `{source}` lacks {format_keys(lacking)}; pass the model's own weights"
+        )
     found = 0
     for name in nonempty(d):
         at = svds[name] if svds is not None else svd_of(base if base is not None else d, name)
@@ -218,4 +226,6 @@ def _inside(
         found += int(i.sum())
         yield name, at, i
     if not found and empty == "raise":
-        raise ValueError(f"crop: no direction of any of {some(d)} lies in {band}; widen the band")
+        raise ValueError(
+            f"crop: no direction of any of {format_keys(d)} lies in {band}; widen the band"
+        )

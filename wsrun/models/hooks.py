@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,28 @@ from transformers import PreTrainedModel
 
 T = TypeVar("T")
 Hook = Callable[[Float[Tensor, "b s d"]], Float[Tensor, "b s d"] | None]
+LAYER_LISTS = ("layers", "h", "blocks", "block", "layer")  # what decoders call their layers
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of a causal model, in order, whatever its decoder calls them.
+
+    Raises ValueError where the decoder has no list of layers under a known name.
+    """
+    decoder = model.get_decoder()
+    for inner in (decoder, getattr(decoder, "decoder", None)):  # OPT: a decoder inside the decoder
+        for name in LAYER_LISTS:
+            if isinstance(layers := getattr(inner, name, None), nn.ModuleList):
+                return layers
+    raise ValueError(
+        f"decoder_layers: {type(decoder).__name__} of {type(model).__name__} has no list of layers"
+        f" named one of {', '.join(LAYER_LISTS)}; activations of this model cannot be edited"
+    )
+
+
+def output_of(layer: int) -> str:
+    """What an edit of a layer's output is called in the fingerprint of an intervention."""
+    return f"output of layer {layer}"
 
 
 @contextmanager
@@ -21,7 +43,7 @@ def hooked(model: PreTrainedModel, hooks: Mapping[int, Hook]) -> Iterator[PreTra
     [batch, sequence, d_model]. Hooks go on every exit, also after an exception. Raises ValueError
     for no hooks and for a layer that the model does not have.
     """
-    layers = cast(nn.ModuleList, model.get_decoder().layers)
+    layers = decoder_layers(model)
     if not hooks:
         raise ValueError(f"hooked: no layers asked; there are 0 to {len(layers) - 1}")
     handles = []
@@ -36,7 +58,7 @@ def hooked(model: PreTrainedModel, hooks: Mapping[int, Hook]) -> Iterator[PreTra
 
 def check_layers(model: PreTrainedModel, by_layer: Mapping[int, T]) -> dict[int, T]:
     """The same under layers counted from 0; raises ValueError for one the model does not have."""
-    n = len(cast(nn.ModuleList, model.get_decoder().layers))
+    n = len(decoder_layers(model))
     if wrong := [layer for layer in by_layer if not -n <= layer < n]:
         raise ValueError(f"layers {wrong} asked; the model has layers 0 to {n - 1}")
     return {layer % n: x for layer, x in by_layer.items()}

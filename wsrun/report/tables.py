@@ -33,9 +33,9 @@ ROW_SCHEMA: dict[str, Any] = {
     "margin": pl.Float64,
     "mass": pl.Float64,
     "flagged": pl.Boolean,
-    "dose": pl.Float64,  # realised / asked norm of the change; null where the dtype is exact
-    "dose_cosine": pl.Float64,
-    "noise": pl.Float64,  # rms change of a base margin under one more rounding
+    "realised_norm_ratio": pl.Float64,  # |W' - W0| / |alpha dW|; null where the dtype is exact
+    "realised_cosine": pl.Float64,
+    "dtype_noise": pl.Float64,  # rms change of a base margin under one more rounding
 }
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY = "wscore"
@@ -66,14 +66,14 @@ def read_table(path: str | Path) -> tuple[pl.DataFrame, dict[str, Any]]:
 
 
 def provenance(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """What decides the numbers of a run: argv, config, commit, versions, platform, and `more`.
+    """What decides the numbers of a run: argv, config, commit, versions, threads, and `more`.
 
-    Nothing in it changes between two runs of one command on one machine, so their tables are
-    identical byte for byte.
+    Paths of the config stand there as text. Nothing in it changes between two runs of one command
+    on one machine, so their tables are identical byte for byte.
     """
     return {
         "argv": sys.argv,
-        "config": dict(config),
+        "config": {k: str(v) if isinstance(v, Path) else v for k, v in config.items()},
         "commit": commit(),
         "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
         "threads": torch.get_num_threads(),
@@ -81,14 +81,9 @@ def provenance(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     }
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with its paths as text."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
-
-
 def commit() -> str | None:
     """The commit of the source tree, "+changes" after it where files differ; None outside git."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]  # of wsrun/report/tables.py
     try:
         if Path(_git(here, "rev-parse", "--show-toplevel")).resolve() != here:
             return None  # installed somewhere inside another repository
@@ -99,8 +94,8 @@ def commit() -> str | None:
 
 
 def _git(folder: Path, *args: str) -> str:
-    done = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    result = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
 
 
 def _version(package: str) -> str | None:

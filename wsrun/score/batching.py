@@ -1,4 +1,4 @@
-"""The batch plan: items tokenized once, common heads computed once, one plan for all weights.
+"""Batches of token sequences: tries whose common heads are computed once, or padded ones.
 
 The sequences of a batch form a trie: what several of them start with stands in the batch once, at
 the positions it has in each. Everything but attention runs over these tokens, without padding. In
@@ -7,20 +7,16 @@ sequence gets the numbers it gets alone (the two actions of a dilemma share its 
 the head of the template).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from wsrun.data.items import Item
-from wsrun.models.chat import Choices
-
 Tokens = Sequence[Sequence[int]]
-WASTE = 1.25  # of attention's work on padding and on tokens, until rows are split by length
-SMALL = 20_000  # (query, key) pairs that are not worth a call of their own
+MAX_PADDING = 1.25  # attention's work with padding / without it, until rows are split by length
+SMALL_CALL = 20_000  # (query, key) pairs that are not worth a call of their own
 
 
 class Rows(NamedTuple):
@@ -48,14 +44,23 @@ class Batch(NamedTuple):
     every: Layout  # all tokens ask
     last: Layout  # only the tokens of `reads` do
 
+    def to_device(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on a device."""
+
+        def layout(at: Layout) -> Layout:
+            rows = [Rows(*(t.to(device) for t in rows)) for rows in at.rows]
+            return Layout(rows, at.place.to(device))
+
+        ids, positions, reads = (t.to(device) for t in (self.ids, self.positions, self.reads))
+        return Batch(self.order, ids, positions, reads, layout(self.every), layout(self.last))
+
 
 def batches(sequences: Tokens, tokens: int, share: bool = True) -> list[Batch]:
     """Tries of at most `tokens` tokens, at least one sequence each, in lexicographic order.
 
     With share False every sequence keeps all of its tokens for itself.
     """
-    if tokens < 1:
-        raise ValueError(f"plan: batches of {tokens} tokens asked; ask for 1 or more")
+    _check_tokens(tokens)
     done, trie = [], _Trie(share)
     for i in sorted(range(len(sequences)), key=lambda i: (list(sequences[i]), i)):
         if trie.order and len(trie.ids) + trie.new(sequences[i]) > tokens:
@@ -63,6 +68,33 @@ def batches(sequences: Tokens, tokens: int, share: bool = True) -> list[Batch]:
             trie = _Trie(share)
         trie.add(i, sequences[i])
     return [*done, trie.batch()]
+
+
+def padded_batches(sequences: Tokens, tokens: int) -> list[list[int]]:
+    """Which sequences run together, shortest first: at most `tokens` tokens with their padding."""
+    _check_tokens(tokens)
+    groups: list[list[int]] = []
+    for i in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
+        if not groups or (len(groups[-1]) + 1) * len(sequences[i]) > tokens:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def in_order(
+    n: int, found: Iterable[tuple[list[int], Float[Tensor, "_ v"]]]
+) -> Float[Tensor, "n v"]:
+    """One row a sequence, in the sequences' order, from the rows of one batch after another."""
+    out = torch.empty(0)
+    for order, rows in found:
+        out = rows.new_empty(n, rows.shape[1]) if not len(out) else out
+        out[order] = rows
+    return out
+
+
+def _check_tokens(tokens: int) -> None:
+    if tokens < 1:
+        raise ValueError(f"batches: tokens must be at least 1, got {tokens}")
 
 
 class _Trie:
@@ -116,7 +148,7 @@ def _layout(asks: list[tuple[list[int], list[int]]], positions: Int[Tensor, " t"
         widest = max(k, *(len(asks[j][1]) for j in groups[-1])) if groups else k
         work += q * k
         padded = (len(groups[-1]) + 1) * q * widest if groups else 0
-        if not groups or padded > max(WASTE * work, SMALL):
+        if not groups or padded > max(MAX_PADDING * work, SMALL_CALL):
             groups.append([])
             work = q * k
         groups[-1].append(i)
@@ -142,12 +174,3 @@ def _rows(asks: list[tuple[list[int], list[int]]], positions: Int[Tensor, " t"])
     seen = torch.tensor([[len(path)] for _, path in asks]) > torch.arange(most[1])
     back = positions[queries][:, :, None] - positions[keys][:, None, :]
     return Rows(queries, keys, back.where(seen[:, None] & (back >= 0), -1))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Items rendered, tokenized and batched once, to be scored under many weights."""
-
-    items: list[Item]
-    batches: list[Batch]
-    choices: Choices

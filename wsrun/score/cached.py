@@ -1,304 +1,296 @@
-"""The forward pass, opened at the steps where weights may change: unchanged steps run once.
+"""The cached engine: a forward pass in which everything that an intervention leaves alone runs once.
 
-Decoder layer l has five steps, and step 5 l + s comes before all later ones:
-
-    s = 0, READ   q, k, v             of norm(h), and attention
-    s = 1, WRITE  h = h + W_o heads
-    s = 2, UP     gate, up            of norm(h)
-    s = 3, DOWN   h = h + W_down gated
-    s = 4, OUT    h = h + alpha v     where activations are steered
-
-What a change does to the model is known by the steps it touches, so two changes that agree up to a
-step agree in the state that enters it. States are kept (`States`), and a run starts at the deepest
-one it may use: the base's before its first changed step, or one of a change that began alike. A run
-goes layer by layer, all batches through one before the next, and a layer's weights are changed only
-while it runs. The modules themselves are the model's own; layers that name their parts otherwise
-than Llama, Qwen and Gemma do are entered as a whole.
+What an intervention does to the model is known by the steps of the layers that it touches
+(layer_steps.py), so two interventions that agree up to a step agree in the state that enters it.
+States are kept (activation_cache.py), and a run starts at the deepest one it may use: the base's
+before its first changed step, or one of an intervention that began alike. A run goes layer by
+layer, all batches through one before the next, and a layer's weights are changed only while it
+runs. Common heads of the sequences run once (batching.py, trie_attention.py), and the last layer runs
+only where logits are read. `verify_logits` measures on the model at hand what all this changes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from contextvars import ContextVar
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
-from wscore import only, site
-from wsrun.score.batching import Batch, Layout, Rows, batches
-from wsrun.steer.weights import steered
+from wscore import only
+from wsrun.models.hooks import check_layers, decoder_layers, output_of
+from wsrun.score.activation_cache import ActivationCache, CacheKey, CachePath
+from wsrun.score.batching import Batch, batches, in_order
+from wsrun.score.layer_steps import (
+    DOWN,
+    EMBEDDED,
+    OUT,
+    OUTSIDE,
+    READ,
+    STEPS,
+    UP,
+    WRITE,
+    State,
+    first_use,
+    layer_parts,
+    only_at,
+    record_states,
+    start_at,
+)
+from wsrun.score.plain import Edit, Intervention, Jitter, PlainEngine
+from wsrun.score.trie_attention import Masks, running, trie_attention
+from wsrun.steer.weights import steered, touched_parameters
 
-READ, WRITE, UP, DOWN, OUT = range(5)
-STEPS = 5
-EMBEDDED = -1  # the step OUT of what comes before the layers
-OUTSIDE = -2  # of weights outside the layers: an embedding, the last norm, the head
 INSIDE = 10  # times the outputs of all layers: room from which states inside them are kept, too
-ATTENTION = "wscore"  # the name of `_attend` among transformers' attention functions
-Path = tuple[tuple[int, str], ...]  # (step, what is changed there), in order
-
-
-class State(NamedTuple):
-    """What enters a step of a layer, of one batch; each later step needs one thing more."""
-
-    hidden: Float[Tensor, "1 t d"]
-    heads: Tensor | None = None  # enters W_o
-    attended: Tensor | None = None  # attention's part of the residual stream
-    gated: Tensor | None = None  # enters W_down
-
-    def at(self, step: int) -> "State":
-        """Only what a start at this step needs."""
-        return State(
-            self.hidden,
-            self.heads if step == WRITE else None,
-            self.attended if step in (UP, DOWN) else None,
-            self.gated if step == DOWN else None,
-        )
-
-
-class States:
-    """States by (step, path), up to a number of bytes: those used again stay longest."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
-        self.kept: dict[tuple[int, Path], list[State]] = {}  # the longest unused first
-        self.useful: set[tuple[int, Path]] = set()
-        self.lost: set[int] = set()  # hashes of the outputs of layers that had to go
-
-    def find(self, step: int, path: Path) -> list[State] | None:
-        """The state of every batch at a step, None where it is not kept."""
-        if found := self.kept.pop((step, path), None):
-            self.kept[step, path] = found
-            self.useful.add((step, path))
-        return found
-
-    def keep(self, step: int, path: Path, states: list[State], wanted: bool = False) -> None:
-        """Keep them while there is room; only a wanted state makes room among useful ones.
-
-        The output of a layer that had to go and is made again is wanted: the next change that
-        begins alike needs it, too.
-        """
-        key, size = (step, path), _bytes(states)
-        if key in self.kept or size > self.limit:
-            return
-        wanted = wanted or hash(key) in self.lost
-        unused = [k for k in self.kept if k not in self.useful]
-        for other in [*unused, *(k for k in self.kept if wanted and k in self.useful)]:
-            if self.size + size <= self.limit:
-                break
-            self.size -= _bytes(self.kept.pop(other))
-            self.useful.discard(other)
-            self.lost |= {hash(other)} if other[0] % STEPS == OUT else set()
-        if self.size + size <= self.limit:
-            self.kept[key] = states
-            self.size += size
-            self.useful |= {key} if wanted else set()
-
-
-def _bytes(states: list[State]) -> int:
-    return sum(t.nbytes for state in states for t in state if t is not None)
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}  # of the largest logit
+HALF_TOLERANCE = 0.05
+Calls = list[list[dict[str, Any]]]  # of every batch, of every layer: what the model passes to it
 
 
 class Change(NamedTuple):
-    """What is done to a model: W' = W0 + alpha dW, h_l' = h_l + alpha v_l, and what to call it."""
+    """An intervention at one alpha, read once: dW, edits by layer, and a hash of each by name."""
 
     delta: Mapping[str, Tensor]
-    vectors: Mapping[int, Tensor]
+    edits: Mapping[int, Edit]
     alpha: float
-    names: Mapping[str, str]  # of every parameter and "output of layer l": a hash of its change
+    names: Mapping[str, str]
 
 
-BASE = Change({}, {}, 0.0, {})
+class CachedEngine:
+    """Last-position logits of a model under interventions; equal parts of two runs run once.
 
+    tokens: of a batch. share_heads: common heads of sequences run once; rounding differs by about
+    1e-6. last_token_only: the last layer runs only where logits are read. cache_bytes: for states;
+    0 keeps none, None takes a quarter of a GPU's free memory, on a CPU 256 MiB or more.
 
-class Opened:
-    """A model under one batch plan: last-position logits of the base and of changes of it."""
+    Raises NotImplementedError for a model whose layers it cannot run one by one, and whatever such
+    a model raises; ask `choose_engine` for an engine that fits.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        batches: Sequence[Batch],
-        narrow: bool = True,
-        limit: int | None = None,
+        sequences: Sequence[Sequence[int]],
+        tokens: int = 4096,
+        share_heads: bool = True,
+        last_token_only: bool = True,
+        cache_bytes: int | None = None,
     ) -> None:
-        self.model, self.states = model, States(_room(model) if limit is None else limit)
-        self.decoder = model.get_decoder()
-        self.layers = cast(nn.ModuleList, self.decoder.layers)
-        self.batches = [_moved(b, model.device) for b in batches]
-        self.masks: dict[tuple, Tensor] = {}
-        self.parts = [_parts(layer) for layer in self.layers]
-        self.last = len(self.layers) - 1 if narrow and self.parts[-1] else None
-        self.steps: dict[str, int] = {}
-        self.first, self.calls = self._embed()
-        outputs = len(self.layers) * sum(h.nbytes for h in self.first)
-        self.inside = self.states.limit >= INSIDE * outputs
+        limit = _default_cache_bytes(model) if cache_bytes is None else cache_bytes
+        self.model, self.cache, self.n = model, ActivationCache(limit), len(sequences)
+        self.decoder, self.layers = model.get_decoder(), decoder_layers(model)
+        self.prefix = next(n for n, m in model.named_modules() if m is self.layers)
+        self.parts = [layer_parts(layer) for layer in self.layers]
+        self.steps = self._steps()
+        self.last = len(self.layers) - 1 if last_token_only and self.parts[-1] else None
+        plan = batches(sequences, tokens, share_heads)
+        self.batches = [batch.to_device(model.device) for batch in plan]
+        self.masks: Masks = {}
+        self.embedded, self.calls = self._embed()
+        outputs = len(self.layers) * sum(h.nbytes for h in self.embedded)
+        self.inside = limit >= INSIDE * outputs
 
     @torch.no_grad()
     def run(
-        self, change: Change = BASE, moved: Callable[[Tensor], Tensor] | None = None
-    ) -> list[Float[Tensor, "_ _"]]:
-        """Next-token logits at each sequence's last position, of every batch.
-
-        `moved` replaces what enters the first layer.
-        """
-        marks = self._marks(change)
-        own: dict[int, list[str]] = {}
+        self,
+        intervention: Intervention | None = None,
+        alpha: float = 0.0,
+        jitter: Jitter | None = None,
+    ) -> Float[Tensor, "n v"]:
+        """Next-token logits at each sequence's last position, fp32 on the CPU, in their order."""
+        change = self._change(intervention, alpha)
+        by_layer: dict[int, list[str]] = {}
         for name in change.delta:
-            own.setdefault(self._step(name) // STEPS, []).append(name)
-        outside = own.get(OUTSIDE // STEPS, [])
-        with _attending(self.model), _steered(self.model, change, outside):
-            if moved or outside:
-                entered = self._embed()[0] if outside else self.first
-                start, states = EMBEDDED, [State(moved(h) if moved else h) for h in entered]
+            by_layer.setdefault(self.steps[name] // STEPS, []).append(name)
+        outside = by_layer.get(OUTSIDE // STEPS, [])
+        path, calls = self._path(change), self.calls
+        with trie_attention(self.decoder.config), _steered(self.model, change, outside):
+            if jitter or outside:
+                entered, calls = self._embed() if outside else (self.embedded, self.calls)
+                start, states = EMBEDDED, [State(jitter(h) if jitter else h) for h in entered]
             else:
-                start, states = self._start(marks)
+                start, states = self._resume(path)
             if start % STEPS == OUT:
-                states = _added(states, change, start // STEPS)
+                states = _edited(states, change, start // STEPS)
             for layer in range((start + 1) // STEPS, len(self.layers)):
                 inner = start % STEPS if start // STEPS == layer else READ
-                with _steered(self.model, change, own.get(layer, [])):
-                    states = self._layer(layer, inner, states, None if moved else marks)
-                states = _added(states, change, layer)
-            return [self._head(s.hidden, b) for s, b in zip(states, self.batches, strict=True)]
+                with _steered(self.model, change, by_layer.get(layer, [])):
+                    states = self._layer(layer, inner, states, calls, None if jitter else path)
+                states = _edited(states, change, layer)
+            logits = (self._head(s.hidden, b) for s, b in zip(states, self.batches, strict=True))
+            orders = (b.order for b in self.batches)
+            return in_order(self.n, zip(orders, logits, strict=True))
 
-    def _marks(self, change: Change) -> Path:
+    def _change(self, intervention: Intervention | None, alpha: float) -> Change:
+        if intervention is None or alpha == 0:
+            return Change({}, {}, 0.0, {})
+        delta, edits = intervention.delta(), intervention.edits()
+        if any(name not in self.steps for name in delta):
+            touched_parameters(self.model, delta)  # raises, and names them
+        names = dict(intervention.fingerprint())
+        for layer in edits:
+            names[output_of(layer % len(self.layers))] = names[output_of(layer)]
+        return Change(delta, check_layers(self.model, edits), alpha, names)
+
+    def _path(self, change: Change) -> CachePath:
         """What is changed at which step."""
         found: dict[int, list[str]] = {}
         for name in change.delta:
-            found.setdefault(self._step(name), []).append(f"{name} {change.names[name]}")
-        for layer in change.vectors:
+            found.setdefault(self.steps[name], []).append(f"{name} {change.names[name]}")
+        for layer in change.edits:
             found.setdefault(STEPS * layer + OUT, []).append(change.names[output_of(layer)])
         return tuple((s, f"{change.alpha!r}: {sorted(found[s])}") for s in sorted(found))
 
-    def _step(self, name: str) -> int:
-        """The step at which a parameter is first used."""
-        if name not in self.steps:
-            self.steps[name] = self._find_step(name)
-        return self.steps[name]
+    def _steps(self) -> dict[str, int]:
+        """parameter name -> the step at which it is first used."""
+        steps, layer_of = {}, {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            layer, _, inside = name.removeprefix(f"{self.prefix}.").partition(".")
+            steps[name] = OUTSIDE
+            if name.startswith(f"{self.prefix}."):
+                steps[name] = STEPS * int(layer) + first_use(self.parts[int(layer)], inside)
+            if layer_of.setdefault(id(parameter), steps[name] // STEPS) != steps[name] // STEPS:
+                raise NotImplementedError(f"{name} is shared between layers")
+        return steps
 
-    def _find_step(self, name: str) -> int:
-        try:
-            layer = site(name).layer
-        except ValueError:
-            return OUTSIDE
-        inside = name.rpartition(f"layers.{layer}.")[2]
-        early = inside.startswith(("input_layernorm.", "self_attn."))
-        if self.parts[layer] is None or early:
-            return STEPS * layer + (WRITE if inside.startswith("self_attn.o_proj.") else READ)
-        late = inside.startswith(("mlp.down_proj.", "post_feedforward_layernorm."))
-        return STEPS * layer + (DOWN if late else UP)
-
-    def _start(self, marks: Path) -> tuple[int, list[State]]:
+    def _resume(self, path: CachePath) -> tuple[int, list[State]]:
         """The deepest step whose state is at hand, and that state."""
         for step in range(STEPS * len(self.layers) - 1, EMBEDDED, -1):
-            if step % STEPS != READ and (found := self.states.find(step, _before(marks, step))):
+            if step % STEPS != READ and (found := self.cache.get(_key(step, path))):
                 return step, found
-        return EMBEDDED, [State(h) for h in self.first]
+        return EMBEDDED, [State(h) for h in self.embedded]
 
     def _layer(
-        self, layer: int, start: int, states: list[State], marks: Path | None
+        self, layer: int, start: int, states: list[State], calls: Calls, path: CachePath | None
     ) -> list[State]:
-        """All batches through a layer from one of its steps on; keeps the states on the way, whose
-        path is in `marks`; None: keeps nothing."""
-        watch = marks is not None and self.inside
-        passed = [self._pass(layer, start, s, n, watch) for n, s in enumerate(states)]
+        """All batches through a layer from one of its steps on; keeps the states on the way under
+        `path`; None: keeps nothing."""
+        record = path is not None and self.inside
+        passed = [self._pass(layer, start, s, n, calls, record) for n, s in enumerate(states)]
         out = [State(hidden) for hidden, _ in passed]
-        if marks is not None and self.states.limit > 0:
-            inner = [s for _, s in passed]
-            if watch and all(s.gated is not None for s in inner):
-                for step in range(max(start + 1, WRITE), OUT):
-                    self._keep(STEPS * layer + step, marks, [s.at(step) for s in inner])
-            self._keep(STEPS * layer + OUT, marks, out)
+        if path is not None and self.cache.limit > 0:
+            for step in range(max(start + 1, WRITE), OUT) if record else ():
+                inner = [seen.at(step) for _, seen in passed]
+                if found := [s for s in inner if s is not None]:
+                    self._keep(STEPS * layer + step, path, found)
+            self._keep(STEPS * layer + OUT, path, out)
         return out
 
-    def _keep(self, step: int, marks: Path, states: list[State]) -> None:
-        """Keep the states that enter a step; the base's is wanted where the change sets in."""
-        path = _before(marks, step)
-        begin = marks[0][0] if marks else EMBEDDED
-        wanted = step == (begin - 1 if begin % STEPS == READ else begin)
-        self.states.keep(step, path, states, wanted)
+    def _keep(self, step: int, path: CachePath, states: list[State]) -> None:
+        """Keep the states that enter a step; the base's have priority where the change sets in."""
+        begin = path[0][0] if path else EMBEDDED
+        priority = step == (begin - 1 if begin % STEPS == READ else begin)
+        self.cache.put(_key(step, path), states, priority)
 
     def _pass(
-        self, layer: int, start: int, state: State, n: int, watch: bool
+        self, layer: int, start: int, state: State, n: int, calls: Calls, record: bool
     ) -> tuple[Tensor, State]:
         """One batch through a layer from a step on: what comes out, and what entered the steps."""
-        batch, module, narrow = self.batches[n], self.layers[layer], layer == self.last
+        batch, module, last = self.batches[n], self.layers[layer], layer == self.last
         parts, seen = self.parts[layer], dict(state._asdict())
         with ExitStack() as stack:
             if start > READ and parts:
-                stack.enter_context(_given(parts, start, state))
-            if watch and parts and not narrow:
-                stack.enter_context(_watched(parts, seen))
-            if narrow and parts:
-                stack.enter_context(_narrowed(parts, batch.reads))
-            token = _now.set((self, batch, narrow))
-            stack.callback(_now.reset, token)
-            out = module(state.hidden, **self.calls[n][layer])
+                stack.enter_context(start_at(parts, start, state))
+            if record and parts and not last:
+                stack.enter_context(record_states(parts, seen))
+            if last and parts:
+                stack.enter_context(only_at(parts, batch.reads))
+            stack.enter_context(running(batch, last, self.masks))
+            out = module(state.hidden, **calls[n][layer])
         return out[0] if isinstance(out, tuple) else out, State(**seen)
 
     @torch.no_grad()
-    def _embed(self) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
+    def _embed(self) -> tuple[list[Tensor], Calls]:
         """What enters the first layer, and what the model passes to each layer, of every batch."""
-        entered, calls = [], []
-        with _passing(self.decoder) as passed:
+        embedded, calls = [], []
+        with self._without_layers() as passed, trie_attention(self.decoder.config):
             for batch in self.batches:
                 passed.clear()
                 at = dict(input_ids=batch.ids[None], position_ids=batch.positions[None])
-                self.decoder(**at, **self._unmasked())
-                entered.append(passed[0]["hidden_states"])
-                own = ("hidden_states", "attention_mask")  # who sees whom is in the layout
-                known = [{k: v for k, v in call.items() if k not in own} for call in passed]
-                calls.append([call | {"attention_mask": None} for call in known])
-        return entered, calls
+                self.decoder(**at, use_cache=False)
+                embedded.append(passed[0].pop("hidden_states"))
+                calls.append([_checked(call) for call in passed])
+        return embedded, calls
 
     def _head(self, hidden: Float[Tensor, "1 t d"], batch: Batch) -> Float[Tensor, "n v"]:
         """The model's own last norm and head, at the positions that are read."""
         at = batch.reads
-        with _passing(self.decoder):
+        with self._without_layers(hidden[:, at]):
             logits = self.model(
-                inputs_embeds=hidden[:, at],
+                input_ids=batch.ids[at][None],
                 position_ids=batch.positions[at][None],
-                **self._unmasked(),
+                use_cache=False,
             ).logits
         return logits[0].float().cpu()
 
-    def _unmasked(self) -> dict[str, Any]:
-        """Arguments that keep a model from building a mask: ours are in the layout."""
-        config = self.model.config.get_text_config()
-        none = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=self.model.device)
-        kinds = set(getattr(config, "layer_types", None) or ())
-        several = "sliding_attention" in kinds
-        mask = dict.fromkeys(kinds | {"full_attention"}, none) if several else none
-        return {"attention_mask": mask, "use_cache": False}
+    @contextmanager
+    def _without_layers(self, output: Tensor | None = None) -> Iterator[list[dict[str, Any]]]:
+        """The model without its layers, hooks on them included; yields the calls they would get.
 
-    def mask(self, rows: Rows, window: int | None, like: Tensor, repeat: int) -> Tensor:
-        """[r, 1, repeat q, k], added to scores: 0 where a key is seen, else the lowest number."""
-        key = (id(rows), window, repeat)
-        if key not in self.masks:
-            sees = (rows.back >= 0) & (rows.back < (window or torch.inf))
-            mask = torch.zeros(sees.shape, dtype=like.dtype, device=like.device)
-            mask.masked_fill_(~sees, torch.finfo(like.dtype).min)
-            self.masks[key] = mask.repeat(1, repeat, 1)[:, None]
-        return self.masks[key]
+        What enters the first comes out of the last, or `output` in its place.
+        """
+        parent, _, name = self.prefix.rpartition(".")
+        owner, calls = self.model.get_submodule(parent), []
+        try:
+            setattr(owner, name, nn.ModuleList(_Pass(x, calls, output) for x in self.layers))
+            yield calls
+        finally:
+            setattr(owner, name, self.layers)
+
+    @torch.no_grad()
+    def step_error(self) -> float:
+        """max |h' - h| / max(1, |h|) of the outputs h of all layers, and h' entered at each step.
+
+        Of the first batch; a layer that cannot be entered at a step raises what it raises.
+        """
+        worst, state = 0.0, State(self.embedded[0])
+        with trie_attention(self.decoder.config):
+            for layer in range(len(self.layers)):
+                whole, seen = self._pass(layer, READ, state, 0, self.calls, True)
+                for step in (WRITE, UP, DOWN):
+                    if start := seen.at(step):
+                        again, _ = self._pass(layer, step, start, 0, self.calls, False)
+                        worst = max(worst, _relative(again, whole))
+                state = State(whole)
+        return worst
 
 
-def output_of(layer: int) -> str:
-    """What a vector that is added to the output of a layer is called in Change.names."""
-    return f"output of layer {layer}"
+class _Pass(nn.Module):
+    """In the place of a layer: hands on what enters it, and notes what it was called with."""
+
+    def __init__(self, layer: nn.Module, calls: list[dict[str, Any]], output: Tensor | None):
+        super().__init__()
+        vars(self).update(layer=layer, calls=calls, output=output)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["layer"], name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        first, *names = inspect.signature(self.layer.forward).parameters if args else ["hidden"]
+        named = dict(zip(names, args, strict=False))
+        self.calls.append(named | kwargs | {"hidden_states": hidden_states})
+        return hidden_states if self.output is None else self.output
 
 
-def _added(states: list[State], change: Change, layer: int) -> list[State]:
-    """h + alpha v at the output of a layer."""
-    if layer not in change.vectors:
+def _checked(call: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a layer beside its input; who sees whom is in the layout of the batch."""
+    call = {k: v for k, v in call.items() if k != "hidden_states"} | {"attention_mask": None}
+    if shared := [k for k, v in call.items() if isinstance(v, dict | list | Cache)]:
+        raise NotImplementedError(f"its layers pass on {shared[0]} beside their output")
+    return call
+
+
+def _edited(states: list[State], change: Change, layer: int) -> list[State]:
+    """h' = edit(h, alpha) at the output of a layer."""
+    if layer not in change.edits:
         return states
-    v = change.alpha * change.vectors[layer]
-    return [State(s.hidden + v.to(s.hidden)) for s in states]
+    return [State(change.edits[layer](s.hidden, change.alpha)) for s in states]
 
 
-def _before(marks: Path, step: int) -> Path:
-    return tuple(mark for mark in marks if mark[0] < step)
+def _key(step: int, path: CachePath) -> CacheKey:
+    return CacheKey(step, tuple(at for at in path if at[0] < step))
 
 
 def _steered(
@@ -307,207 +299,69 @@ def _steered(
     return steered(model, only(change.delta, names), change.alpha) if names else nullcontext()
 
 
-def _room(model: PreTrainedModel) -> int:
-    """Bytes for states: a quarter of a GPU's free memory; on a CPU 256 MiB, and a 32nd of the
-    weights' size where they take more than 1 GiB."""
+def _default_cache_bytes(model: PreTrainedModel) -> int:
+    """A quarter of a GPU's free memory; on a CPU 256 MiB, and a 32nd of the weights' size where
+    they take more than 1 GiB."""
     if model.device.type == "cuda":
         return torch.cuda.mem_get_info(model.device)[0] // 4
     weights = sum(p.nbytes for p in model.parameters())
     return 2**28 if weights < 2**30 else weights // 32
 
 
-class _Parts(NamedTuple):
-    attention: nn.Module
-    query: nn.Module
-    write: nn.Module
-    mlp: nn.Module
-    down: nn.Module
-
-
-def _parts(layer: nn.Module) -> _Parts | None:
-    """The parts of a decoder layer by their names in Llama, Qwen and Gemma, None for others."""
-    names = ("self_attn", "self_attn.q_proj", "self_attn.o_proj", "mlp", "mlp.down_proj")
-    try:
-        return _Parts(*(layer.get_submodule(name) for name in names))
-    except AttributeError:
-        return None
-
-
-@contextmanager
-def _forward(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Modules that do something else inside the block."""
-    try:
-        for module, forward in replaced.items():
-            module.forward = forward
-        yield
-    finally:
-        for module in replaced:
-            vars(module).pop("forward", None)
-
-
-class _Pass(nn.Module):
-    """In the place of a layer: hands on what enters it, and notes what it was called with."""
-
-    def __init__(self, layer: nn.Module, calls: list[dict[str, Any]]) -> None:
-        super().__init__()
-        vars(self).update(layer=layer, calls=calls)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["layer"], name)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.calls.append(kwargs | {"hidden_states": hidden_states})
-        return hidden_states
-
-
-@contextmanager
-def _passing(decoder: Any) -> Iterator[list[dict[str, Any]]]:
-    """A decoder without its layers, hooks on them included; yields the calls they would get."""
-    layers, calls = decoder.layers, []
-    try:
-        decoder.layers = nn.ModuleList(_Pass(layer, calls) for layer in layers)
-        yield calls
-    finally:
-        decoder.layers = layers
-
-
-def _given(parts: _Parts, start: int, state: State) -> AbstractContextManager[None]:
-    """The parts of a layer before `start`, replaced by what is known of them."""
-    write, attended, down, gated = parts.write, state.attended, parts.down, state.gated
-    replaced: dict[nn.Module, Callable[..., Any]] = {
-        parts.attention: lambda *args, **kwargs: (
-            write(state.heads) if attended is None else attended,
-            None,
-        )
-    }
-    if start == DOWN:
-        replaced[parts.mlp] = lambda *args, **kwargs: down(gated)
-    return _forward(replaced)
-
-
-@contextmanager
-def _watched(parts: _Parts, seen: dict[str, Tensor | None]) -> Iterator[None]:
-    """What enters W_o and W_down, and what attention gives, into `seen`."""
-    handles = [
-        parts.write.register_forward_pre_hook(lambda m, args: seen.update(heads=args[0])),
-        parts.attention.register_forward_hook(lambda m, args, out: seen.update(attended=out[0])),
-        parts.down.register_forward_pre_hook(lambda m, args: seen.update(gated=args[0])),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _narrowed(parts: _Parts, reads: Tensor) -> Iterator[None]:
-    """Queries, attention output and MLP only at the positions that are read.
-
-    Keys and values are needed everywhere. Other positions leave the layer without its contribution.
-    """
-    tokens: list[int] = []
-
-    def narrow(module: nn.Module, args: tuple) -> tuple:
-        tokens.append(args[0].shape[1])
-        return (args[0][:, reads], *args[1:])
-
-    def widen(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        whole = output.new_zeros(1, tokens.pop(), output.shape[-1])
-        whole[:, reads] = output
-        return whole
-
-    handles = []
-    try:
-        for part in (parts.query, parts.write, parts.mlp):
-            handles.append(part.register_forward_pre_hook(narrow))
-            handles.append(part.register_forward_hook(widen))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch on a device."""
-
-    def layout(at: Layout) -> Layout:
-        return Layout(
-            [Rows(*(t.to(device) for t in rows)) for rows in at.rows], at.place.to(device)
-        )
-
-    ids, positions, reads = (t.to(device) for t in (batch.ids, batch.positions, batch.reads))
-    return Batch(batch.order, ids, positions, reads, layout(batch.every), layout(batch.last))
-
-
-_now: ContextVar[tuple[Opened, Batch, bool]] = ContextVar("the batch in whose layer we are")
-
-
-@contextmanager
-def _attending(model: PreTrainedModel) -> Iterator[None]:
-    """Attention by the layout of the batch, in place of the model's own."""
-    config, before = model.config, model.config._attn_implementation
-    try:
-        config._attn_implementation = ATTENTION
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def _attend(
-    module: nn.Module,
-    query: Float[Tensor, "1 heads t e"],
-    key: Float[Tensor, "1 groups t e"],
-    value: Float[Tensor, "1 groups t e"],
-    attention_mask: None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **more: Any,
-) -> tuple[Float[Tensor, "1 t heads e"], None]:
-    """softmax(q k^T scaling) v of every row of the layout, heads of one group side by side."""
-    if odd := [k for k in ("softcap", "s_aux") if more.get(k) is not None]:
-        raise ValueError(f"score: attention with {odd[0]} is not supported; use another model")
-    opened, batch, narrow = _now.get()
-    layout = batch.last if narrow else batch.every
-    heads, groups, tokens = query.shape[1], key.shape[1], query.shape[2]
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # t heads e
-    found = []
-    for rows in layout.rows:
-        n, width = rows.queries.shape
-        asked = q[rows.queries].unflatten(2, (groups, heads // groups)).permute(0, 2, 3, 1, 4)
-        attended = scaled_dot_product_attention(
-            asked.reshape(n, groups, -1, q.shape[-1]),
-            k[rows.keys].transpose(1, 2),
-            v[rows.keys].transpose(1, 2),
-            attn_mask=opened.mask(rows, sliding_window, q, heads // groups),
-            scale=scaling,
-        )
-        own = attended.unflatten(2, (heads // groups, width)).permute(0, 3, 1, 2, 4)
-        found.append(own.reshape(n * width, heads, -1))
-    out = torch.cat(found)[layout.place]
-    if narrow:
-        out = out.new_zeros(tokens, *out.shape[1:]).index_copy_(0, batch.reads, out)
-    return out[None], None
-
-
-AttentionInterface.register(ATTENTION, _attend)
-
-
 @torch.no_grad()
-def prove(model: PreTrainedModel, ids: Sequence[int]) -> float:
-    """max |opened - own| / max(1, max |own|) of the last logits of one sequence.
+def verify_logits(model: PreTrainedModel, ids: Sequence[int]) -> float:
+    """max |cached - own| / max(1, max |own|) of the last logits of a sequence and of a twin of it.
 
-    Raises ValueError above 1e-4, in half precision above 0.05: the model's forward does something
-    that is not known here.
+    The twin shares the first half of `ids`, so that a model which mixes neighbouring tokens by more
+    than attention is seen. Each layer is entered at each of its steps, too. Raises ValueError above
+    1e-5, in half precision above 0.05: the model does something that is not known here.
     """
-    (ours,) = Opened(model, batches([ids], 1), limit=0).run()
-    own = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
-    theirs = own[0, -1].float().cpu()
-    error = float((ours[0] - theirs).abs().max() / theirs.abs().max().clamp(min=1))
-    exact = model.dtype in (torch.float32, torch.float64)
-    if not error <= (1e-4 if exact else 0.05):
-        raise ValueError(
-            f"score: run layer by layer, {type(model).__name__} gives logits {error:.1e} of the"
-            " largest away from its own forward; this architecture is not supported"
-        )
+    half = len(ids) // 2
+    sequences = [list(ids), [*ids[:half], *reversed(ids[half:])]]
+    engine = CachedEngine(model, sequences, 2 * len(ids), cache_bytes=0)
+    cached, error = engine.run(), engine.step_error()
+    for sequence, logits in zip(sequences, cached, strict=True):
+        own = model(input_ids=torch.tensor([sequence], device=model.device), use_cache=False).logits
+        error = max(error, _relative(logits, own[0, -1].float().cpu()))
+    if not error <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
+        raise ValueError(f"run layer by layer, its logits differ by {error:.1e} of the largest")
     return error
+
+
+def _relative(x: Tensor, reference: Tensor) -> float:
+    return float((x - reference).abs().max() / reference.abs().max().clamp(min=1))
+
+
+REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""what a model raises that the cached engine cannot run; NotImplementedError is a RuntimeError"""
+
+
+def choose_engine(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    tokens: int = 4096,
+    *,
+    engine: str = "auto",
+    **options: Any,
+) -> tuple[CachedEngine | PlainEngine, str | None]:
+    """An engine for these sequences, and in one line why it is not the cached one.
+
+    engine: "auto" takes the cached engine where `verify_logits` passes on the longest sequence and
+    else the plain one; "cached" raises there; "plain" asks nothing, and gives no reason. `options`
+    are those of CachedEngine.
+    """
+    if engine not in ("auto", "cached", "plain"):
+        raise ValueError(f"engine must be auto, cached or plain, got {engine!r}")
+    reason = None
+    if engine != "plain":
+        try:
+            verify_logits(model, max(sequences, key=len))
+            return CachedEngine(model, sequences, tokens, **options), None
+        except REFUSALS as error:
+            line = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = (
+                f"scored plainly: {type(model).__name__} does not fit the cached engine ({line})"
+            )
+            if engine == "cached":
+                raise ValueError(f"cached engine: {type(model).__name__}: {line}") from error
+    return PlainEngine(model, sequences, tokens), reason

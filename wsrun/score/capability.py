@@ -7,7 +7,7 @@ Both go into the row schema as items with margin = value and label = +1, so the 
 on them is the mean change of the value, paired by item, with the intervals of all other effects.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.data.replies import Reply, encode, read_jsonl
-from wsrun.report.tables import ROW_SCHEMA
-from wsrun.score.logprobs import changed, log_probs
-from wsrun.score.sweep import Variant
+from wsrun.score.logprobs import log_probs
+from wsrun.score.sweep import BASE, Variant, completed, labelled
+from wsrun.steer.interventions import Intervention, applied
 
 TEXT, CHOICE = "neutral text", "multiple choice"
 STYLE = "chat-reply-1"
 QUESTIONS = "multiple_choice.jsonl"
-BASE = Variant("base", method="base")
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,12 @@ def load_questions(path: str | Path, split: str) -> list[Question]:
         texts = isinstance(options, list) and all(isinstance(o, str) and o for o in options)
         if not texts or len(set(options)) < max(2, len(options)):
             raise ValueError(
-                f"quality: {r['item']!r} in {str(path)!r} needs a list of two options or more, "
+                f"capability: {r['item']!r} in {str(path)!r} needs a list of two options or more, "
                 "each a different text"
             )
         if type(answer) is not int or not 0 <= answer < len(options):
             raise ValueError(
-                f"quality: the answer of {r['item']!r} in {str(path)!r} is {answer!r}; "
+                f"capability: the answer of {r['item']!r} in {str(path)!r} is {answer!r}; "
                 f"it must be an index, 0 to {len(options) - 1}"
             )
     return [
@@ -62,8 +61,8 @@ def load_questions(path: str | Path, split: str) -> list[Question]:
     ]
 
 
-class Quality:
-    """Neutral texts and questions under one model, to be asked of any variant of it."""
+class Capability:
+    """Neutral texts and questions under one model, to be asked under any intervention."""
 
     def __init__(
         self,
@@ -79,11 +78,15 @@ class Quality:
             for i, o in enumerate(q.options)
         ]
 
-    def values(self, variant: Variant = BASE, alpha: float = 0.0) -> tuple[list[float], list[int]]:
+    def values(
+        self, intervention: Intervention | None = None, alpha: float = 0.0
+    ) -> tuple[list[float], list[int]]:
         """(nats a token of each text, 1 or 0 for each question), of the model so steered."""
-        with changed(self.model, variant, alpha):
-            nats = [-logp.mean().item() for logp in self._log_p(self.texts, variant.system)]
-            sums = [logp.sum().item() for logp in self._log_p(self.options, variant.system)]
+        intervention = intervention or Intervention()
+        system = intervention.system()
+        with applied(self.model, intervention, alpha):
+            nats = [-logp.mean().item() for logp in self._log_p(self.texts, system)]
+            sums = [logp.sum().item() for logp in self._log_p(self.options, system)]
         right, at = [], 0
         for q in self.questions:
             own = sums[at : at + len(q.options)]
@@ -101,40 +104,40 @@ class Quality:
     def rows(
         self,
         variants: Iterable[Variant],
-        context: Mapping[str, str],
+        *,
+        experiment: str = "",
+        model_name: str = "",
+        behaviour: str = "",
         done: Callable[[str], None] = lambda note: None,
     ) -> pl.DataFrame:
-        """Rows of the base once, and of every variant at its own alphas; context as in `sweep`."""
+        """Rows of the base once, and of every variant at its own alphas; names as in `sweep`."""
         frames = [self._frame(BASE, 0.0)]
         for v in variants:
             frames += [self._frame(v, alpha) for alpha in v.alphas or ()]
             done(v.name)
-        constants = {**context, "prompt_style": STYLE, "label": 1, "flagged": False}
-        empty = ("mass", "dose", "dose_cosine", "noise")
-        rows = pl.concat(frames).with_columns(
-            *(pl.lit(v).alias(c) for c, v in constants.items()),
-            *(pl.lit(None).alias(c) for c in empty),
+        return completed(
+            frames,
+            experiment=experiment,
+            model=model_name,
+            behaviour=behaviour,
+            prompt_style=STYLE,
+            label=1,
+            flagged=False,
+            **dict.fromkeys(("mass", "realised_norm_ratio", "realised_cosine", "dtype_noise")),
         )
-        return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
 
     def _frame(self, v: Variant, alpha: float) -> pl.DataFrame:
-        nats, right = self.values(v, alpha)
-        of = [*((TEXT, t) for t in self.texts), *((CHOICE, q) for q in self.questions)]
-        return pl.DataFrame(
+        nats, right = self.values(v.intervention, alpha)
+        asked = [*((TEXT, t) for t in self.texts), *((CHOICE, q) for q in self.questions)]
+        frame = pl.DataFrame(
             {
-                "dataset": [d for d, _ in of],
-                "item": [x.item for _, x in of],
-                "cluster": [x.cluster for _, x in of],
+                "dataset": [dataset for dataset, _ in asked],
+                "item": [x.item for _, x in asked],
+                "cluster": [x.cluster for _, x in asked],
                 "margin": [*nats, *map(float, right)],
             }
-        ).with_columns(
-            pl.lit(v.method).alias("method"),
-            pl.lit(v.family, pl.String).alias("family"),
-            pl.lit(v.name).alias("variant"),
-            pl.lit(v.k, pl.Int64).alias("k"),
-            pl.lit(float(alpha)).alias("alpha"),
-            pl.lit(v.seed, pl.Int64).alias("seed"),
         )
+        return labelled(frame, v, alpha)
 
 
 def costs(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

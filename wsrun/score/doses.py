@@ -1,32 +1,37 @@
-"""Equal doses: the alpha at which a way of steering changes weights, or replies, by a given amount.
+"""Equal doses: the alpha at which an intervention changes weights, or replies, by a given amount.
 
     norm:x   |alpha dW| = x, the Frobenius norm over all tensors
     kl:x     KL(base || steered) = x nats: sum_v p0(v) log(p0(v) / p1(v)) of the next token v, the
              mean over the positions of neutral replies (replies.py)
 
 A candidate, all variants of one method, name, family and k, gets one alpha, and its seeds or draws
-are averaged: their mean norm or mean KL is x. A prompt has no dose; its KL is measured only.
+are averaged: their mean norm or mean KL is x. What has no dose, a prompt, stays at alpha 1, and its
+KL is measured only.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from math import copysign, inf, isfinite, nan, sqrt
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import Factored, norm
+from wscore import Factored
 from wscore.factored import outline
 from wsrun.data.replies import Encoded, Reply, encode
-from wsrun.score.logprobs import NUMBERS, NotFinite, changed, log_probs
-from wsrun.score.sweep import Variant
+from wsrun.score.logprobs import NUMBERS, NotFinite, log_probs
+from wsrun.score.sweep import Dose, Variant
+from wsrun.steer.interventions import Held, Intervention, applied
 
 SPLIT = "validation"  # of the neutral texts: T11 measures cost on those of the test split
 TEXTS = 24  # how many neutral texts the KL is taken on
 TOLERANCE = 0.02  # relative, of the KL that is met
 NO_SENSE = 2.0**40  # an alpha beyond it, or below its inverse, is no dose
 STEPS = 60  # of the bisection; a jump at which no alpha meets the target ends it
+KL = Callable[[Intervention, float], float]
 
 
 class Match(NamedTuple):
@@ -34,24 +39,6 @@ class Match(NamedTuple):
 
     by: Literal["kl", "norm"]
     target: float
-
-
-class Dose(NamedTuple):
-    """What a variant at its alpha amounts to: |alpha dW|, KL in nats, and whether x was met.
-
-    norm is None for activations and prompts; converged is None for prompts, which have no dose.
-    """
-
-    norm: float | None = None
-    kl: float = nan
-    converged: bool | None = None
-
-
-@dataclass(frozen=True)
-class Dosed(Variant):
-    """A variant at the one alpha that was matched, with its dose."""
-
-    dose: Dose = Dose()
 
 
 def read_match(text: str) -> Match:
@@ -62,7 +49,7 @@ def read_match(text: str) -> Match:
     except ValueError:
         target = nan
     if by not in ("kl", "norm") or not (isfinite(target) and target > 0):
-        raise ValueError(f"match: {text!r} asked; give kl:X in nats or norm:X, with X above 0")
+        raise ValueError(f"match: must be kl:X in nats or norm:X, with X above 0, got {text!r}")
     return Match(by, target)  # type: ignore[arg-type]
 
 
@@ -76,11 +63,11 @@ class Divergence:
         self.plain = encode(tok, texts)
         self.base = {i: (logp, ids) for i, logp, ids in log_probs(model, self.plain)}
 
-    def __call__(self, variant: Variant, alpha: float) -> float:
+    def __call__(self, intervention: Intervention, alpha: float) -> float:
         """Nats a position; infinite where the steered model's logits are not finite."""
         try:
-            with changed(self.model, variant, alpha):
-                return self._mean(self._replies(variant.system))
+            with applied(self.model, intervention, alpha):
+                return self._mean(self._replies(intervention.system()))
         except NotFinite:
             return inf
 
@@ -101,7 +88,7 @@ class Divergence:
         return total / positions
 
 
-def divergence(base: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
+def divergence(base: Float[Tensor, "t v"], logp: Float[Tensor, "t v"]) -> Float[Tensor, " t"]:
     """KL(base || other) = sum_v p0 (log p0 - log p1) of each row of log-probabilities, in float64.
 
     A token of probability 0 under the base adds nothing.
@@ -112,49 +99,48 @@ def divergence(base: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
 
 def matched(
     match: Match,
-    kl: Callable[[Variant, float], float],
+    kl: KL,
     variants: Iterable[Variant],
     alphas: Sequence[float] = (1.0,),
     done: Callable[[str], None] = lambda note: None,
-) -> list[Dosed]:
-    """The variants at the alphas of equal dose, the first sign of their alphas kept (`alphas` where
-    a variant has none of its own).
+) -> list[Variant]:
+    """The variants at the alphas of equal dose, each with its `dose`, the first sign of their
+    alphas kept (`alphas` where a variant has none of its own).
 
     kl is a `Divergence`. A candidate that has no such alpha stays at its first one, with converged
-    = False and the last KL that was tried. Raises ValueError for a norm asked of activations.
+    = False and the last KL that was tried. Raises ValueError for a norm asked of what changes
+    more than weights, or none.
     """
     groups: dict[tuple, list[Variant]] = {}
     for v in variants:
         groups.setdefault((v.method, v.name, v.family, v.k), []).append(v)
     found = []
     for group in groups.values():
-        found += _dosed(match, kl, group, group[0].alphas or tuple(alphas))
+        first, *_ = group[0].alphas or tuple(alphas)
+        alpha, dose = _solved(match, kl, group, first)
+        found += [replace(v, alphas=(alpha,), dose=dose) for v in group]
         done(group[0].name)
     return found
 
 
-def _dosed(
-    match: Match,
-    kl: Callable[[Variant, float], float],
-    group: list[Variant],
-    alphas: tuple[float, ...],
-) -> list[Dosed]:
-    """The members of one candidate at their dose."""
-    group = _held(group)
-    one, sign, alpha = group[0], copysign(1.0, alphas[0]), abs(alphas[0])
-    sizes = [norm(v.change()) for v in group if v.delta is not None]
-    size = sum(sizes) / len(sizes) if sizes else None
+def _solved(match: Match, kl: KL, group: list[Variant], first: float) -> tuple[float, Dose]:
+    """(alpha, dose) of one candidate."""
+    held = _held(group)
+    sign, alpha = copysign(1.0, first), abs(first)
 
     def mean_kl(alpha: float) -> float:
-        return sum(kl(v, sign * alpha) for v in group) / len(group)
+        return sum(kl(i, sign * alpha) for i in held) / len(held)
 
-    if match.by == "norm" and one.vectors:
+    if not held[0].has_dose:
+        return sign, Dose(None, mean_kl(1.0), None)
+    sizes = [size for i in held if (size := i.size()) is not None]
+    size = sum(sizes) / len(sizes) if sizes else None
+    if match.by == "norm" and size is None:
         raise ValueError(
-            f"match: {one.name!r} adds to activations, which have no |alpha dW|; use kl:X"
+            f"match: {group[0].name!r} does not change weights alone and has no |alpha dW|; use"
+            " kl:X"
         )
-    if size is None and not one.vectors:
-        alpha, found, met = 1.0, mean_kl(1.0), None
-    elif size == 0 and not one.vectors:
+    if size == 0:
         found, met = 0.0, False
     elif match.by == "norm":
         alpha, met = match.target / size, True  # type: ignore[operator]
@@ -162,26 +148,23 @@ def _dosed(
     else:
         solved, found, met = solve(mean_kl, match.target)
         alpha = solved if met else alpha
-    dose = Dose(None if size is None else alpha * size, found, met)
-    return [_with(v, sign * alpha, dose) for v in group]
+    return sign * alpha, Dose(None if size is None else alpha * size, found, met)
 
 
-def _held(group: list[Variant]) -> list[Variant]:
-    """The group with changes made once, in place of at every alpha, where they are small enough."""
+def _held(group: list[Variant]) -> list[Intervention]:
+    """The interventions, with changes made once in place of at every alpha while there is room."""
     numbers, held = 0, []
-    for v in group:
-        if callable(v.delta) and numbers <= NUMBERS:
-            v = replace(v, delta=v.delta())
-        change = v.delta if isinstance(v.delta, Mapping) and numbers <= NUMBERS else {}
-        if not isinstance(change, Factored):
-            numbers += sum(outline(change, name).numel() for name in change)
-        held.append(v)
+    for i in (v.intervention for v in group):
+        if numbers <= NUMBERS:
+            i = Held(i)
+            numbers += _numbers(i.delta())
+        held.append(i)
     return held
 
 
-def _with(v: Variant, alpha: float, dose: Dose) -> Dosed:
-    own: dict[str, Any] = {f.name: getattr(v, f.name) for f in fields(Variant)}
-    return Dosed(**(own | {"alphas": (alpha,), "dose": dose}))
+def _numbers(d: Mapping[str, Tensor]) -> int:
+    """How many numbers a change keeps in memory; factors count for nothing."""
+    return 0 if isinstance(d, Factored) else sum(outline(d, name).numel() for name in d)
 
 
 def solve(f: Callable[[float], float], target: float) -> tuple[float, float, bool]:

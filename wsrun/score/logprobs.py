@@ -1,7 +1,6 @@
-"""Log-probabilities of given replies under a model, steered or not."""
+"""Log-probabilities of given replies under the model as it stands."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -9,27 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wsrun.data.replies import Encoded
-from wsrun.models.hooks import add_vector, hooked
-from wsrun.score.sweep import Variant
-from wsrun.steer.weights import steered
 
 NUMBERS = 2**27  # logits held at once
 
 
 class NotFinite(ValueError):
     """The model gave logits that are not finite."""
-
-
-@contextmanager
-def changed(model: PreTrainedModel, variant: Variant, alpha: float) -> Iterator[PreTrainedModel]:
-    """The model with W0 + alpha dW and h_l + alpha v_l; a system turn is a matter of the prompt."""
-    with ExitStack() as stack:
-        if variant.delta is not None:
-            stack.enter_context(steered(model, variant.change(), alpha))
-        if variant.vectors:
-            hooks = {layer: add_vector(v, alpha) for layer, v in variant.vectors.items()}
-            stack.enter_context(hooked(model, hooks))
-        yield model
 
 
 @torch.no_grad()

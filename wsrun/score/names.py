@@ -5,16 +5,16 @@ from typing import Any
 
 from wsrun.score.sweep import Variant
 
-DW = "dW"  # the way that the others are measured against
+DW = "dW"  # the method that the others are measured against
 
 
-def way(variant: str) -> str:
+def method_name(variant: str) -> str:
     """What a candidate is, without its setting: "mean_diff@layer 3" is a "mean_diff"."""
     return variant.partition("@")[0]
 
 
 def setting_of(line: Mapping[str, Any]) -> str | None:
-    """What a line of a table names of its way: the setting of "way@setting", else the family."""
+    """The setting of a table line: that of its variant "method@setting", else its family."""
     return line["variant"].partition("@")[2] or line["family"]
 
 

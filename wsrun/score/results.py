@@ -7,10 +7,9 @@ that share the folder share the work.
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -21,55 +20,53 @@ from transformers import PreTrainedModel
 
 from wscore.store import write_whole
 from wsrun.models.code import code_sha256
-from wsrun.score.batching import Plan
 
 CODE = (  # what the numbers depend on
     "models/chat.py",
+    "score/activation_cache.py",
     "score/batching.py",
     "score/cached.py",
-    "score/sweep.py",
+    "score/layer_steps.py",
+    "score/plain.py",
+    "score/scorer.py",
+    "score/trie_attention.py",
+    "steer/edits.py",
+    "steer/interventions.py",
     "steer/weights.py",
 )
 Scored = tuple[Tensor, Tensor]  # margin, mass: [n] float64
 
 
 def run_key(
-    model: PreTrainedModel, base: str, p: Plan, style: str, levers: Mapping[str, object]
-) -> dict:
+    model: PreTrainedModel,
+    base: str,
+    sequences: Sequence[Sequence[int]],
+    choices: object,
+    style: str,
+    settings: Mapping[str, object],
+) -> dict[str, str]:
     """What decides the numbers of a run beside the change itself, as text by name.
 
-    `base` is the hash of the model's weights.
+    base: the hash of the model's weights. sequences: items, tokenizer, template and prefill, as
+    token ids. settings: of the engine.
     """
     weight = next(model.parameters())
-    layout = hashlib.sha256()
-    for part in flattened(p.batches):
-        layout.update(part.numpy().tobytes() + str(list(part.shape)).encode())
+    tokens = hashlib.sha256(json.dumps([list(s) for s in sequences]).encode())
     return {
         "base": base,
         "config": hashlib.sha256(model.config.to_json_string().encode()).hexdigest(),
-        "tokens": layout.hexdigest(),  # items, tokenizer, template, prefill and batch plan
-        "choices": json.dumps(p.choices),
+        "tokens": tokens.hexdigest(),
+        "choices": json.dumps(choices),
         "style": style,
         "dtype": str(weight.dtype),
         "device": weight.device.type + _device_name(weight.device),
         "attention": str(model.config._attn_implementation),
         "threads": str(torch.get_num_threads()),
-        "levers": json.dumps(dict(levers), sort_keys=True),
+        "settings": json.dumps(dict(settings), sort_keys=True),
         "code": code_sha256(CODE),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def flattened(x: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples and lists, in order; lists of whole numbers as one."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, list) and all(isinstance(i, int) for i in x):
-        yield torch.tensor(x)
-    else:
-        for part in x:
-            yield from flattened(part)
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,281 +1,187 @@
-"""Scoring: one renderer, one set of choice ids, one evaluation loop.
+"""The sweep: every variant at every alpha, one row an item."""
 
-margin = log sum_{i in Yes} p_i - log sum_{i in No} p_i and mass = sum_{i in Yes or No} p_i, with p
-the fp32 next-token distribution at the position right after the prefill.
-"""
-
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cache
+from math import nan
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import polars as pl
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import entries_sha256, stream, tensors_sha256
-from wsrun.data.items import Item, check_items, with_system
-from wsrun.models.chat import Choices, choice_ids, render
+from wscore import tensors_sha256
+from wsrun.data.items import Item, with_system
 from wsrun.models.hooks import check_layers
 from wsrun.report.tables import ROW_SCHEMA
-from wsrun.score.batching import Plan, batches
-from wsrun.score.cached import BASE, Change, Opened, output_of, prove
-from wsrun.score.results import Results, run_key
+from wsrun.score.scorer import ALL_LEVERS, PROMPT_STYLE, TOKENS, Engines, Levers, Scorer, plan
+from wsrun.steer.interventions import Held, Intervention, WeightDelta
 from wsrun.steer.weights import Rounding, rounding_error, touched_parameters
 
-PROMPT_STYLE = "chat-yesno-1"
 MIN_MASS = 0.5
 MIN_COSINE = 0.99
-TOKENS = {False: 4096, True: 16384}  # of a batch, by whether it runs on a GPU
 
 
-def choice_scores(
-    logits: Float[Tensor, "b v"], choices: Choices
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """(margin, mass) of next-token logits; raises ValueError for logits that are not finite."""
-    if not torch.isfinite(logits).all():
-        raise ValueError("score: the model gave logits that are not finite; use a wider dtype")
-    logp = logits.float().log_softmax(-1)
-    yes, no = (logp[:, ids].logsumexp(-1) for ids in choices)
-    return yes - no, yes.exp() + no.exp()
+class Dose(NamedTuple):
+    """What a variant at its alpha amounts to: |alpha dW|, KL in nats, and whether x was met.
 
-
-@dataclass(frozen=True)
-class Levers:
-    """What saves arithmetic without changing the numbers; each can be switched off for a test."""
-
-    share_heads: bool = True
-    """common heads of items run once (plan.py); rounding differs by about 1e-6"""
-    last_position: bool = True
-    """the last layer's queries, attention output and MLP only where answers are read"""
-    resume: bool = True
-    """start at the first step that differs from what was run before (forward.py)"""
-    once: bool = True
-    """one change at one alpha is scored once; not a bit differs"""
-
-
-def plan(
-    tok: PreTrainedTokenizerBase, items: Sequence[Item], tokens: int = 1024, share: bool = True
-) -> Plan:
-    """The batch plan of some items under one tokenizer; raises ValueError for unusable items.
-
-    Batches hold about `tokens` tokens; with `share`, items with a common head share its tokens.
+    norm is None for activations and prompts; converged is None for prompts, which have no dose.
     """
-    items = check_items(items)
-    sequences = [render(tok, i.turns, i.prefill) for i in items]
-    return Plan(items, batches(sequences, tokens, share), choice_ids(tok))
 
-
-def scored(p: Plan, logits: Sequence[Float[Tensor, "_ _"]]) -> pl.DataFrame:
-    """Columns dataset, item, cluster, label, margin, mass: one row an item, in the items' order."""
-    margin, mass = torch.empty(len(p.items)), torch.empty(len(p.items))
-    for batch, found in zip(p.batches, logits, strict=True):
-        margin[batch.order], mass[batch.order] = choice_scores(found, p.choices)
-    return _frame(p, margin.double(), mass.double())
-
-
-def _frame(p: Plan, margin: Tensor, mass: Tensor) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "dataset": [i.dataset for i in p.items],
-            "item": [i.id for i in p.items],
-            "cluster": [i.cluster for i in p.items],
-            "label": [i.label for i in p.items],
-            "margin": margin.numpy(),
-            "mass": mass.numpy(),
-        }
-    )
-
-
-def score(
-    model: PreTrainedModel, tok: PreTrainedTokenizerBase, items: Sequence[Item]
-) -> pl.DataFrame:
-    """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
-    p = plan(tok, items)
-    return scored(p, Opened(model, p.batches, limit=0).run())
+    norm: float | None = None
+    kl: float = nan
+    converged: bool | None = None
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of steering under a name: by weights, by activations, by a prompt, or by several.
+    """An intervention under a name, with what tables say of it.
 
-    delta: W' = W0 + alpha dW; it may be a function, called when its turn comes.
-    vectors: h_l' = h_l + alpha v_l, on the output of decoder layer l at every position.
-    system: a system turn before every item; alpha does not act on it.
+    family, k, seed: of the adapter, the subspace and the draw, where there are such.
+    dose: what it amounts to at its one alpha, where that was matched (doses.py).
     """
 
     name: str
-    delta: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]] | None = None
-    method: str = "weights"
+    intervention: Intervention
+    alphas: tuple[float, ...] | None = None  # None: the alphas of the sweep
     family: str | None = None
     k: int | None = None
     seed: int | None = None
-    alphas: tuple[float, ...] | None = None  # None: the alphas of the sweep
-    vectors: Mapping[int, Float[Tensor, " d"]] | None = None
-    system: str | None = None
+    dose: Dose | None = None
 
-    def change(self) -> Mapping[str, Tensor]:
-        """The delta itself, {} where weights stay as they are."""
-        return self.delta() if callable(self.delta) else self.delta or {}
+    @property
+    def method(self) -> str:
+        return self.intervention.method
+
+
+class Base(Intervention):
+    """The model as it is."""
+
+    method = "base"
+
+
+BASE = Variant("base", Base())
+
+
+Variants = Iterable[Variant] | Mapping[str, Mapping[str, Tensor] | Intervention]
 
 
 def sweep(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     items: Sequence[Item],
-    variants: Iterable[Variant],
+    variants: Variants,
     alphas: Sequence[float],
     *,
-    context: Mapping[str, str],
+    experiment: str = "",
+    model_name: str = "",
+    behaviour: str = "",
+    cache_dir: str | Path | None = None,
+    engine: str = "auto",
     tokens: int | None = None,
-    results: str | Path | None = None,
-    levers: Levers = Levers(),
+    levers: Levers = ALL_LEVERS,
     progress: Callable[[str], None] = lambda name: None,
+    warn: Callable[[str], None] = lambda notice: None,
 ) -> pl.DataFrame:
-    """Rows (design of the row schema) of every variant at every alpha, and of the base once.
+    """Rows (ROW_SCHEMA) of every variant at every alpha, and of the base once.
 
-    alpha = 0 is scored once, as variant "base", and never again per variant. `context` gives the
-    columns experiment, model and behaviour. A row is flagged where its mass is below 0.5 (half of
-    the base's is never more), or where the dtype realised the change with a cosine below 0.99.
-    `noise` is the rms change of a base margin under one more rounding of the states that enter the
-    first layer (`jittered`): an effect below it is within what the dtype leaves open.
-    `tokens` is the size of a batch; `results` a folder in which finished (change, alpha) are kept
-    and found (results.py); `levers` switches off what saves arithmetic. `progress` is called with
-    the variant's name after each (variant, alpha).
+    variants: `Variant`s, or interventions or weight deltas by name. alpha = 0 is scored once, as
+    variant "base". A row is flagged where its mass is below 0.5, or where the dtype realised the
+    weight change with a cosine below 0.99. dtype_noise is the rms change of a base margin under one
+    more rounding of the states that enter the first layer (`jittered`): an effect below it is
+    within what the dtype leaves open.
+
+    experiment, model_name and behaviour fill the columns of these names. `cache_dir` is a folder in
+    which finished (change, alpha) are kept and found (results.py). engine: "auto" takes the cached
+    engine where its proof passes on this model, else gives `warn` one line that says why not and
+    takes the plain one; "cached" and "plain" insist. `tokens` is the size of a batch. `progress`
+    is called with the variant's name after each (variant, alpha).
     """
     size = tokens or TOKENS[model.device.type == "cuda"]
-    base = tensors_sha256(dict(model.named_parameters())) if results else ""
+    base = tensors_sha256(dict(model.named_parameters())) if cache_dir else ""
+    engines = Engines(model, engine, size, levers, warn)
 
     @cache
-    def under(system: str | None) -> _Scorer:
+    def under(system: str | None) -> Scorer:
         asked = items if system is None else [with_system(i, system) for i in items]
-        return _Scorer(model, plan(tok, asked, size, levers.share_heads), results, base, levers)
+        return Scorer(model, plan(tok, asked), engines, cache_dir, base)
 
     plain = under(None)
-    frames = [_rows(plain.base, Variant("base", method="base"), 0.0, None)]
-    moved = plain.jittered()
-    progress("base")
-    for variant in variants:
-        delta, vectors, names = _what(model, variant)
-        for alpha in variant.alphas or alphas:
-            if alpha == 0:
-                continue
-            change = Change(delta, vectors, alpha, names)
-            frames.append(
-                _rows(under(variant.system).at(change), variant, alpha, _rounding(model, change))
-            )
+    frames = [_rows(plain.base, BASE, 0.0, None)]
+    jittered = plain.jittered()
+    progress(BASE.name)
+    for variant in _listed(variants):
+        change = _checked(model, variant)
+        scorer = under(change.system())
+        for alpha in (a for a in variant.alphas or alphas if a != 0):
+            found = scorer.at(change, alpha)
+            frames.append(_rows(found, variant, alpha, _rounding(model, change, alpha)))
             progress(variant.name)
-    noise = _rms(moved["margin"] - plain.base["margin"])
-    constants = {**context, "prompt_style": PROMPT_STYLE, "noise": noise}
-    rows = pl.concat(frames).with_columns(pl.lit(v).alias(c) for c, v in constants.items())
-    return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())
+    return completed(
+        frames,
+        experiment=experiment,
+        model=model_name,
+        behaviour=behaviour,
+        prompt_style=PROMPT_STYLE,
+        dtype_noise=_rms(jittered["margin"] - plain.base["margin"]),
+    )
 
 
-def _what(
-    model: PreTrainedModel, variant: Variant
-) -> tuple[Mapping[str, Tensor], Mapping[int, Tensor], dict[str, str]]:
-    """What a variant does to the model, with hashes; refused where it does not fit the model."""
-    delta, vectors = variant.change(), check_layers(model, variant.vectors or {})
-    if delta or variant.delta is not None:
+def _listed(variants: Variants) -> Iterable[Variant]:
+    if not isinstance(variants, Mapping):
+        return variants
+    named = cast(Mapping[str, Mapping[str, Tensor] | Intervention], variants).items()
+    return [Variant(n, x if isinstance(x, Intervention) else WeightDelta(x)) for n, x in named]
+
+
+def _checked(model: PreTrainedModel, variant: Variant) -> Held:
+    """The variant's intervention with its change made; refused where it does not fit the model."""
+    change = Held(variant.intervention)
+    delta, edits = change.delta(), check_layers(model, change.edits())
+    if not (delta or edits or change.system()):
+        raise ValueError(f"sweep: variant {variant.name!r} changes nothing; leave it out")
+    if delta:
         touched_parameters(model, delta)
-    if not (delta or vectors or variant.system):
-        raise ValueError(
-            f"sweep: variant {variant.name!r} changes nothing; give it a delta, vectors or a system"
-        )
-    named = {output_of(layer): v for layer, v in vectors.items()}
-    return delta, vectors, entries_sha256(delta) | entries_sha256(named)
-
-
-class _Scorer:
-    """One batch plan under the base and its changes, each scored once."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        p: Plan,
-        results: str | Path | None,
-        base: str,
-        levers: Levers,
-    ) -> None:
-        self.model, self.plan, self.levers = model, p, levers
-        key = run_key(model, base, p, PROMPT_STYLE, asdict(levers)) if results else {}
-        self.results = Results(results, key) if results else None
-        self.done: dict[tuple[str, float], pl.DataFrame] = {}
-        self.base = self.at(BASE)
-
-    def at(self, change: Change) -> pl.DataFrame:
-        """The scores of a changed model."""
-        if not change.names:
-            return self._kept("base", 0.0, lambda: self._run(BASE))
-        text = "\n".join(f"{name} {change.names[name]}" for name in sorted(change.names))
-        same = hashlib.sha256(text.encode()).hexdigest()
-        return self._kept(same, change.alpha, lambda: self._run(change))
-
-    def jittered(self) -> pl.DataFrame:
-        """The scores of the base with one more rounding of the model's dtype:
-
-        h' = cast(h (1 + eps u)) of what enters the first layer, u uniform in [-1, 1], eps the
-        spacing of the dtype's numbers above 1.
-        """
-        random = stream(0, "jitter")
-
-        def moved(h: Tensor) -> Tensor:
-            u = 2 * torch.rand(h.shape, generator=random, dtype=torch.float64) - 1
-            return (h * (1 + torch.finfo(h.dtype).eps * u.to(h.device))).to(h.dtype)
-
-        return self._kept("base with one more rounding", 0.0, lambda: self._run(BASE, moved))
-
-    @cached_property
-    def opened(self) -> Opened:
-        """The model under the plan, once its own forward has given the same for one sequence."""
-        limit, first = None if self.levers.resume else 0, self.plan.batches[0]
-        prove(self.model, first.ids[: int(first.reads[0]) + 1].tolist())
-        return Opened(self.model, self.plan.batches, self.levers.last_position, limit)
-
-    def _run(self, change: Change, moved: Callable[[Tensor], Tensor] | None = None) -> pl.DataFrame:
-        return scored(self.plan, self.opened.run(change, moved))
-
-    def _kept(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """What run() gives, unless it is at hand already, in memory or on disk."""
-        if self.levers.once and (same, alpha) in self.done:
-            return self.done[same, alpha]
-        found = self.results.get(same, alpha) if self.results else None
-        fresh = run() if found is None else _frame(self.plan, *found)
-        if self.results and found is None:
-            self.results.put(same, alpha, (fresh["margin"].to_torch(), fresh["mass"].to_torch()))
-        self.done[same, alpha] = fresh
-        return fresh
+    return change
 
 
 def _rms(x: pl.Series) -> float:
     return float((x**2).mean() ** 0.5)  # type: ignore[operator]
 
 
-def _rounding(model: PreTrainedModel, change: Change) -> Rounding | None:
+def _rounding(model: PreTrainedModel, change: Intervention, alpha: float) -> Rounding | None:
     exact = model.dtype in (torch.float32, torch.float64)
-    if exact or not any(t.any() for t in change.delta.values()):
+    if exact or not any(t.any() for t in change.delta().values()):
         return None  # also where only activations or the prompt change
-    return rounding_error(model, change.delta, change.alpha)
+    return rounding_error(model, change.delta(), alpha)
 
 
 def _rows(
-    scored: pl.DataFrame,
-    variant: Variant,
-    alpha: float,
-    rounding: Rounding | None,
+    scored: pl.DataFrame, variant: Variant, alpha: float, rounding: Rounding | None
 ) -> pl.DataFrame:
     crude = rounding is not None and rounding.cosine < MIN_COSINE
-    return scored.with_columns(
+    return labelled(scored, variant, alpha).with_columns(
+        ((pl.col("mass") < MIN_MASS) | pl.lit(crude)).alias("flagged"),
+        pl.lit(rounding and rounding.norm_ratio, pl.Float64).alias("realised_norm_ratio"),
+        pl.lit(rounding and rounding.cosine, pl.Float64).alias("realised_cosine"),
+    )
+
+
+def labelled(frame: pl.DataFrame, variant: Variant, alpha: float) -> pl.DataFrame:
+    """The frame with what the variant's rows say of it."""
+    return frame.with_columns(
         pl.lit(variant.method).alias("method"),
         pl.lit(variant.family, pl.String).alias("family"),
         pl.lit(variant.name).alias("variant"),
         pl.lit(variant.k, pl.Int64).alias("k"),
         pl.lit(float(alpha)).alias("alpha"),
         pl.lit(variant.seed, pl.Int64).alias("seed"),
-        ((pl.col("mass") < MIN_MASS) | pl.lit(crude)).alias("flagged"),
-        pl.lit(rounding and rounding.dose, pl.Float64).alias("dose"),
-        pl.lit(rounding and rounding.cosine, pl.Float64).alias("dose_cosine"),
     )
+
+
+def completed(frames: Iterable[pl.DataFrame], **constants: object) -> pl.DataFrame:
+    """The frames as one table of ROW_SCHEMA with constant columns."""
+    rows = pl.concat(frames).with_columns(pl.lit(x).alias(c) for c, x in constants.items())
+    return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())

@@ -76,17 +76,17 @@ def weight_sum(original: Tensor, terms: _Terms) -> Tensor:
 
 
 class Rounding(NamedTuple):
-    """dose = |W' - W0| / |alpha dW|; cosine between the realised and the asked change."""
+    """norm_ratio = |W' - W0| / |alpha dW|; cosine between the realised and the asked change."""
 
-    dose: float
+    norm_ratio: float
     cosine: float
 
 
 def rounding_error(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> Rounding:
     """What the model's dtype leaves of alpha * dW: realised R = cast(W0 + alpha dW) - W0.
 
-    dose = |R| / |alpha dW| and cosine = <R, alpha dW> / (|R| |alpha dW|), over all tensors of d,
-    accumulated in float64. Raises ValueError for alpha = 0 or a zero delta: nothing was asked.
+    norm_ratio = |R| / |alpha dW| and cosine = <R, alpha dW> / (|R| |alpha dW|), over all tensors
+    of d, accumulated in float64. Raises ValueError for alpha = 0 and for a zero delta.
     """
     realised = asked = inner = 0.0
     for name, param in touched_parameters(model, d).items():

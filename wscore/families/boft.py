@@ -1,0 +1,64 @@
+"""BOFT: an OFT whose rotation is a product of butterfly factors, and a scale of each row.
+
+Liu et al. 2023 (arXiv 2311.06243).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from wscore.families.base import Family, Target, Weight, register
+from wscore.families.rotation import cayley, rotate, rotation_coordinates
+
+
+def boft_delta(
+    theta: Float[Tensor, "n k b b"], magnitude: Float[Tensor, "d_out 1"], W: Weight
+) -> Weight:
+    """dW = m (W M_1^T .. M_n^T) - W, M_i = P_i diag(R_i1 .. R_ik) P_i^T, m on rows, not on biases.
+
+    R_ij = cayley(skew part of theta_ij), k b = d_in, P_i from `butterfly`, P_1 = I.
+    """
+    V = W
+    for level, blocks in enumerate(theta):
+        order = butterfly(W.shape[1], blocks.shape[-1], level).to(W.device)
+        V = rotate(V[:, order.argsort()], cayley((blocks - blocks.mT) / 2))[:, order]
+    return magnitude * V - W
+
+
+def butterfly(d_in: int, b: int, level: int) -> Int[Tensor, " d_in"]:
+    """Each run of b 2^level inputs as half-blocks 0 2 4 .. then 1 3 5 ..; level 0 moves nothing."""
+    order = torch.arange(d_in)
+    if level == 0:  # also the only level an odd block size can have
+        return order
+    halves = "(run pair two half) -> (run two pair half)"
+    return rearrange(order, halves, pair=2**level, two=2, half=b // 2)
+
+
+def _delta(t: Target) -> Weight:
+    """n and b are the tensor's own: PEFT trains one factor where its CUDA extension is missing."""
+    n, b = t.shape("boft_R")[0], t.shape("boft_R")[-1]
+    k = t.blocks(b)
+    n = min(n, (k & -k).bit_length() if b % 2 == 0 else 1)  # factor i spans 2^i blocks
+    theta = t.take("boft_R", n, k, b, b)
+    return boft_delta(theta, t.take("boft_s", t.weight.shape[0], 1), t.weight)
+
+
+def boft_block(stored: Mapping[str, Tensor]) -> int:
+    """b 2^(n-1), the run of inputs that n butterfly factors mix."""
+    n, _, _, b = stored["boft_R"].shape
+    return b * 2 ** (n - 1)
+
+
+register(
+    Family(
+        "boft",
+        "BOFT",
+        "orthogonal",
+        ("boft_R", "boft_s"),
+        delta=_delta,
+        coordinates=rotation_coordinates(boft_block),
+    )
+)

@@ -1,0 +1,95 @@
+"""Adapter checkpoint -> weight change: reads what PEFT writes, or refuses it.
+
+Works in float64 with the formula of the checkpoint's family, and returns fp32.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wscore.delta import Delta
+from wscore.factored import Factored, Factors
+from wscore.families.base import (
+    FAMILIES,
+    Base,
+    Checkpoint,
+    Coordinates,
+    check,
+    family_of,
+    refuse,
+    targets,
+)
+from wscore.families.splits import one_family
+
+
+def family(config: Mapping[str, Any]) -> str:
+    """The name of a checkpoint's family, a key of `FAMILIES`; anything else is refused."""
+    return family_of(config).name
+
+
+@torch.no_grad()
+def merge_adapter(adapter: Mapping[str, Tensor], config: Mapping[str, Any], base: Base) -> Delta:
+    """{name: merged - original} for every parameter the adapter targets, zero changes included.
+
+    `adapter` and `config` are adapter_model.safetensors and adapter_config.json of a PEFT
+    checkpoint; PiSSA may store its initial factors as `<module>.lora_A_init.weight` and
+    `<module>.lora_B_init.weight`. `base` maps parameter names to ORIGINAL weights of any float
+    dtype; it is indexed by target, one tensor at a time, and the delta lies on its device.
+    Whatever is not exactly a change of target weights by one known rule raises ValueError.
+    """
+    rule, names, delta = family_of(config), set(base), {}
+    for key, target in targets(adapter, config, base):
+        delta[key] = rule.delta(target).float()
+        check(bool(delta[key].isfinite().all()), f"{key} changes by NaN or inf; check the base")
+        bias = f"{target.module}.bias"
+        if rule.bias and bias in names:
+            change = rule.bias(target, base[bias].to(torch.float64))
+            delta |= {} if change is None else {bias: change.float()}
+    return delta
+
+
+@torch.no_grad()
+def merge_adapter_factored(
+    adapter: Mapping[str, Tensor], config: Mapping[str, Any], base: Base
+) -> Factored:
+    """`merge_adapter` of a family that has factors, kept as fp32 factors of rank r (pissa 2 r).
+
+    Its entries are those of `merge_adapter` within 1e-6 of their norm, which is what rounding the
+    factors instead of the product costs. Raises ValueError for families whose change has full rank.
+    """
+    rule, factors = family_of(config), {}
+    if rule.factors is None:
+        known = ", ".join(f.name for f in FAMILIES.values() if f.factors)
+        refuse(f"a {rule.name} change has no factors; use one of {known}, or merge_adapter")
+    for key, target in targets(adapter, config, base):
+        factors[key] = Factors(*(x.float() for x in rule.factors(target)))
+        finite = all(bool(x.isfinite().all()) for x in factors[key])
+        check(finite, f"{key} changes by NaN or inf; check the base")
+    return Factored(factors)
+
+
+def family_coordinates(
+    pos_tensors: Mapping[str, Tensor],
+    pos_config: Mapping[str, Any],
+    neg_tensors: Mapping[str, Tensor],
+    neg_config: Mapping[str, Any],
+    base: Base,
+) -> Coordinates:
+    """{coordinate system: {part: delta}} of the pair's family; the parts of each add up to dW.
+
+    lora, pissa  rank                 component_0, component_1, ..
+    delora       rank, and
+                 lambda_direction     lambda, direction
+    dora         magnitude_direction  magnitude, direction
+    oft, boft    rotation             rotation, rest, within the adapter's own blocks
+    ia3          gates                attention, mlp
+
+    Families without coordinates of their own give {}. Tensors, configs and base are those of
+    `merge_adapter`. Raises ValueError as it does, and where the poles are of two families or touch
+    different targets.
+    """
+    rule = one_family(pos_config, neg_config)
+    poles = Checkpoint(pos_tensors, pos_config), Checkpoint(neg_tensors, neg_config)
+    return rule.coordinates(*poles, base) if rule.coordinates else {}

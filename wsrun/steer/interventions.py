@@ -1,0 +1,324 @@
+"""Interventions: what steering does to a model, one class a method.
+
+    weights       W' = cast(W0 + alpha dW)                  WeightDelta, ConstructedDelta
+    activations   h_l' = h_l + alpha v_l                    AddVectors
+    ablation      h_l' = h_l - alpha (h_l . r) r            DirectionalAblation
+    prompt        a system turn stands before the items     SystemPrompt
+    a & b         both, at one alpha                        Combined
+
+h_l is the output of decoder layer l, at every position. `applied` does it to a model. A new method
+is one class here and its name in METHODS: caches, doses, controls and files ask the object.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wscore import add, entries_sha256, gaussian_null, load_delta, norm, save_delta, spectrum_null
+from wscore.factored import Factored
+from wscore.store import write_whole
+from wsrun.models.hooks import hooked, output_of
+from wsrun.steer.edits import AddVector, Chain, Edit
+from wsrun.steer.weights import steered
+
+Change = Mapping[str, Tensor]  # parameter name -> dW
+LAYER = "layer "  # of a file's tensors, before the number
+KIND, TEXT = "intervention", "system"  # of a file's header
+HALVES = ("|L", "|R")  # after the name of a factored tensor, where one file holds several changes
+
+
+class Intervention:
+    """What is done to a model, at a coefficient alpha that is given when it is applied."""
+
+    method: str  # what tables call it
+    has_dose: bool = True  # whether alpha acts on it
+
+    def delta(self) -> Change:
+        """dW by parameter name; {} where weights stay as they are."""
+        return {}
+
+    def edits(self) -> Mapping[int, Edit]:
+        """Edits of the outputs of decoder layers; {} where there are none."""
+        return {}
+
+    def system(self) -> str | None:
+        """The system turn before the items, None where there is none."""
+        return None
+
+    def fingerprint(self) -> dict[str, str]:
+        """What is touched (a parameter, "output of layer l") -> hash of how; {} for a prompt."""
+        edits = {output_of(layer): edit.fingerprint() for layer, edit in self.edits().items()}
+        return entries_sha256(self.delta()) | edits
+
+    def size(self) -> float | None:
+        """|dW|, Frobenius over all tensors; None where no weight or not only weights change."""
+        d = self.delta()
+        return norm(d) if d and not self.edits() else None
+
+    def random_like(self, seed: int) -> "Intervention":
+        """A random control of the same size."""
+        raise ValueError(f"random_like: a {self.method} has no random control")
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What `save` writes, beside `texts`; `restored` is the way back."""
+        return {}
+
+    def texts(self) -> dict[str, str]:
+        """What `save` writes into the header."""
+        return {KIND: self.method}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "Intervention":
+        """The intervention of these tensors and texts."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path, header: Mapping[str, str] = {}) -> Path:
+        """Write one safetensors file, `header` beside the intervention; see `load_intervention`."""
+        tensors, texts = self.tensors(), self.texts()
+        if doubled := sorted(set(texts) & set(header)):
+            raise ValueError(f"save: {doubled} in the header are the format's own; rename them")
+        texts |= header
+        if not tensors:
+            return write_whole(path, lambda partial: save_file({}, partial, metadata=texts))
+        return save_delta(tensors, path, texts)
+
+    def __and__(self, other: "Intervention") -> "Combined":
+        return Combined(self, other)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightDelta(Intervention):
+    """W' = cast(W0 + alpha dW). dW may be a function, called when it is needed and not kept."""
+
+    dW: Change | Callable[[], Change]
+    method = "weights"
+
+    def delta(self) -> Change:
+        return self.dW() if callable(self.dW) else self.dW
+
+    def random_like(self, seed: int) -> "WeightDelta":
+        """dW's own singular values in random directions (`wscore.spectrum_null`)."""
+        return type(self)(lambda: spectrum_null(self.delta(), seed))
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.delta()
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "WeightDelta":
+        return cls(tensors)
+
+
+class ConstructedDelta(WeightDelta):
+    """W' = cast(W0 + alpha dW'), of a dW' that was constructed and not trained."""
+
+    method = "synthetic"
+
+
+@dataclass(frozen=True, eq=False)
+class AddVectors(Intervention):
+    """h_l' = h_l + alpha v_l, v_l by layer (Turner et al. 2023, arXiv 2308.10248)."""
+
+    vectors: Mapping[int, Float[Tensor, " d"]]
+    method = "activation"
+
+    def edits(self) -> Mapping[int, Edit]:
+        return {layer: AddVector(v) for layer, v in self.vectors.items()}
+
+    def random_like(self, seed: int) -> "AddVectors":
+        """Gaussian r_l with |r_l| = |v_l|, drawn layer by layer (`wscore.gaussian_null`)."""
+        drawn = gaussian_null(self.tensors(), seed)
+        return AddVectors({n: drawn[f"{LAYER}{n}"] for n in self.vectors})
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {f"{LAYER}{n}": v for n, v in self.vectors.items()}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "AddVectors":
+        return cls({int(name.removeprefix(LAYER)): v for name, v in tensors.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class SystemPrompt(Intervention):
+    """A system turn before every item; alpha does not act on it."""
+
+    text: str
+    method = "prompt"
+    has_dose = False
+
+    def system(self) -> str | None:
+        return self.text
+
+    def texts(self) -> dict[str, str]:
+        return super().texts() | {TEXT: self.text}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "SystemPrompt":
+        return cls(texts[TEXT])
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Combined(Intervention):
+    """Several interventions at one alpha: the sum of the dW, then each edit after the other.
+
+    Its method is that of the first part. A random control keeps the parts without a dose.
+    """
+
+    parts: tuple[Intervention, ...]
+
+    def __init__(self, first: Intervention, *others: Intervention) -> None:
+        flat = [p.parts if isinstance(p, Combined) else (p,) for p in (first, *others)]
+        object.__setattr__(self, "parts", sum(flat, ()))
+
+    @property
+    def method(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.parts[0].method
+
+    @property
+    def has_dose(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(p.has_dose for p in self.parts)
+
+    def delta(self) -> Change:
+        total, *more = [d for p in self.parts if (d := p.delta())] or [{}]
+        for d in more:
+            total = add(total, d)
+        return total
+
+    def edits(self) -> Mapping[int, Edit]:
+        found: dict[int, Edit] = {}
+        for layer, edit in (pair for p in self.parts for pair in p.edits().items()):
+            found[layer] = Chain((found[layer], edit)) if layer in found else edit
+        return found
+
+    def system(self) -> str | None:
+        return "\n\n".join(s for p in self.parts if (s := p.system())) or None
+
+    def random_like(self, seed: int) -> "Combined":
+        return Combined(*(p.random_like(seed) if p.has_dose else p for p in self.parts))
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        numbered = enumerate(_halved(p.tensors()) for p in self.parts)
+        return {f"{i}/{name}": w for i, tensors in numbered for name, w in tensors.items()}
+
+    def texts(self) -> dict[str, str]:
+        return {KIND: "combined", "parts": json.dumps([p.texts() for p in self.parts])}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "Combined":
+        def part(i: int, own: Mapping[str, str]) -> Intervention:
+            names = [name for name in tensors if name.startswith(f"{i}/")]
+            return _restored(_joined({n.removeprefix(f"{i}/"): tensors[n] for n in names}), own)
+
+        return cls(*(part(i, own) for i, own in enumerate(json.loads(texts["parts"]))))
+
+
+METHODS: dict[str, type[Intervention]] = {
+    cls.method: cls for cls in (WeightDelta, ConstructedDelta, AddVectors, SystemPrompt)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Intervention):
+    """Another intervention with its change made and hashed once, and kept as long as this is.
+
+    The tensors of `of` must not change meanwhile.
+    """
+
+    of: Intervention
+
+    @cached_property
+    def _delta(self) -> Change:
+        return self.of.delta()
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, str]:
+        return super().fingerprint()
+
+    @property
+    def method(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.of.method
+
+    @property
+    def has_dose(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.of.has_dose
+
+    def delta(self) -> Change:
+        return self._delta
+
+    def edits(self) -> Mapping[int, Edit]:
+        return self.of.edits()
+
+    def system(self) -> str | None:
+        return self.of.system()
+
+    def fingerprint(self) -> dict[str, str]:
+        return self._fingerprint
+
+
+@contextmanager
+def applied(
+    model: PreTrainedModel, intervention: Intervention, alpha: float
+) -> Iterator[PreTrainedModel]:
+    """The model so changed inside the block, as it was after it.
+
+    A system turn is a matter of the prompt. Raises ValueError for what does not fit the model.
+    """
+    delta, edits = intervention.delta(), intervention.edits()
+    with ExitStack() as stack:
+        if delta:
+            stack.enter_context(steered(model, delta, alpha))
+        if edits and alpha:
+            hooks = {layer: partial(edit, alpha=alpha) for layer, edit in edits.items()}
+            stack.enter_context(hooked(model, hooks))
+        yield model
+
+
+def load_intervention(path: str | Path) -> tuple[Intervention, dict[str, str]]:
+    """(the intervention, its header) in a file of `save`, bit by bit.
+
+    Raises ValueError for what is no such file.
+    """
+    with safe_open(path, framework="pt") as file:
+        texts, empty = dict(file.metadata() or {}), not file.keys()
+    tensors: Any = {}
+    if not empty:
+        tensors = load_delta(path)
+        texts = dict(tensors.meta)
+    try:
+        found = _restored(tensors, texts)
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"load_intervention: {str(path)!r} holds no intervention ({error!r}); save it again"
+        ) from error
+    return found, {k: v for k, v in texts.items() if k not in found.texts()}
+
+
+def _restored(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Intervention:
+    return (METHODS | {"combined": Combined})[texts[KIND]].restored(tensors, texts)
+
+
+def _halved(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Factors as two tensors a name, name|L and name|R."""
+    if not isinstance(tensors, Factored):
+        return tensors
+    return {
+        f"{name}{half}": w
+        for name in tensors
+        for half, w in zip(HALVES, tensors.factors(name), strict=True)
+    }
+
+
+def _joined(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The way back from `_halved`."""
+    L, R = HALVES
+    names = [name.removesuffix(L) for name in tensors if name.endswith(L)]
+    return Factored({n: (tensors[n + L], tensors[n + R]) for n in names}) if names else tensors
