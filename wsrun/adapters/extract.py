@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wscore import (
+    FAMILIES,
     Delta,
     difference,
     family,
@@ -29,8 +30,6 @@ from wscore import (
     norm,
     tensors_sha256,
 )
-from wscore.merge import FACTORS
-from wscore.store import trained_reads
 from wsrun.steer.weights import steered
 
 PEFT_VERSION = "0.21"  # the version that tests compare every family with
@@ -79,7 +78,6 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises ValueError for a missing folder, config or weights file, and for one that is unreadable.
     """
-    trained_reads.append(str(path))
     folder, config = Path(path), read_config(path)
     tensors = _read_tensors(folder / WEIGHTS)
     if (folder / PISSA_INIT).is_file():
@@ -178,7 +176,7 @@ def pair_deltas(model: PreTrainedModel, folder: str | Path) -> PairDelta:
             f"adapters: pos of {str(folder)!r} is {families['pos']} and neg is {families['neg']}; "
             "train both poles with one family"
         )
-    merge = merge_adapter_factored if families["pos"] in FACTORS else merge_adapter
+    merge = merge_adapter_factored if FAMILIES[families["pos"]].factors else merge_adapter
     pos, neg = (_delta(model, path, merge) for path in sides.values())
     try:
         dW = difference(pos, neg)

@@ -33,9 +33,9 @@ ROW_SCHEMA: dict[str, Any] = {
     "margin": pl.Float64,
     "mass": pl.Float64,
     "flagged": pl.Boolean,
-    "realised_norm_ratio": pl.Float64,  # |W' - W0| / |alpha dW|; null where the dtype is exact
-    "realised_cosine": pl.Float64,
-    "dtype_noise": pl.Float64,  # rms change of a base margin under one more rounding
+    "dose": pl.Float64,  # realised / asked norm of the change; null where the dtype is exact
+    "dose_cosine": pl.Float64,
+    "noise": pl.Float64,  # rms change of a base margin under one more rounding
 }
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY = "wscore"

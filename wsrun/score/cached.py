@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from wscore import only
+from wscore import subset
 from wsrun.models.hooks import check_layers, decoder_layers, output_of
 from wsrun.score.activation_cache import ActivationCache, CacheKey, CachePath
 from wsrun.score.batching import Batch, batches, in_order
@@ -296,7 +296,7 @@ def _key(step: int, path: CachePath) -> CacheKey:
 def _steered(
     model: nn.Module, change: Change, names: Sequence[str]
 ) -> AbstractContextManager[object]:
-    return steered(model, only(change.delta, names), change.alpha) if names else nullcontext()
+    return steered(model, subset(change.delta, names), change.alpha) if names else nullcontext()
 
 
 def _default_cache_bytes(model: PreTrainedModel) -> int:

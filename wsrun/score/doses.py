@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import Factored
-from wscore.factored import outline
+from wscore.factored import meta
 from wsrun.data.replies import Encoded, Reply, encode
 from wsrun.score.logprobs import NUMBERS, NotFinite, log_probs
 from wsrun.score.sweep import Dose, Variant
@@ -164,7 +164,7 @@ def _held(group: list[Variant]) -> list[Intervention]:
 
 def _numbers(d: Mapping[str, Tensor]) -> int:
     """How many numbers a change keeps in memory; factors count for nothing."""
-    return 0 if isinstance(d, Factored) else sum(outline(d, name).numel() for name in d)
+    return 0 if isinstance(d, Factored) else sum(meta(d, name).numel() for name in d)
 
 
 def solve(f: Callable[[float], float], target: float) -> tuple[float, float, bool]:

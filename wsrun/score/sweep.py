@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import tensors_sha256
+from wscore.stats.schema import ROW_SCHEMA
 from wsrun.data.items import Item, with_system
 from wsrun.models.hooks import check_layers
-from wsrun.report.tables import ROW_SCHEMA
 from wsrun.score.scorer import ALL_LEVERS, PROMPT_STYLE, TOKENS, Engines, Levers, Scorer, plan
 from wsrun.steer.interventions import Held, Intervention, WeightDelta
 from wsrun.steer.weights import Rounding, rounding_error, touched_parameters

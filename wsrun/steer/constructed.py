@@ -5,30 +5,19 @@
 What a weight adds on its mean input x is the contrast c of its own outputs under two personas."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from wscore import DeltaLike, Factored, match_norm, stream, tensors_sha256
+from wscore import DeltaLike, Factored, match_norm, stream
 from wscore.null import haar
-from wscore.store import trained_reads
 from wsrun.steer.contrast import Contrast
 
 Per = Literal["tensor", "all"]
 
 
-def check_unseen() -> None:
-    """Raises RuntimeError, for a defect of the program, where a trained delta was read before."""
-    if trained_reads:
-        raise RuntimeError(
-            f"synthetic: {len(trained_reads)} trained changes were read in this process before, "
-            f"such as {trained_reads[0]!r}; construct synthetic changes first"
-        )
-
-
 def rank_one(contrast: Contrast) -> Factored:
     """dW' = c x^T / |x|^2 for every weight of the contrast, as factors in float32."""
-    check_unseen()
     factors = {}
     for name, c in contrast.out.items():
         x = contrast.x[name]
@@ -38,7 +27,7 @@ def rank_one(contrast: Contrast) -> Factored:
     return Factored(factors)
 
 
-def turned(contrast: Contrast, seed: int) -> Contrast:
+def rotated(contrast: Contrast, seed: int) -> Contrast:
     """Q c for all c, with one Haar-random rotation Q: the same lengths and mutual angles."""
     turns: dict[int, Tensor] = {}
     for c in contrast.out.values():
@@ -50,9 +39,3 @@ def turned(contrast: Contrast, seed: int) -> Contrast:
 def sized(d: DeltaLike, base: Mapping[str, Tensor], per: Per) -> DeltaLike:
     """d rescaled to |d| = |W| over the weights it changes, so that a dose is a share of |W|."""
     return match_norm(d, {name: base[name] for name in d}, per)
-
-
-def unseen_record(made: Mapping[str, DeltaLike]) -> dict[str, Any]:
-    """For the provenance, before any trained delta is read: what was made, and that none was."""
-    check_unseen()
-    return {"trained_reads": 0, "made": {name: tensors_sha256(d) for name, d in made.items()}}

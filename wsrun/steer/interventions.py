@@ -2,7 +2,6 @@
 
     weights       W' = cast(W0 + alpha dW)                  WeightDelta, ConstructedDelta
     activations   h_l' = h_l + alpha v_l                    AddVectors
-    ablation      h_l' = h_l - alpha (h_l . r) r            DirectionalAblation
     prompt        a system turn stands before the items     SystemPrompt
     a & b         both, at one alpha                        Combined
 

@@ -72,7 +72,7 @@ def write_not_read_basis(model: PreTrainedModel, names: Iterable[str], k: int) -
 
 def _later(model: PreTrainedModel) -> Iterator[tuple[tuple[int, bool], tuple[Tensor, Tensor]]]:
     """((layer, is MLP), Gram matrices of all reads and of all writes after it), from the last."""
-    maps = weights(model, lambda at: reads_residual(at) or writes_residual(at))
+    maps = weights(model, reads_residual | writes_residual)
     read = written = None
     for number in reversed(range(len(decoder_layers(model)))):
         for mlp in (True, False):

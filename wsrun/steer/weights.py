@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wscore.factored import Factored, Factors, outline
+from wscore.factored import Factored, Factors, meta
 
 _Terms = tuple[tuple[float, Tensor | Factors], ...]
 
@@ -116,7 +116,7 @@ def touched_parameters(model: nn.Module, d: Mapping[str, Tensor]) -> dict[str, n
         )
     params = {name: p for name, p in touched.items() if p is not None}
     for name, p in params.items():
-        shape = outline(d, name).shape
+        shape = meta(d, name).shape
         if shape != p.shape:
             raise ValueError(
                 f"steered: {name!r} has shape {tuple(shape)} in the delta and "

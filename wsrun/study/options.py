@@ -49,6 +49,20 @@ class Common:
     """device of the model"""
 
 
+@dataclass(frozen=True)
+class BenchmarkOptions(Common):
+    """Options of every script that compares methods of steering."""
+
+    alphas: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """coefficients of dW to choose from"""
+    most_flagged: float = 0.1
+    """a candidate with a larger share of flagged rows is not chosen"""
+    n_random: int = 20
+    """random controls"""
+    match_dose: str | None = None
+    """equal doses for all: kl:X, X nats on neutral texts, or norm:X, |alpha dW| = X"""
+
+
 def check_common(cfg: Common, what: str) -> None:
     """Refuse options that cannot work before anything is loaded; `what` names the script."""
     for family in cfg.families:

@@ -45,6 +45,24 @@ def load_session(cfg: Common, split: str = "test") -> Session:
     return Session(model, tok, items)
 
 
+def load_splits(cfg: Common) -> tuple[Session, Session]:
+    """(validation, test): one model, the items of both splits, checked to be disjoint."""
+    test = load_session(cfg)
+    validation = load_items(cfg.data, "validation", cfg.dilemmas)
+    check_disjoint(validation, test.items)
+    return test._replace(items=validation), test
+
+
+def check_disjoint(validation: Sequence[Item], test: Sequence[Item]) -> None:
+    """Raises ValueError where a claim or dilemma stands in both splits."""
+    known = {(i.dataset, i.cluster) for i in validation}
+    if both := sorted({(i.dataset, i.cluster) for i in test} & known):
+        raise ValueError(
+            f"benchmark: {len(both)} clusters are in the validation and in the test split, such as "
+            f"{both[0]}; what is selected on an item must not be reported on it"
+        )
+
+
 def read_pairs(model: PreTrainedModel, cfg: Common) -> Pairs:
     """The proved deltas of every family and seed; raises ValueError for a folder misnamed."""
     pairs: Pairs = {}
@@ -70,12 +88,18 @@ def run_sweep(
         f"{cfg.model}: {len(session.items)} items, {len(cfg.families)} families, "
         f"{len(cfg.seeds)} {seeds}, {runs} runs"
     )
-    context = {"experiment": experiment, "model": cfg.model, "behaviour": cfg.behaviour}
     index, count = read_shard(cfg.shard) if cfg.shard else (0, 1)
     own, before = variants[index::count], finished(cfg.cache_dir)
     with progress("scoring", 1 + count_runs(cfg, own)) as step:
         rows = sweep(
-            *session, own, cfg.alphas, context=context, results=cfg.cache_dir, progress=step
+            *session,
+            own,
+            cfg.alphas,
+            experiment=experiment,
+            model_name=cfg.model,
+            behaviour=cfg.behaviour,
+            cache_dir=cfg.cache_dir,
+            progress=step,
         )
     if cfg.shard:
         console.print(
