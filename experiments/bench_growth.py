@@ -20,9 +20,8 @@ from wsrun.data.items import Item, load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, guarded, progress
 from wsrun.report.tables import check_writable
-from wsrun.score.sweep import Variant, sweep
+from wsrun.score.sweep import sweep
 from wsrun.study.profile import conclude, line_figure, line_fit, save_lines, show, timed
-from wsrun.study.session import draw
 
 NAME = "bench_growth"
 CAPTION = (
@@ -76,15 +75,15 @@ def main(cfg: Config) -> None:
             f"{series}: {1000 * slope:.1f} ms each, {start:.2f} s to start, "
             f"at most {100 * off:.0f} % off the line"
         )
-    draw(line_figure, path, table, {"variants": "rows", "rows": "variants"}, CAPTION)
+    fixed = {"variants": "rows", "rows": "variants"}
+    console.print(line_figure(path, table, fixed, CAPTION), markup=False, highlight=False)
     conclude(path)
 
 
 def seconds(model, tok, items: list[Item], nulls: Sequence[DeltaLike]) -> float:
     """CPU seconds of one sweep."""
-    context = {"experiment": NAME, "model": "organism", "behaviour": "honest"}
-    variants = [Variant(f"null#{i:02d}", d) for i, d in enumerate(nulls)]
-    return timed(lambda: sweep(model, tok, items, variants, (1.0,), context=context))[0]
+    variants = {f"null#{i:02d}": d for i, d in enumerate(nulls)}
+    return timed(lambda: sweep(model, tok, items, variants, (1.0,)))[0]
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def main(cfg: Config) -> None:
 def start(cfg: Config, results: str) -> subprocess.Popen:
     """T6 as a process that keeps its finished results under `results`."""
     command = [sys.executable, SCRIPT, *cfg.flags, "--out", cfg.folder / "out"]
-    command += ["--parts", cfg.folder / results]
+    command += ["--cache-dir", cfg.folder / results]
     quiet = subprocess.DEVNULL
     return subprocess.Popen([str(c) for c in command], stdout=quiet, stderr=quiet)
 

@@ -20,8 +20,7 @@ random rank-8 changes of its middle layers and is asked about English dilemmas; 
 reads the model from disk, as a multiple of its weights.
 """
 
-import runpy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,21 +29,18 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 import torch
 
-from wscore import DeltaLike, select, writes_residual
+from wscore import DeltaLike, scale, select, spectrum_null, writes_residual
+from wsrun.adapters.extract import pair_deltas
 from wsrun.data.items import Item, load_dilemmas, load_items
+from wsrun.lenses.base import Cut, Deltas, LensInput
+from wsrun.lenses.registry import cuts
 from wsrun.models.chat import choice_ids, render
-from wsrun.models.load import (
-    d_model,
-    keep_freed_memory,
-    limit_threads,
-    load_model,
-    load_tokenizer,
-)
+from wsrun.models.load import keep_freed_memory, limit_threads, load_model, load_tokenizer
 from wsrun.report.console import guarded, progress
 from wsrun.report.tables import check_writable
-from wsrun.score.sweep import Levers, Variant, choice_scores, sweep
-from wsrun.steer.weights import steered
-from wsrun.study.options import Common
+from wsrun.score.scorer import Levers, choice_scores
+from wsrun.score.sweep import Variant, sweep
+from wsrun.steer.interventions import WeightDelta, applied
 from wsrun.study.profile import (
     GIB,
     count_operations,
@@ -55,10 +51,14 @@ from wsrun.study.profile import (
     run_alone,
     timed,
 )
-from wsrun.study.session import read_pairs
 
 NAME = "bench_sweep"
 AT_LEAST, AT_MOST = {"T6": 5, "T7": 8}, 1e-4  # the rule: ratios, and the largest difference
+LENSES = {
+    "T6": ("shared", "shared_incl", "own", "random"),
+    "T7": ("layers", "thirds", "blocks", "sides", "modules", "groups", "cells"),
+}
+Changes = Mapping[tuple[str, int], DeltaLike]  # (family, seed) -> dW
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Work(NamedTuple):
     model: Any
     tok: Any
     items: list[Item]
-    variants: list[Variant]
+    variants: Iterable[Variant]
 
 
 def main(cfg: Config) -> None:
@@ -130,11 +130,11 @@ def organism(cfg: Config) -> Iterator[Work]:
     if not cfg.threads:
         limit_threads(model)
     items = load_items("data/organism", "test", 20)[-(cfg.rows or 0) :]
-    pairs = read_pairs(model, Common(families=("lora", "oft")))
-    whole = {"T6": {key: pair.dW for key, pair in pairs.items()}}
-    whole["T7"] = {key: d for key, d in whole["T6"].items() if key[0] == "lora"}
+    folder = "data/organism/adapters"
+    whole = {(f, 0): pair_deltas(model, f"{folder}/{f}-s0").dW for f in ("lora", "oft")}
     for name in cfg.lists:
-        yield Work(name, model, tok, items, list(variants_of(name, model, whole[name], 20)))
+        found = whole if name == "T6" else {("lora", 0): whole["lora", 0]}
+        yield Work(name, model, tok, items, variants_of(name, found, LENSES[name], 20))
 
 
 def larger(cfg: Config, name: str, model: Any) -> Work:
@@ -143,50 +143,61 @@ def larger(cfg: Config, name: str, model: Any) -> Work:
     if (rows := cfg.rows or 8) > len(items):
         raise ValueError(f"bench: --rows must be at most {len(items)}, got {rows}")
     whole = {(f"random {s}", 0): random_change(model, s) for s in range(1 + (name == "T6"))}
-    variants = variants_of(name, model, whole, 2, cells=False, thin=cfg.thin)
-    return Work(name, model, load_tokenizer("data/organism"), items[-rows:], list(variants))
+    lenses = [lens for lens in LENSES[name] if lens != "cells"]
+    variants = variants_of(name, whole, lenses, 2, cfg.thin if name == "T7" else 1)
+    return Work(name, model, load_tokenizer("data/organism"), items[-rows:], variants)
 
 
 def variants_of(
-    name: str,
-    model: Any,
-    whole: Mapping[tuple[str, int], DeltaLike],
-    nulls: int,
-    cells: bool = True,
-    thin: int = 1,
+    name: str, whole: Changes, lenses: Iterable[str], nulls: int, thin: int = 1
 ) -> Iterator[Variant]:
-    """The variants of T6 (K = 32) or of T7, as these scripts make them."""
-    script = {"T6": "t6_shared_svd.py", "T7": "t7_sites.py"}[name]
-    made = runpy.run_path(str(Path(__file__).parent / script))
-    if name == "T6":
-        residual = {key: select(d, writes_residual) for key, d in whole.items()}
-        bases = {key: made["stacks"](residual, *key) for key in residual}
-        options = made["Config"](K=(32,), nulls=nulls)
-        return made["variants"](options, whole, residual, bases, {}, d_model(model))
-    cuts = made["slices"]({n for d in whole.values() for n in d}, cells)[::thin]
-    return made["variants"](made["Config"](nulls=nulls), whole, cuts, {})
+    """What T6 (K = 32) or T7 scores of every dW: all of it, zero, every cut, and null draws."""
+    where = writes_residual if name == "T6" else None
+    deltas = Deltas({key: select(d, where) if where else d for key, d in whole.items()})
+    for (family, seed), d in deltas.items():
+        if where:
+            yield Variant("full", WeightDelta(whole[family, seed]))
+        yield Variant("whole", WeightDelta(d))
+        yield Variant("zero", WeightDelta(scale(0.0, d)))
+        found = cuts(lenses, LensInput(family, seed, deltas, K=(32,)))
+        for cut in [cut for cut in found if not cut.absent][::thin]:
+            yield from (Variant(f"{role}_{cut.name}", part) for role, part in parts(cut))
+        for i in range(nulls):
+            yield Variant(f"spectrum_null#{i:02d}", WeightDelta(spectrum_null(d, i)))
 
 
-def run_sweep(cfg: Config, work: Work, **levers: bool) -> pl.DataFrame:
-    _, *at, variants = work
-    context = {"experiment": NAME, "model": cfg.shape, "behaviour": "honest"}
-    return sweep(*at, variants, (1.0,), context=context, levers=Levers(**levers))
+def parts(cut: Cut) -> Iterator[tuple[str, WeightDelta]]:
+    """keep, drop and control (random directions of the kept part's rank and norm), as it has."""
+    kept = cut.kept()
+    for role in cut.roles:
+        if role == "keep":
+            yield role, WeightDelta(kept)
+        else:
+            yield role, WeightDelta(cut.rest() if role == "drop" else spectrum_null(kept, 999))
+
+
+def run_sweep(work: Work, engine: str = "auto", **levers: bool) -> pl.DataFrame:
+    _, model, tok, items, variants = work
+    return sweep(model, tok, items, variants, (1.0,), engine=engine, levers=Levers(**levers))
 
 
 def compare(cfg: Config, work: Work) -> Iterator[dict[str, Any]]:
     """One line per method of scoring a list: seconds, ratio to the plain loop, difference."""
 
-    def swept(*off: str) -> Callable[[], pl.Series]:
+    def swept(*off: str, engine: str = "auto") -> Callable[[], pl.Series]:
         levers = dict.fromkeys(off, False)
-        return lambda: run_sweep(cfg, work, **levers).filter(alpha=1.0)["margin"]
+        return lambda: run_sweep(work, engine, **levers).filter(alpha=1.0)["margin"]
 
+    variants = list(work.variants)  # cut before any time is taken
+    work = work._replace(variants=variants)
     methods = {"plain loop": lambda: plain_loop(work), "sweep": swept()}
     if cfg.levers:
+        methods["sweep with the plain engine"] = swept(engine="plain")
         levers = [f.name for f in fields(Levers)]
         methods |= {f"sweep without {name}": swept(name) for name in levers}
         methods["sweep without any"] = swept(*levers)
     peak, plain_seconds, plain = matmul_peak(work.model), 0.0, pl.Series()
-    title = f"{work.name}: {len(work.variants)} variants, {len(work.items)} items"
+    title = f"{work.name}: {len(variants)} variants, {len(work.items)} items"
     with progress(title, len(methods)) as step:
         for method, run in methods.items():
             seconds, margins = timed(run, cfg.device)
@@ -206,9 +217,8 @@ def plain_loop(work: Work) -> pl.Series:
     """The margins at alpha = 1: every variant at alpha = 0 and 1, items in batches of 8."""
     margins = []
     for variant in work.variants:
-        change = variant.change()
         for alpha in (0.0, 1.0):
-            with steered(work.model, change, alpha):
+            with applied(work.model, variant.intervention, alpha):
                 batches = (work.items[i : i + 8] for i in range(0, len(work.items), 8))
                 rows = [m for batch in batches for m in plain_batch(work, batch)]
         margins += rows
@@ -254,7 +264,7 @@ def swept_from_disk(cfg: Config, folder: str) -> None:
     """The model, and the sweep of T7's list on it."""
     keep_freed_memory()
     model, _ = load_model(folder, cfg.dtype)
-    run_sweep(cfg, larger(cfg, "T7", model))
+    run_sweep(larger(cfg, "T7", model))
 
 
 if __name__ == "__main__":

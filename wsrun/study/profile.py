@@ -24,9 +24,10 @@ from transformers import PreTrainedModel
 from wscore import Factored, Factors, norm, stream
 from wsrun.models.load import DTYPES
 from wsrun.models.tiny import tiny_qwen3
-from wsrun.report import page
 from wsrun.report.console import console, grid
-from wsrun.report.tables import plain, provenance, write_table
+from wsrun.report.drawing import DARK, assign_looks
+from wsrun.report.frames import Frame, draw_panels
+from wsrun.report.tables import provenance, write_table
 
 GIB = 2**30
 SHAPES: dict[str, dict[str, Any]] = {
@@ -117,7 +118,7 @@ def save_lines(
 ) -> tuple[pl.DataFrame, Path]:
     """(table, path) of the lines of a bench, written to `cfg.out` with its options."""
     table = pl.DataFrame(list(lines), infer_schema_length=None)
-    return table, write_table(table, cfg.out / f"{name}.parquet", provenance(plain(asdict(cfg))))
+    return table, write_table(table, cfg.out / f"{name}.parquet", provenance(asdict(cfg)))
 
 
 def show(title: str, table: pl.DataFrame) -> None:
@@ -152,19 +153,19 @@ def line_fit(n: pl.Series, s: pl.Series) -> tuple[float, float, float]:
 def line_figure(path: Path, table: pl.DataFrame, fixed: Mapping[str, str], caption: str) -> str:
     """Seconds against n with their lines, a panel a series; `fixed` names the column that one
     series holds fixed."""
-    looks = page.looks_of({s: f"a sweep over n {s}" for s in fixed})
+    looks = assign_looks({s: f"a sweep over n {s}" for s in fixed})
 
     def panel(ax: Any, series: str) -> None:
         part = table.filter(series=series)
         slope, start, _ = line_fit(part["n"], part["seconds"])
         end = int(part["n"].max())  # type: ignore[arg-type]
-        ax.plot([0, end], [start, start + slope * end], color=page.DARK, linewidth=1)
-        page.dot(ax, part["n"].to_list(), part["seconds"].to_list(), looks[series], markersize=5)
+        ax.plot([0, end], [start, start + slope * end], color=DARK, linewidth=1)
+        looks[series].draw(ax, part["n"].to_list(), part["seconds"].to_list(), markersize=5)
         ax.set(xlim=(0, 1.05 * end), ylim=(0, 1.1 * float(table["seconds"].max())))  # type: ignore
         other = f"{part[fixed[series]][0]} {fixed[series]}"
         ax.set_title(f"{series}, {other}: {1000 * slope:.0f} ms each")
 
     question = "How does the time of a sweep grow?"
     words = f"number n of {', of '.join(fixed)}", "seconds"
-    frame = page.Page(question, *words, caption, 2.6)
-    return page.paint(path, frame, panel, list(looks), 2, looks.values())
+    frame = Frame(question, *words, caption, 2.6)
+    return draw_panels(path, frame, panel, list(looks), 2, looks.values())
