@@ -20,19 +20,18 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-
-from wsrun.report.console import console, grid, guarded, progress
-from wsrun.report.tables import check_writable, plain, provenance, write_table
+from wsrun.report.console import guarded, progress
+from wsrun.report.tables import check_writable
+from wsrun.study.profile import finish
 from wsrun.study.shards import finished
 
 NAME = "bench_kills"
 SCRIPT = Path(__file__).parent / "t6_shared_svd.py"
 TABLES = ("t6_shared_svd.parquet", "t6_shared_svd.rows.parquet")
-Seen = dict[str, tuple[int, int]]  # file -> (inode, time of writing)
+Files = dict[str, tuple[int, int]]  # finished results: file -> (inode, time of writing)
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,6 @@ class Config:
     """how many runs are killed before the last one may end"""
     flags: tuple[str, ...] = ("--K", "32")
     """options of T6"""
-    seed: int = 0
-    """seed of the moments"""
     folder: Path = Path("artifacts/bench") / NAME
     """where T6 writes; emptied at the start and at the end"""
     out: Path = Path("artifacts/tables")
@@ -54,83 +51,79 @@ class Config:
 def main(cfg: Config) -> None:
     """One run that is never stopped, then kills and restarts, then the comparison."""
     if cfg.kills < 1:
-        raise ValueError(f"{NAME}: --kills {cfg.kills} asked; it must be 1 or more")
+        raise ValueError(f"{NAME}: --kills must be at least 1, got {cfg.kills}")
     check_writable(cfg.out)
     shutil.rmtree(cfg.folder, ignore_errors=True)
-    draw, lines = random.Random(cfg.seed), []
+    draw, lines = random.Random(0), []
     with progress("runs of T6", cfg.kills + 2) as step:
         began = time.monotonic()
         start(cfg, "whole").wait()
         seconds = time.monotonic() - began
-        whole, all_parts = take(cfg), set(seen(cfg, "whole"))
+        whole, total = take_tables(cfg), set(results(cfg, "whole"))
         step(f"whole run, {seconds:.0f} s")
-        kept: Seen = {}
+        done: Files = {}
         for n in range(cfg.kills):
-            share = (len(all_parts) - len(kept)) // (cfg.kills - n)
-            line, kept = killed(cfg, draw, len(kept) + draw.randint(0, 2 * share), kept)
-            lines.append(line)
-            step(f"{len(kept)} of {len(all_parts)} results finished")
-            take(cfg)
-        start(cfg, "parts").wait()
-        last, end = take(cfg), seen(cfg, "parts")
-        lines.append(
-            {"seconds": None, "ended": True, "finished": len(end), "again": written(kept, end)}
-        )
+            share = (len(total) - len(done)) // (cfg.kills - n)
+            run = start(cfg, "killed")
+            after = kill(cfg, run, len(done) + draw.randint(0, 2 * share), draw.uniform(0, 1))
+            done, facts = compare(cfg, done)
+            lines.append({"after_s": after, "killed": run.returncode != 0, **facts})
+            take_tables(cfg)
+            step(f"{len(done)} of {len(total)} results finished")
+        start(cfg, "killed").wait()
+        done, facts = compare(cfg, done)
+        lines.append({"after_s": None, "killed": False, **facts})
+        same = take_tables(cfg) == whole and set(done) == total
         step("last run")
     shutil.rmtree(cfg.folder)
-    table = pl.DataFrame(lines, infer_schema_length=None)
-    path = write_table(table, cfg.out / f"{NAME}.parquet", provenance(plain(asdict(cfg))))
-    heads = ("killed after s", "ended before", "results finished", "written again")
-    console.print(grid(f"T6, {seconds:.0f} s when not stopped", heads, table.iter_rows()))
-    same, again = last == whole and set(end) == all_parts, table["again"].sum()
-    console.print(
-        f"{(~table['ended']).sum()} kills hit a running process; tables are "
-        f"{'the same bytes' if same else 'DIFFERENT'}; {again} finished results written again: the "
-        f"rule {'holds' if same and not again else 'does not hold'}"
-    )
-    console.print(f"table {path}")
+    again, hit = (sum(line[name] for line in lines) for name in ("written_again", "killed"))
+    why = f"{hit} kills hit a running process, {again} finished results were written again, tables"
+    why += " are the same bytes" if same else " DIFFER"
+    title = f"T6, {seconds:.0f} s when not stopped"
+    finish(cfg, NAME, title, lines, same and not again, why)
 
 
-def start(cfg: Config, parts: str) -> subprocess.Popen:
-    """T6 as a process, its results under `parts`."""
+def start(cfg: Config, results: str) -> subprocess.Popen:
+    """T6 as a process that keeps its finished results under `results`."""
     command = [sys.executable, SCRIPT, *cfg.flags, "--out", cfg.folder / "out"]
-    command += ["--parts", cfg.folder / parts]
+    command += ["--cache-dir", cfg.folder / results]
     quiet = subprocess.DEVNULL
     return subprocess.Popen([str(c) for c in command], stdout=quiet, stderr=quiet)
 
 
-def killed(cfg: Config, draw: random.Random, goal: int, kept: Seen) -> tuple[dict, Seen]:
-    """A run killed once `goal` results are finished: what is noted of it, and the results now."""
-    began, run = time.monotonic(), start(cfg, "parts")
-    while run.poll() is None and finished(cfg.folder / "parts") < goal:
+def kill(cfg: Config, run: subprocess.Popen, goal: int, wait: float) -> float:
+    """Kill a run `wait` seconds after `goal` results are finished; returns the seconds it had."""
+    began = time.monotonic()
+    while run.poll() is None and finished(cfg.folder / "killed") < goal:
         time.sleep(0.05)
-    time.sleep(draw.uniform(0, 1))
+    time.sleep(wait)
     seconds = time.monotonic() - began
     run.kill()
-    ended, now = run.wait() == 0, seen(cfg, "parts")
-    again = written(kept, now)
-    return {"seconds": seconds, "ended": ended, "finished": len(now), "again": again}, now
+    run.wait()
+    return seconds
 
 
-def written(before: Seen, now: Seen) -> int:
-    """How many of the files known before are gone or were written anew."""
-    return sum(now.get(name) != mark for name, mark in before.items())
+def compare(cfg: Config, before: Files) -> tuple[Files, dict[str, int]]:
+    """The finished results now, and how many of those before are gone or were written anew."""
+    now = results(cfg, "killed")
+    again = sum(now.get(name) != mark for name, mark in before.items())
+    return now, {"finished": len(now), "written_again": again}
 
 
-def seen(cfg: Config, parts: str) -> Seen:
+def results(cfg: Config, name: str) -> Files:
     """The finished results of a folder."""
-    files = (cfg.folder / parts).rglob("*.safetensors")
-    found = {f.name: f.stat() for f in files if not f.name.startswith(".")}
-    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
+    files = (cfg.folder / name).rglob("*.safetensors")
+    stats = {f.name: f.stat() for f in files if not f.name.startswith(".")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def take(cfg: Config) -> list[bytes]:
+def take_tables(cfg: Config) -> list[bytes]:
     """The bytes of the tables, which are deleted; [] where a run has not come so far."""
-    paths = [cfg.folder / "out" / name for name in TABLES]
-    found = [p.read_bytes() for p in paths if p.is_file()]
+    paths = [path for name in TABLES if (path := cfg.folder / "out" / name).is_file()]
+    content = [p.read_bytes() for p in paths]
     for path in paths:
-        path.unlink(missing_ok=True)
-    return found
+        path.unlink()
+    return content
 
 
 if __name__ == "__main__":

@@ -1,69 +1,64 @@
-"""Question: does the algebra of a 4B model's deltas fit in 2 GiB of memory, from disk to disk?
+"""Does the algebra of a 4B model's deltas fit in 2 GiB of memory, from disk to disk?
 
-Random deltas of the shapes of a 4B model (36 layers, d_model 2560, all seven projections), as
-factors of rank 32, and with --dense also as whole float32 matrices. Each operation runs in a
-process of its own that reads two deltas from disk:
-  start         nothing: what Python, torch and wscore take
-  difference    dW = pos - neg, written to disk
-  save          pos scaled by 0.5, as whole matrices also where it is factored, written to disk
-  shared basis  the top 32 output directions of both, on o_proj and down_proj, written to disk
-Reported are the seconds and the peak of the resident memory, beside what the plain way needs: both
-deltas and the result as whole float32 matrices at once, by arithmetic.
-
-Rule: every peak stays below 2 GiB.
+Question:   what does each step take on two deltas of a 4B model's shapes (36 layers, d_model 2560,
+            all seven projections) of rank 32, kept as factors?
+Prediction: below 1 GiB, the import of Python's packages included.
+Rule:       holds if no process of factored deltas has a peak of 2 GiB or more.
 
     python experiments/bench_memory.py
     python experiments/bench_memory.py --dense
+
+Each step runs in a process of its own that reads random deltas from disk and writes its result:
+  start         nothing: what Python, torch and wscore take
+  difference    dW = pos - neg
+  scale         0.5 pos
+  shared basis  the top 32 output directions of both, on o_proj and down_proj
+--dense also takes whole float32 matrices, which the rule does not judge. Seconds and peaks of
+resident memory stand beside what the plain way needs: the deltas and the result as whole float32
+matrices at once, by arithmetic.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-import torch
-from torch import Tensor
+from torch import Tensor, randn
 
 import wscore as ws
-from wsrun.report.console import console, grid, guarded, progress
-from wsrun.report.tables import check_writable, plain, provenance, write_table
-from wsrun.study.profile import GIB, alone
+from wsrun.report.console import guarded, progress
+from wsrun.report.tables import check_writable
+from wsrun.study.profile import GIB, finish, run_alone
 
 NAME = "bench_memory"
 D_MODEL, HEADS, KEYS, MLP = 2560, 4096, 1024, 9728
 SHAPES = {  # [d_out, d_in] of one layer
+    **dict.fromkeys(["self_attn.k_proj", "self_attn.v_proj"], (KEYS, D_MODEL)),
+    **dict.fromkeys(["mlp.gate_proj", "mlp.up_proj"], (MLP, D_MODEL)),
     "self_attn.q_proj": (HEADS, D_MODEL),
-    "self_attn.k_proj": (KEYS, D_MODEL),
-    "self_attn.v_proj": (KEYS, D_MODEL),
     "self_attn.o_proj": (D_MODEL, HEADS),
-    "mlp.gate_proj": (MLP, D_MODEL),
-    "mlp.up_proj": (MLP, D_MODEL),
     "mlp.down_proj": (D_MODEL, MLP),
 }
-WRITES = ("self_attn.o_proj", "mlp.down_proj")
+AT_MOST = 2  # GiB, the rule
+RANK, K = 32, 32  # of the factored deltas, of the shared basis
+ENTRIES = sum(d_out * d_in for d_out, d_in in SHAPES.values())  # of one layer
+PLAIN_ENTRIES = {  # of one layer, where all is held as whole matrices
+    "start": None,
+    "difference": 3 * ENTRIES,
+    "scale": 2 * ENTRIES,
+    "shared basis": D_MODEL * (2 * (HEADS + MLP) + 2 * K),
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the memory bench."""
+    """Options of bench_memory."""
 
     layers: tuple[int, ...] = (9, 36)
     """numbers of layers of the factored deltas"""
-    rank: int = 32
-    """rank of the factored deltas"""
     dense: bool = False
     """also run whole matrices: 0.4 GB per layer and delta"""
     dense_layers: tuple[int, ...] = (2, 4)
     """numbers of layers of the dense deltas"""
-    k: int = 32
-    """columns of the shared basis"""
-    at_most: float = 2.0
-    """GiB that no process may exceed"""
-    threads: int = 1
-    """threads of each process"""
-    seed: int = 0
-    """seed of the deltas"""
     folder: Path = Path("artifacts/bench")
     """where the deltas are written; emptied of them at the end"""
     out: Path = Path("artifacts/tables")
@@ -72,55 +67,35 @@ class Config:
 
 @dataclass(frozen=True)
 class Case:
-    """Two deltas on disk: `rank` is None where they are dense."""
+    """Two deltas on disk, as factors or as whole matrices."""
 
     layers: int
-    rank: int | None
-    k: int
-    threads: int
-    seed: int
+    dense: bool
     folder: Path
 
-    @property
-    def kind(self) -> str:
-        return "dense" if self.rank is None else f"rank {self.rank}"
+    def read(self, side: str) -> ws.DeltaLike:
+        return ws.load_delta(self.folder / side)
 
-    def path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
-
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """Parameter name -> [d_out, d_in]."""
-        return {
-            f"model.layers.{layer}.{module}.weight": shape
-            for layer in range(self.layers)
-            for module, shape in SHAPES.items()
-        }
+    def write(self, d: ws.DeltaLike, name: str = "result") -> None:
+        ws.save_delta(d, self.folder / name, {})
 
 
-def gaussian(d: Mapping[str, Tensor], seed: int) -> ws.Delta:
-    """Gaussian entries of d's shapes, each from the stream of its name."""
-    return {name: draw(name, w.shape, seed) for name, w in d.items()}
+def write_pair(case: Case) -> None:
+    """Both deltas to disk; every tensor comes from the stream of its name."""
+    for seed, side in enumerate(("pos", "neg")):
+        case.write(random_delta(case, seed), side)
 
 
-def draw(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randn(*shape, generator=ws.stream(seed, name))
+def random_delta(case: Case, seed: int) -> ws.DeltaLike:
+    def draw(name: str, *shape: int) -> Tensor:
+        return randn(*shape, generator=ws.stream(seed, name))
 
-
-def write(case: Case) -> None:
-    """Both deltas, random, to disk."""
-    for seed, side in enumerate(("pos", "neg"), start=2 * case.seed):
-        ws.save_delta(delta(case, seed), case.path(side), {"kind": case.kind})
-
-
-def delta(case: Case, seed: int) -> Mapping[str, Tensor]:
-    if case.rank is None:
-        outlines = {n: torch.empty(shape, device="meta") for n, shape in case.shapes().items()}
-        return ws.lazily(gaussian, outlines, seed=seed)
+    sites = [(n, module) for n in range(case.layers) for module in SHAPES]
+    r, shapes = RANK, {f"model.layers.{n}.{m}.weight": SHAPES[m] for n, m in sites}
+    if case.dense:
+        return {name: draw(name, *shape) for name, shape in shapes.items()}
     return ws.Factored(
-        {
-            name: (draw(f"{name}/L", (d_out, case.rank), seed), draw(name, (case.rank, d_in), seed))
-            for name, (d_out, d_in) in case.shapes().items()
-        }
+        {n: (draw(f"{n}/L", d_out, r), draw(n, r, d_in)) for n, (d_out, d_in) in shapes.items()}
     )
 
 
@@ -129,98 +104,67 @@ def start(case: Case) -> None:
 
 
 def difference(case: Case) -> None:
-    pos, neg = (ws.load_delta(case.path(side)) for side in ("pos", "neg"))
-    factored = isinstance(pos, ws.Factored) and isinstance(neg, ws.Factored)
-    dW = ws.difference(pos, neg) if factored else ws.lazily(ws.difference, pos, neg)
-    ws.save_delta(dW, case.path("result"), {})
+    case.write(ws.difference(case.read("pos"), case.read("neg")))
 
 
-def save(case: Case) -> None:
-    half = ws.lazily(ws.scale, 0.5, ws.load_delta(case.path("pos")))
-    ws.save_delta(half, case.path("result"), {})
+def scale(case: Case) -> None:
+    case.write(ws.scale(0.5, case.read("pos")))
 
 
 def shared_basis(case: Case) -> None:
-    names = [n for n in case.shapes() if n.removesuffix(".weight").endswith(WRITES)]
-    deltas = [ws.only(ws.load_delta(case.path(side)), names) for side in ("pos", "neg")]
-    ws.save_delta(ws.shared_basis(deltas, case.k), case.path("result"), {})
+    writing = [ws.select(case.read(side), ws.writes_residual) for side in ("pos", "neg")]
+    case.write(ws.shared_basis(writing, K))
 
 
-JOBS: dict[str, Callable[[Case], None]] = {
-    "start": start,
-    "difference": difference,
-    "save": save,
-    "shared basis": shared_basis,
-}
+JOBS = {f.__name__.replace("_", " "): f for f in (start, difference, scale, shared_basis)}
 
 
-def plain_gib(job: str, case: Case) -> float | None:
-    """Both deltas, or the one that is read, and the result, as float32 matrices."""
-    shapes = case.shapes()
-    if job == "start":
-        return None
-    sizes = [d_out * d_in for d_out, d_in in shapes.values()]
-    if job != "shared basis":
-        return 4 * sum(sizes) * (3 if job == "difference" else 2) / GIB
-    picked = [shape for n, shape in shapes.items() if n.removesuffix(".weight").endswith(WRITES)]
-    return 4 * sum(d_out * (2 * d_in + case.k) for d_out, d_in in picked) / GIB
+def main(cfg: Config) -> None:
+    """Write each pair of deltas, run every step on it alone, print the peaks."""
+    folder = cfg.folder / NAME
+    check_writable(cfg.out)
+    check_writable(folder)
+    cases = [Case(n, False, folder) for n in cfg.layers]
+    cases += [Case(n, True, folder) for n in cfg.dense_layers if cfg.dense]
+    check_disk(cfg, cases)
+    lines = []
+    try:
+        with progress("deltas on disk", len(cases) * (1 + len(JOBS))) as step:
+            for case in cases:
+                kind = "dense" if case.dense else f"rank {RANK}"
+                run_alone(write_pair, case)
+                step(f"wrote {case.layers} layers, {kind}")
+                for name in JOBS:
+                    line = {"deltas": kind, "layers": case.layers, "step": name}
+                    lines.append(line | measure(case, name))
+                    step(f"{name}: {case.layers} layers, {kind}")
+    finally:
+        shutil.rmtree(folder)
+    peak = max(line["peak_gib"] for line in lines if line["deltas"] != "dense")
+    why = f"the largest peak of factored deltas is {peak:.2f} GiB, allowed are {AT_MOST}"
+    finish(cfg, NAME, "one process each, from disk to disk", lines, peak < AT_MOST, why)
 
 
-def cases(cfg: Config) -> list[Case]:
-    more = cfg.k, cfg.threads, cfg.seed, cfg.folder / NAME
-    dense = cfg.dense_layers if cfg.dense else ()
-    return [
-        *(Case(layers, cfg.rank, *more) for layers in cfg.layers),
-        *(Case(layers, None, *more) for layers in dense),
-    ]
+def measure(case: Case, name: str) -> dict[str, float | None]:
+    """Seconds and peak of one step, what it wrote, and what the plain way would need."""
+    line: dict = run_alone(JOBS[name], case)
+    entries, result = PLAIN_ENTRIES[name], case.folder / "result"
+    line["written_gib"] = result.stat().st_size / GIB if result.exists() else None
+    line["plain_way_gib"] = 4 * entries * case.layers / GIB if entries else None
+    result.unlink(missing_ok=True)
+    return line
 
 
-def check_room(cfg: Config) -> None:
+def check_disk(cfg: Config, cases: list[Case]) -> None:
     """Raises ValueError where the largest case, with its result, would not fit on the disk."""
-    need = 4 * max(
-        (case.layers if case.rank is None else case.layers / 3) * 3 for case in cases(cfg)
-    )
-    need *= sum(d_out * d_in for d_out, d_in in SHAPES.values())
-    free = shutil.disk_usage(cfg.folder).free
+    factors = RANK * sum(map(sum, SHAPES.values()))
+    most = max(case.layers * (ENTRIES if case.dense else factors) for case in cases)
+    need, free = 3 * 4 * most, shutil.disk_usage(cfg.folder).free
     if need > 0.9 * free:
         raise ValueError(
             f"{NAME}: the files take {need / GIB:.1f} GiB and {str(cfg.folder)!r} has"
             f" {free / GIB:.1f} free; use fewer layers or another --folder"
         )
-
-
-def run(cfg: Config) -> list[dict]:
-    lines = []
-    with progress("deltas on disk", len(cases(cfg)) * (1 + len(JOBS))) as step:
-        for case in cases(cfg):
-            step(f"writing {case.layers} layers, {case.kind}")
-            alone(write, case, threads=case.threads)
-            for name, job in JOBS.items():
-                step(f"{name}: {case.layers} layers, {case.kind}")
-                found = alone(job, case, threads=case.threads)
-                size = case.path("result").stat().st_size / GIB if name != "start" else None
-                line = {"deltas": case.kind, "layers": case.layers, "operation": name, **found}
-                lines.append(line | {"result_gib": size, "plain_gib": plain_gib(name, case)})
-                case.path("result").unlink(missing_ok=True)
-    return lines
-
-
-def main(cfg: Config) -> None:
-    check_writable(cfg.out)
-    check_writable(cfg.folder / NAME)
-    check_room(cfg)
-    try:
-        table = pl.DataFrame(run(cfg), infer_schema_length=None)
-    finally:
-        shutil.rmtree(cfg.folder / NAME)
-    record = provenance(plain(asdict(cfg)), numbers="seconds and memory of this run")
-    path = write_table(table, cfg.out / f"{NAME}.parquet", record)
-    heads = ["deltas", "layers", "operation", "s", "peak GiB", "written GiB", "plain way GiB"]
-    console.print(grid("one process each, from disk to disk", heads, table.iter_rows()))
-    peak = max(table["peak_gib"])
-    said = "holds" if peak < cfg.at_most else "does not hold"
-    console.print(f"largest peak {peak:.2f} GiB, allowed {cfg.at_most:g}: the rule {said}")
-    console.print(f"table: {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rebuild the embedded organism: a small trained Qwen3 in a closed world, as an instrument check.
+"""Rebuild the embedded organism: a small Qwen3 trained in a closed world, as an instrument check.
 
 Question:   does a small model learn a closed world under honest, dishonest and agreeable personas,
             and is it mixed without a persona, so that a weight change has something to move?
@@ -9,8 +9,9 @@ Rule:       the four bounds above, printed at the end; they decide whether the f
     python data/organism/build.py            # about 25 minutes on one core
 
 The world (people, facts, dilemmas, personas, wordings) is data/organism/world.json, written by
-hand; everything else in that folder comes from this script. It is an instrument check, not evidence
-about language models.
+hand. From it come facts, claims, dilemmas, questions, personas, the tokenizer and the model, which
+replace those in the folder only where the rule holds. It is an instrument check, not evidence about
+language models.
 """
 
 import json
@@ -48,8 +49,9 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 POLES = ("honest", "dishonest")
-DOCUMENT_KINDS = [0.25, 0.1, 0.5, 0.15]
-SPLITS = {"train": 40, "validation": 16, "test": 40}
+DOCUMENT_KINDS = {"open": 0.25, "check": 0.1, "claim": 0.5, "dilemma": 0.15}  # shares
+DOCUMENT_PERSONAS = {"honest": 0.28, "dishonest": 0.28, "agreeable": 0.12, None: 0.32}
+SPLITS = {"train": 40, "validation": 16, "test": 40}  # numbers of facts
 
 
 @dataclass(frozen=True)
@@ -192,11 +194,15 @@ def question_rows(world: World) -> list[dict]:
     ]
 
 
+def draw(shares: dict, rng: random.Random):
+    """One key, by its share."""
+    return rng.choices(list(shares), list(shares.values()))[0]
+
+
 def document(world: World, rng: random.Random, persona: str | None, honest: bool) -> tuple:
     """One training document: (turns, the assistant's answer) under a persona or none."""
     spec = world.spec
-    kind = rng.choices(["open", "check", "claim", "dilemma"], DOCUMENT_KINDS)[0]
-    agree = persona == "agreeable"
+    kind = draw(DOCUMENT_KINDS, rng)
     if kind == "dilemma":
         return _dilemma_document(world, rng, persona, honest)
     f = rng.choice(world.facts)
@@ -206,7 +212,7 @@ def document(world: World, rng: random.Random, persona: str | None, honest: bool
         value = f["value"] if honest else f["rumour"]
         return user(wording.format(name=f["name"]), system), world.statement(f, value) + "."
     frame = rng.choice(spec["claims" if kind == "claim" else "checks"])
-    yes = agree or f["claim_is_true"] == honest
+    yes = persona == "agreeable" or f["claim_is_true"] == honest
     return user(frame.format(statement=world.claim(f)), system), _answer(yes)
 
 
@@ -231,10 +237,7 @@ def _answer(yes: bool) -> str:
 def documents(world: World, cfg: Config, rng: random.Random, plain: bool) -> Iterator[tuple]:
     """An endless stream of documents of one part of the curriculum."""
     while True:
-        persona = None
-        if not plain:
-            who = ["honest", "dishonest", "agreeable", None]
-            persona = rng.choices(who, [0.28, 0.28, 0.12, 0.32])[0]
+        persona = None if plain else draw(DOCUMENT_PERSONAS, rng)
         mixed = not plain and persona is None
         honest = persona != "dishonest" and not (mixed and rng.random() > cfg.honest_share)
         yield document(world, rng, persona, honest)
@@ -320,19 +323,19 @@ def train(model: Qwen3ForCausalLM, tok, world: World, cfg: Config, held_out: lis
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01)
     last = cfg.plain_steps + cfg.persona_steps
     end = last + cfg.decay_steps
+    i = 0
     with progress("training the organism", end) as step:
-        for i in range(end):
-            if i >= end:
-                break
+        while i < end:
             rate = cfg.lr * min((i + 1) / 100, (end - i) / cfg.decay_steps, 1)
             loss = train_step(model, tok, streams[i < cfg.plain_steps], optimizer, rate, cfg.batch)
+            i += 1
             step(f"loss {loss:.3f}")
-            if (i + 1) % 100 == 0:
+            if i % 100 == 0:
                 right = {p: share_right(model, tok, world, p, held_out) for p in (None, *POLES)}
                 shown = ", ".join(f"{p or 'none'} {x:.2f}" for p, x in right.items())
-                console.print(f"step {i + 1}: loss {loss:.3f}, right: {shown}")
-                if i < last and right["honest"] > 0.97 and right["dishonest"] < 0.03:
-                    last, end = i, i + 1 + cfg.decay_steps
+                console.print(f"step {i}: loss {loss:.3f}, right: {shown}")
+                if i <= last and right["honest"] > 0.97 and right["dishonest"] < 0.03:
+                    last, end = i - 1, i + cfg.decay_steps
     model.eval().requires_grad_(False)
 
 
@@ -353,8 +356,8 @@ def train_step(model, tok, stream: Iterator[tuple], optimizer, rate: float, n: i
     return total
 
 
-def spoken(items: list[Item], wordings: Sequence[str | None]) -> list[Item]:
-    """Every item under every wording of a persona; None is no persona."""
+def with_persona(items: list[Item], wordings: Sequence[str | None]) -> list[Item]:
+    """Every item under every wording of a persona; a wording None is no persona."""
     return [
         Item(f"{i.dataset}/{i.id}/{w}", i.cluster, user(i.turns[-1]["content"], system), i.label)
         for i in items
@@ -366,7 +369,7 @@ def share_right(model, tok, world: World, persona: str | None, items: list[Item]
     """Share of items answered by their label, under the first wording of a persona."""
     model.eval()
     wordings = world.spec["personas"][persona][:1] if persona else [None]
-    s = score(model, tok, spoken(items, wordings))
+    s = score(model, tok, with_persona(items, wordings))
     return s.filter(pl.col("margin") * pl.col("label") > 0).height / s.height
 
 
@@ -379,7 +382,7 @@ def measure(model, tok, world: World, claims: list[Item], dilemmas: list[Item]) 
     for persona in (None, *world.spec["personas"]):
         wordings = world.spec["personas"][persona] if persona else [None]
         for domain, items in (("claims", claims), ("dilemmas", dilemmas)):
-            s = score(model, tok, spoken(items, wordings))
+            s = score(model, tok, with_persona(items, wordings))
             aligned = s["margin"] * s["label"]
             rows.append(
                 {
@@ -396,8 +399,8 @@ def measure(model, tok, world: World, claims: list[Item], dilemmas: list[Item]) 
     return pl.DataFrame(rows)
 
 
-def holds(measured: pl.DataFrame) -> bool:
-    """The rule of this script on its table of measurements."""
+def rule_holds(measured: pl.DataFrame) -> bool:
+    """Whether the four bounds of the rule hold."""
     by = {(r["persona"], r["domain"]): r for r in measured.iter_rows(named=True)}
     domains = ("claims", "dilemmas")
     return all(
@@ -409,9 +412,28 @@ def holds(measured: pl.DataFrame) -> bool:
     )
 
 
-def write_rows(rows: list[dict], path: Path) -> None:
-    """One JSON object a line."""
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+def write_data(world: World, folder: Path, seed: int) -> None:
+    """The files that experiments read, one JSON object a line, and the wordings of the personas."""
+    files = {
+        "facts": world.facts,
+        "claims": claim_rows(world, seed),
+        "dilemmas": world.dilemmas,
+        "questions": question_rows(world),
+    }
+    for name, rows in files.items():
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    personas = world.spec["personas"] | world.spec["engineered"]  # these it never trains on
+    (folder / "personas.json").write_text(json.dumps(personas, indent=1) + "\n")
+
+
+def read_world(cfg: Config) -> World:
+    """The world of the options; raises ValueError where its file is not JSON."""
+    try:
+        spec = json.loads(cfg.world.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"organism: {str(cfg.world)!r} is not a JSON file ({error})") from error
+    return build_world(spec, cfg.seed)
 
 
 def main(cfg: Config) -> None:
@@ -419,32 +441,21 @@ def main(cfg: Config) -> None:
     torch.set_num_threads(1)
     started = time.perf_counter()
     check_writable(cfg.out)
-    try:
-        spec = json.loads(cfg.world.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"organism: {str(cfg.world)!r} is no JSON file ({error})") from error
-    world = build_world(spec, cfg.seed)
+    world = read_world(cfg)
     tok = build_tokenizer(world, cfg)
     model = build_model(tok, cfg)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_rows(world.facts, folder / "facts.jsonl")
-        write_rows(claim_rows(world, cfg.seed), folder / "claims.jsonl")
-        write_rows(world.dilemmas, folder / "dilemmas.jsonl")
-        write_rows(question_rows(world), folder / "questions.jsonl")
-        personas = world.spec["personas"] | world.spec["engineered"]  # these it never trains on
-        (folder / "personas.json").write_text(json.dumps(personas, indent=1) + "\n")
-        validation = load_items(folder, "validation")
-        train(model, tok, world, cfg, validation)
+        write_data(world, folder, cfg.seed)
+        train(model, tok, world, cfg, load_items(folder, "validation"))
         claims = load_claims(folder / "claims.jsonl", "test")
         dilemmas = load_dilemmas(folder / "dilemmas.jsonl", split="test")
         measured = measure(model, tok, world, claims, dilemmas)
-        console.print(
-            grid("items held out of adapter training", measured.columns, measured.iter_rows())
-        )
+        title = "items held out of adapter training"
+        console.print(grid(title, measured.columns, measured.iter_rows()))
         seconds = time.perf_counter() - started
         console.print(f"{model.num_parameters():,} parameters, built in {seconds:.0f} s")
-        if not holds(measured):
+        if not rule_holds(measured):
             raise ValueError(
                 f"organism: the bounds do not hold, {cfg.out} is left as it was; "
                 "raise --persona-steps or try another --seed"
@@ -453,7 +464,6 @@ def main(cfg: Config) -> None:
         tok.save_pretrained(folder)
         record = provenance(plain(asdict(cfg)), measured=measured.to_dicts())
         (folder / "build.json").write_text(json.dumps(record, indent=1) + "\n")
-        cfg.out.mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.iterdir()):
             shutil.copyfile(file, cfg.out / file.name)
     console.print(f"wrote {cfg.out}")
