@@ -39,7 +39,8 @@ from wsrun.models.load import keep_freed_memory, limit_threads, load_model, load
 from wsrun.report.console import guarded, progress
 from wsrun.report.tables import check_writable
 from wsrun.score.scorer import Levers, choice_scores
-from wsrun.score.sweep import Variant, sweep
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta, applied
 from wsrun.study.profile import (
     GIB,

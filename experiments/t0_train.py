@@ -25,7 +25,8 @@ from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, effects, grid, guarded, progress
 from wsrun.report.tables import check_writable, items_sha256, provenance, write_table
 from wsrun.report.verdicts import verdict_table
-from wsrun.score.sweep import Variant, sweep
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.answers import answers, read_sources
 from wsrun.study.next_command import say_next

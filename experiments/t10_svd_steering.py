@@ -30,7 +30,7 @@ from wsrun.report.retained_figures import retained_by_energy
 from wsrun.report.standings import standings
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import ConstructedDelta
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.constructed import (

@@ -37,7 +37,7 @@ from wsrun.report.tables import items_sha256
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.capability import QUESTIONS, Capability, costs, load_questions
 from wsrun.score.names import DW, method_name
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.prompts import OTHER_POLE, filter_reachable_prompts, read_wordings
 from wsrun.study.benchmark import Benchmark, prompt_candidates
 from wsrun.study.comparison import dW_line

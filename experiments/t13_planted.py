@@ -33,7 +33,8 @@ from wsrun.models.load import limit_threads, load_model
 from wsrun.report import tile_figures
 from wsrun.report.console import console, guarded, progress
 from wsrun.report.tables import check_writable, items_sha256, provenance, write_table
-from wsrun.score.sweep import Variant, sweep
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
 from wsrun.study.planted import confusion, judge, outputs, places, sweep_readings
 from wsrun.study.planted_report import report
 

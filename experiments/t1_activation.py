@@ -28,7 +28,7 @@ from wsrun.report.console import console, guarded
 from wsrun.report.tables import items_sha256, write_table
 from wsrun.report.tile_figures import effects_by_layer
 from wsrun.report.verdicts import RuleResult
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import AddVectors
 from wsrun.study import activation
 from wsrun.study.answers import answers, check_answering, read_sources

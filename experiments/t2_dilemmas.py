@@ -25,7 +25,7 @@ from wsrun.data.items import load_items, read_dilemmas
 from wsrun.report.console import console, guarded
 from wsrun.report.effect_figures import effects_by_dose
 from wsrun.report.verdicts import RuleResult
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import ConstructedDelta, WeightDelta
 from wsrun.study.controls import final_states, yes_bias
 from wsrun.study.dilemmas import RESPONSE, dose_table, print_doses, rises, shown, with_honesty

@@ -30,7 +30,7 @@ import polars as pl
 from wsrun.report.console import console, guarded
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.prompts import OTHER_POLE, filter_reachable_prompts, read_wordings
 from wsrun.study.benchmark import Benchmark, prompt_candidates
 from wsrun.study.increments import add_over, finetuned_candidates, increments

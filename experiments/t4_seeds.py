@@ -29,7 +29,7 @@ from wscore import scale
 from wsrun.report.console import console, guarded
 from wsrun.report.effect_figures import effects_by_seed
 from wsrun.report.tables import write_table
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.controls import random_controls, sanity_summary
 from wsrun.study.family_ranking import (

@@ -28,7 +28,7 @@ from wscore import keep, norm, subset, weight_basis
 from wsrun.report.console import console, guarded
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.constructed import rank_one, sized
 from wsrun.steer.interventions import ConstructedDelta
 from wsrun.steer.structure import readout_basis, unread_subspace

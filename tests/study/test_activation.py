@@ -14,7 +14,7 @@ from wsrun.data.pairs import Pair
 from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3
 from wsrun.report.tables import read_table
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import AddVectors, DirectionalAblation
 from wsrun.study.activation import (
     ADDED,

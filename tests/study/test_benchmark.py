@@ -10,7 +10,8 @@ from wsrun.adapters.extract import PairDelta
 from wsrun.data.items import load_items
 from wsrun.models.load import d_model, load_model
 from wsrun.score.names import DW, method_name
-from wsrun.score.sweep import Variant, sweep
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import AddVectors, DirectionalAblation, WeightDelta
 from wsrun.study.controls import random_controls, sanity_summary, zero_control
 from wsrun.study.options import BenchmarkOptions

@@ -17,7 +17,7 @@ from wsrun.models.load import load_model
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.score.capability import TEXT, Capability
-from wsrun.score.sweep import Dose, Variant
+from wsrun.score.variants import Dose, Variant
 from wsrun.steer.interventions import AddVectors, ConstructedDelta, SystemPrompt, WeightDelta
 from wsrun.study.comparison import compare_on_test
 from wsrun.study.controls import zero_control

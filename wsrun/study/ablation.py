@@ -35,7 +35,7 @@ from wsrun.report.ablation_summary import (
 )
 from wsrun.report.console import console, progress
 from wsrun.report.verdicts import RuleResult
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common

@@ -27,7 +27,7 @@ from wsrun.report.console import console, grid, progress
 from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import against_dW, difference_to_dW
 from wsrun.score.doses import read_match
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.directions import (
     Vectors,
     mean_difference,

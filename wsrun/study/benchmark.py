@@ -16,7 +16,7 @@ from wsrun.report.effect_figures import effects_by_method
 from wsrun.report.standings import standings
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import SystemPrompt
 from wsrun.study.controls import random_controls
 from wsrun.study.options import BenchmarkOptions

@@ -9,7 +9,7 @@ from wscore import tensors_sha256
 from wscore.stats.contrasts import benchmark_table
 from wscore.stats.schema import CELL
 from wsrun.score.names import DW
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.study.options import BenchmarkOptions
 from wsrun.study.selected import FOLDER, Selection, Selections, save_selected
 from wsrun.study.session import Session, run_sweep

@@ -19,7 +19,7 @@ from wsrun.data.items import PREFILL
 from wsrun.data.pairs import load_questions
 from wsrun.data.personas import load_personas
 from wsrun.report.console import progress
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer import structure
 from wsrun.steer.constructed import Per, rank_one, rotated, sized
 from wsrun.steer.contrast import Contrast, persona_contrast

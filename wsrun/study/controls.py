@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wscore import Delta, scale
 from wsrun.data.items import Item
 from wsrun.models.chat import choice_ids, render
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 
 

@@ -8,7 +8,7 @@ import polars as pl
 from wscore import add, contrast, scale
 from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import against_dW, with_interval
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.rule import BEATS, outcome
 from wsrun.study.session import Pairs

@@ -11,7 +11,7 @@ import polars as pl
 
 from wscore import DeltaLike, add, difference, norm, scale, spectrum_null
 from wsrun.lenses.base import Cut, LensInput
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 
 SUM_TOLERANCE = 1e-5  # |kept + rest - whole| / |whole|

@@ -10,7 +10,7 @@ from wscore.stats.schema import SUMMARY_KEYS
 from wsrun.lenses.base import Cut, Deltas, LensInput
 from wsrun.lenses.plants import PLANTS, Base, Instance, Planted
 from wsrun.lenses.registry import Claim, claims, cuts
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.study.parts import Ablation, with_facts
 
 Planting = Mapping[Instance, Sequence[Planted]]

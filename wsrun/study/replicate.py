@@ -17,7 +17,7 @@ from wsrun.report.console import console
 from wsrun.report.tables import items_sha256
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import SystemPrompt, WeightDelta
 from wsrun.study.activation import (
     ADDED,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from wsrun.report.console import console
 from wsrun.score.names import DW
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.comparison import compare_on_test
 from wsrun.study.controls import sanity_summary, zero_control

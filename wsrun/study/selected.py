@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from wsrun.score.names import DW
-from wsrun.score.sweep import Dose, Variant
+from wsrun.score.variants import Dose, Variant
 from wsrun.steer.interventions import load_intervention
 
 FOLDER = "selection"  # under the folder of the tables

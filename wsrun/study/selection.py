@@ -22,7 +22,7 @@ from wsrun.report.tables import items_sha256
 from wsrun.score.doses import SPLIT, TEXTS, Divergence, matched, read_match
 from wsrun.score.names import DW, method_name
 from wsrun.score.scorer import PROMPT_STYLE
-from wsrun.score.sweep import Dose, Variant
+from wsrun.score.variants import Dose, Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.options import BenchmarkOptions, check_common
 from wsrun.study.selected import FOLDER, NEGATIVE_DW, Selection, Selections

@@ -16,7 +16,8 @@ from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, progress
 from wsrun.report.tables import items_sha256, provenance, write_table
 from wsrun.report.verdicts import RuleResult, verdict_table
-from wsrun.score.sweep import Variant, sweep
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
 from wsrun.study.options import Common
 from wsrun.study.shards import HOW, asked, finished, read_shard, run_on_ray
 

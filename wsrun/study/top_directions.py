@@ -33,7 +33,7 @@ from wscore import (
 from wscore.delta import entry_norm
 from wsrun.report.console import grid
 from wsrun.report.wording import difference_to_dW, with_interval
-from wsrun.score.sweep import Variant
+from wsrun.score.variants import Variant
 from wsrun.steer.interventions import ConstructedDelta
 
 SUM_TOLERANCE = 1e-5  # top + rest against the whole, relative
