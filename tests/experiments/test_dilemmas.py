@@ -152,7 +152,7 @@ def test_a_local_source_with_flags(make, tok, tmp_path):
         (("--alphas", "0"), "--alphas needs one that is not 0"),
         (("--source", "wassname/daily_dilemmas-self-honesty"), "without network, pass a local"),
         (("--source", "no/such.parquet"), "no file or folder 'no/such.parquet'"),
-        (("--dilemmas", "0"), "ask for 1 or more"),
+        (("--dilemmas", "0"), "at least 1"),
     ],
 )
 def test_refusals(flags, sentence, tmp_path, monkeypatch, capsys):

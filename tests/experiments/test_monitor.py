@@ -109,7 +109,7 @@ def test_t14_on_the_organism(monkeypatch, tmp_path):
         ({"direction_seeds": ()}, "needs one value or more"),
         ({"draws": 5}, "at least 20"),
         ({"planted": 0.0}, "must be above 0"),
-        ({"families": ("banana",)}, "'banana' asked"),
+        ({"families": ("banana",)}, "got 'banana'"),
     ],
 )
 def test_t14_refuses(change, sentence, tmp_path):

@@ -215,7 +215,7 @@ def test_chance_by_hand():
         ({"coefficients": (-1.0,)}, "must be above 0"),
         ({"coefficients": (1.0, 1.0)}, "name each one once"),
         ({"neg": "honest"}, "name two personas"),
-        ({"neg": "banana"}, "'banana' asked"),
+        ({"neg": "banana"}, "'banana'"),
         ({"max_new_tokens": 0}, "at least 1, got 0"),
         ({"data": Path("no/such")}, "no/such"),
     ],

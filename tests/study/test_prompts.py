@@ -207,7 +207,7 @@ def fails(capsys, monkeypatch, tmp_path, *flags):
 
 def test_refusals(capsys, monkeypatch, tmp_path):
     """an unknown persona, alphas below 0, and a dilemma that stands in both splits"""
-    assert "'kind' asked" in fails(capsys, monkeypatch, tmp_path, "--pos", "kind")
+    assert "'kind'" in fails(capsys, monkeypatch, tmp_path, "--pos", "kind")
     assert "must be above 0" in fails(capsys, monkeypatch, tmp_path, "--alphas", "-1")
     shared = small_data(tmp_path / "data")
     rows = [json.loads(r) for r in (shared / "dilemmas.jsonl").read_text().splitlines()]

@@ -197,7 +197,7 @@ def test_auto_follows_the_model():
     [
         ("t5_replicate", ("--model", "google/gemma-3-1b-it"), "google/gemma-3-1b-it"),
         ("t5_replicate", ("--recipe", "banana"), "--recipe must be one of paper, fork"),
-        ("t5_replicate", ("--prompts", "banana"), "'banana' asked"),
+        ("t5_replicate", ("--prompts", "banana"), "'banana'"),
         ("t5_replicate", ("--steps", "0"), "--steps must be at least 1"),
         ("t5_replicate", ("--neg", "honest"), "name two personas"),
         ("t5_replicate", ("--coefficients", "0"), "--coefficients must be above 0"),
@@ -223,7 +223,7 @@ def test_refuses(capsys, monkeypatch, tmp_path, script, given, sentence):
     "rows, sentence",
     [
         ([], "one pair or more"),
-        ([{"prompt": "Is it?"}], "no jsonl file of prompt"),
+        ([{"prompt": "Is it?"}], "jsonl file"),
         ([PAIRS[0] | {"response_neg": ""}], "no text of it empty"),
     ],
 )

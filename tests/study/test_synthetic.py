@@ -95,7 +95,7 @@ def test_on_the_organism(tmp_path):
     [
         ("t9_synthetic", {"doses": (0.0,)}, "--doses must be above 0"),
         ("t9_synthetic", {"questions": 0}, "--questions must be at least 1"),
-        ("t9_synthetic", {"positive": "brave"}, "'brave' asked"),
+        ("t9_synthetic", {"positive": "brave"}, "'brave'"),
         ("t9_synthetic", {"k": 160}, "d_model = 160"),
         ("t10_svd_steering", {"r": (160,)}, "below d_model = 160"),
         ("t10_svd_steering", {"r": (8, 8)}, "name each one once"),

@@ -74,13 +74,12 @@ def answers(
     if cfg.pairs_file:
         return dict.fromkeys(seeds, load_pairs(cfg.pairs_file))
     made: dict[int, GeneratedPairs] = {}
-    how = {"max_new_tokens": cfg.max_new_tokens, "filtered": cfg.filter_pairs}
-    how |= {"folder": cfg.pairs_cache}
     with progress("generating pairs", len(seeds)) as step:
         for seed in seeds:
             made[seed] = cached_pairs(
-                model, tok, *sources, seed=seed, folder=cfg.pairs_cache, **how
-            )
+                model, tok, *sources, seed=seed, folder=cfg.pairs_cache,
+                max_new_tokens=cfg.max_new_tokens, filtered=cfg.filter_pairs,
+            )  # fmt: skip
             step(f"{len(made[seed].pairs)} pairs")
     for seed, found in made.items():
         console.print(f"answers of seed {seed}: {found}")
