@@ -85,7 +85,8 @@ def main(cfg: Config) -> None:
     write_table(rows, cfg.out / "t0_train.rows.parquet", record)
     write_table(verdict_table(results), cfg.out / "t0_train.verdicts.parquet", record)
     path = write_table(table, cfg.out / "t0_train.parquet", record)
-    lines = [trained_line(cfg, key, losses[key], geometry(p.pos, p.neg)) for key, p in trained.items()]
+    shapes = {key: geometry(p.pos, p.neg) for key, p in trained.items()}
+    lines = [trained_line(cfg, key, losses[key], g) for key, g in shapes.items()]
     console.print(grid("adapters", HEADS, lines))
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         console.print(effects(part, f"{dataset}: effect of dW", ("seed", "family", "alpha")))

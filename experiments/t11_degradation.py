@@ -36,9 +36,9 @@ from wsrun.report.console import console, guarded, progress
 from wsrun.report.tables import items_sha256
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.capability import QUESTIONS, Capability, costs, load_questions
-from wsrun.score.names import DW
+from wsrun.score.names import DW, method_name
 from wsrun.score.sweep import Variant
-from wsrun.steer.prompts import OTHER_POLE, filter_reachable_prompts, read_wordings
+from wsrun.steer.prompts import OTHER_POLE, reaching, read_wordings
 from wsrun.study.benchmark import Benchmark, prompt_candidates
 from wsrun.study.comparison import dW_line
 from wsrun.study.costs import bounded, chosen_elsewhere, cost_figure, cost_grids
@@ -83,7 +83,7 @@ class Degradation(Benchmark[Config]):
 
     def prepare(self) -> None:
         items = [*self.validation.items, *self.test.items]
-        self.wordings = filter_reachable_prompts(self.test.tok, items, self.wordings, "t11")
+        self.wordings = reaching(self.test.tok, items, self.wordings, "t11")
         base = tensors_sha256(dict(self.test.model.named_parameters()))
         self.others = chosen_elsewhere(self.cfg, base, "t11")
 
@@ -129,8 +129,9 @@ class Degradation(Benchmark[Config]):
             f"base: perplexity {exp(base['nll_base']):.3g} of neutral text, accuracy "
             f"{base['accuracy_base']:.3f}; changes of nats a token (above 0 is worse), of accuracy"
         )
-        for v in verdicts:
-            console.print(v.sentence)
+        for text, accuracy in zip(verdicts[::2], verdicts[1::2], strict=True):
+            name = method_name(text.part or "")
+            console.print(f"{name}: {text.sentence}; {accuracy.sentence}")
 
     def figure(self, path: Path) -> None:
         save_figure(cost_figure, self.table, path, self.question)

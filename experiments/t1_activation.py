@@ -28,16 +28,16 @@ from pathlib import Path
 from typing import Any
 
 from wscore import effect_table
-from wsrun.report import curves
 from wsrun.report.console import console, guarded
-from wsrun.report.standings import standings
 from wsrun.report.tables import items_sha256, write_table
+from wsrun.report.tile_figures import effects_by_layer
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.sweep import Variant
 from wsrun.steer.interventions import AddVectors
 from wsrun.study.activation import (
     ADDED,
     DIRECTIONS,
+    IS_DIRECTION,
     Directed,
     ablations,
     at_edge,
@@ -49,13 +49,15 @@ from wsrun.study.activation import (
     lengths,
     other_pole,
     random_directions,
+    random_sentences,
     read_directions,
     vectors_sha256,
 )
 from wsrun.study.answers import answers, check_answering, read_sources
 from wsrun.study.benchmark import Benchmark
-from wsrun.study.selection import NEGATIVE_DW
-from wsrun.study.session import run_record, save_figure
+from wsrun.study.run import run_benchmark
+from wsrun.study.selected import NEGATIVE_DW
+from wsrun.study.session import save_figure
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,6 @@ class Activation(Benchmark[Config]):
     following = "t3_prompts", "the same question of prompts"
 
     def check(self) -> None:
-        super().check()
         check_answering(self.cfg, "t1")
         check_directed(self.cfg, "t1")
         if by_norm(self.cfg):
@@ -110,8 +111,8 @@ class Activation(Benchmark[Config]):
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
         console.print(lengths(self.vectors))
-        super().report(verdicts)
-        for sentence in at_edge(self.cfg, self.chosen):
+        super().report([v for v in verdicts if not v.claim.endswith(IS_DIRECTION)])
+        for sentence in (*random_sentences(verdicts), *at_edge(self.cfg, self.chosen)):
             console.print(sentence)
 
     def figure(self, path: Path) -> None:
@@ -120,12 +121,12 @@ class Activation(Benchmark[Config]):
         write_table(tried, path.with_suffix(".validation.parquet"), self.record)
         if not self.cfg.match_dose:
             added = tried.filter(method=AddVectors.method)
-            save_figure(curves.layers, added, path, self.question, self.cfg.most_flagged)
+            save_figure(effects_by_layer, added, path, self.question, self.cfg.most_flagged)
 
 
 def main(cfg: Config) -> None:
     """Read directions, choose on validation items, compare on test items, print the rule."""
-    Activation(cfg).run()
+    run_benchmark(Activation(cfg))
 
 
 if __name__ == "__main__":

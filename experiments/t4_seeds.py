@@ -71,7 +71,7 @@ class Config(BenchmarkOptions):
 
 
 def main(cfg: Config) -> None:
-    """Choose an alpha per family, score every family and seed, write tables, print who beats whom."""
+    """Choose an alpha per family, score all families and seeds, write tables, print who wins."""
     check_benchmark(cfg, "t4")
     check_once("t4", {"families": cfg.families, "seeds": cfg.seeds}, at_least=2)
     if not (isfinite(cfg.dose) and cfg.dose > 0):

@@ -27,8 +27,8 @@ from pathlib import Path
 import polars as pl
 
 from wscore import writes_residual
-from wsrun.report import figures
 from wsrun.report.console import guarded
+from wsrun.report.retained_figures import retained_by_family
 from wsrun.study.ablation import Options, Study, run_ablation
 from wsrun.study.options import check_once
 
@@ -92,7 +92,9 @@ def overlaps(table: pl.DataFrame) -> Iterator[str]:
 
 def pictures(cfg: Config, table: pl.DataFrame, path: Path, _: list[str]) -> Iterator[str]:
     question = "Does a subspace found from other adapter families carry a family's effect?"
-    yield figures.points(table, path, question, NAMES, "residual_full", cfg.limits, k=max(cfg.K))
+    yield retained_by_family(
+        table, path, question, NAMES, "residual_full", cfg.limits, k=max(cfg.K)
+    )
 
 
 if __name__ == "__main__":

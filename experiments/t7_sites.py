@@ -24,8 +24,9 @@ from pathlib import Path
 
 import polars as pl
 
-from wsrun.report import figures
 from wsrun.report.console import guarded
+from wsrun.report.retained_figures import retained_by_slice
+from wsrun.report.tile_figures import retained_by_layer_and_module
 from wsrun.study.ablation import Options, Study, run_ablation
 
 LENSES = ("layers", "thirds", "blocks", "sides", "modules", "groups")
@@ -69,11 +70,11 @@ def pictures(cfg: Config, table: pl.DataFrame, path: Path, names: list[str]) -> 
     """Per data set, the slices with intervals, and the layer x module map."""
     question = "Which slice of dW keeps the effect, and what is left without it?"
     words = {s: WORDS.get(s, s.replace("_", " ")) for s in names if not s.startswith("cell_")}
-    yield figures.slices(table, path, question, words, whole="full", thresholds=cfg.limits)
+    yield retained_by_slice(table, path, question, words, whole="full", thresholds=cfg.limits)
     if cfg.cells:
         cells = table.filter(pl.col("layer").is_not_null() & (pl.col("keep_or_drop") == "keep"))
         question = "What does one module of one layer keep of the effect?"
-        yield figures.heat(cells, path.with_suffix(".cells.parquet"), question)
+        yield retained_by_layer_and_module(cells, path.with_suffix(".cells.parquet"), question)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ from typing import Any
 
 import polars as pl
 
-from wscore import PARAMETERIZATION
-from wsrun.report import figures
+from wscore import FAMILIES
 from wsrun.report.ablation_summary import best_parts
 from wsrun.report.console import guarded
+from wsrun.report.retained_figures import retained_by_energy
 from wsrun.study.ablation import Options, Study, run_ablation
 
 WORDS = {
@@ -77,7 +77,7 @@ def main(cfg: Config) -> None:
 
 def columns(table: pl.DataFrame) -> pl.DataFrame:
     """energy_frac, and in words what each family's parameters are."""
-    kind = pl.col("family").replace_strict(PARAMETERIZATION)
+    kind = pl.col("family").replace_strict({n: f.parameterization for n, f in FAMILIES.items()})
     return table.rename({"energy": "energy_frac"}).with_columns(parameterization_family=kind)
 
 
@@ -97,7 +97,7 @@ def pictures(cfg: Config, table: pl.DataFrame, path: Path, _: list[str]) -> Iter
         yield "no figure: no effect of a whole dW is clear of 0"
         return
     question = "Does a part of dW keep more of the effect than its share of the squared norm?"
-    yield figures.scatter(shown, path, question, "coordinate_system", WORDS, cfg.limits)
+    yield retained_by_energy(shown, path, question, "coordinate_system", WORDS, cfg.limits)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Question:   does a change dW' made of base weights and of what a persona changes
             outputs, of no trained delta, move the answers, and as far as dW?
 Prediction: it steers, but less than dW; directions that nothing reads do not steer.
 Rule:       a method steers where its interval lies above 0 and its effect above that of every
-            random contrast of its own size; it beats (loses to) dW where the paired difference does.
+            random contrast of its own size; it beats dW, or loses to it, where the interval of the
+            paired difference excludes 0.
 
     python experiments/t9_synthetic.py
     python experiments/t9_synthetic.py --dilemmas None
@@ -23,15 +24,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wscore import keep, norm, weight_basis
-from wscore.factored import subset
+from wscore import keep, norm, subset, weight_basis
 from wsrun.report.console import console, guarded
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
 from wsrun.score.sweep import Variant
 from wsrun.steer.constructed import rank_one, sized
 from wsrun.steer.interventions import ConstructedDelta
-from wsrun.steer.structure import readout_basis, unread_subspace
+from wsrun.steer.structure import readout_basis, write_not_read_basis
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.constructed import (
     ConstructedOptions,
@@ -77,7 +77,7 @@ class Synthetic(Benchmark[Config]):
         bases = {
             "readout": readout_basis(model, self.base, k),
             "weight_basis": weight_basis(self.base, k),
-            "write_not_read": unread_subspace(model, self.base, k),
+            "write_not_read": write_not_read_basis(model, self.base, k),
         }
         for setting, (contrast, per) in self.settings.items():
             whole = rank_one(contrast)

@@ -6,12 +6,12 @@ import sys
 import polars as pl
 import pytest
 import torch
-from wsrun.models.chat import render
-from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 
 from tests.conftest import ORGANISM, ROOT, experiment
 from tests.folders import small_data, tiny_folder
 from wsrun.data.items import load_items
+from wsrun.models.chat import render
+from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.score.sweep import Variant, sweep
@@ -25,7 +25,7 @@ def run(tmp_path, **changes):
     """(table, rows, provenance) of T2 with one family and few resamples."""
     options = dict(
         families=("lora",), model=str(ORGANISM), data=ORGANISM, adapters=ORGANISM / "adapters",
-        dilemmas=4, resamples=200, out=tmp_path, parts=tmp_path / "parts",
+        dilemmas=4, resamples=200, out=tmp_path, cache_dir=tmp_path / "parts",
     )  # fmt: skip
     t2.main(t2.Config(**(options | changes)))
     table, made = read_table(tmp_path / "t2_dilemmas.parquet")
@@ -158,7 +158,7 @@ def test_a_local_source_with_flags(make, tok, tmp_path):
 def test_refusals(flags, sentence, tmp_path, monkeypatch, capsys):
     """one sentence, exit code 1, no table"""
     monkeypatch.chdir(ROOT)
-    out = ["--out", str(tmp_path), "--parts", str(tmp_path / "parts")]
+    out = ["--out", str(tmp_path), "--cache-dir", str(tmp_path / "parts")]
     monkeypatch.setattr(sys, "argv", ["t2_dilemmas.py", *out, *flags])
     with pytest.raises(SystemExit) as stop:
         guarded(t2.main, t2.Config)

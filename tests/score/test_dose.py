@@ -47,7 +47,6 @@ def test_kl_by_hand():
 def test_kl_of_a_change_is_that_of_whole_logits(organism, kl, dW):
     """mean over reply positions of sum_v p0 (log p0 - log p1), each text alone and unpadded"""
     from wsrun.models.chat import render, user
-
     from wsrun.steer.weights import steered
 
     model, tok = organism

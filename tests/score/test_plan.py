@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from wsrun.models.tiny import tiny_qwen3
 
 from tests.conftest import random_delta
 from wscore import tensors_sha256
+from wsrun.models.tiny import tiny_qwen3
 from wsrun.score import results as results_module
 from wsrun.score.batching import Batch, Layout, batches
 from wsrun.score.cached import Opened

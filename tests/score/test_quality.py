@@ -8,11 +8,11 @@ from math import exp, log
 import polars as pl
 import pytest
 import torch
-from wsrun.models.chat import render, user
 
 from tests.conftest import ORGANISM, ROOT, experiment, random_delta
 from wscore import effect_table, scale
 from wsrun.data.replies import load_neutral
+from wsrun.models.chat import render, user
 from wsrun.models.load import load_model
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table

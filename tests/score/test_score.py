@@ -8,13 +8,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-from wsrun.models.chat import Choices, choice_ids, end_of_turn, render, user
-from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 
 from tests.conftest import bits, random_delta, same_bits
 from wscore import entries_sha256, paired, scale, site
 from wsrun.data.items import PREFILL, Item, with_system
+from wsrun.models.chat import Choices, choice_ids, end_of_turn, render, user
 from wsrun.models.hooks import add_vector, hooked
+from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.tables import ROW_SCHEMA
 from wsrun.score.cached import BASE, OUT, STEPS, Change, Opened
 from wsrun.score.sweep import Levers, Variant, _rows, choice_scores, plan, score, scored, sweep

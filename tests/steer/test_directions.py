@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from wsrun.models.chat import render, user
 
 from tests.conftest import same_bits
 from wsrun.data.pairs import Pair
+from wsrun.models.chat import render, user
 from wsrun.steer import directions
 from wsrun.steer.directions import (
     Answered,

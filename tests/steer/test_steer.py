@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from wsrun.models.tiny import tiny_qwen3
 
 from tests.conftest import bits, random_delta, same_bits
+from wsrun.models.tiny import tiny_qwen3
 from wsrun.steer.weights import rounding_error, steered
 
 

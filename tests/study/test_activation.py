@@ -8,11 +8,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from wsrun.models.tiny import tiny_gemma3
 
 from tests.conftest import ORGANISM, experiment
 from wsrun.data.pairs import Pair
 from wsrun.models.load import load_tokenizer
+from wsrun.models.tiny import tiny_gemma3
 from wsrun.report.tables import read_table
 from wsrun.score.sweep import Variant
 from wsrun.study.activation import (
@@ -47,8 +47,8 @@ def t1(folder, data, **changes):
     module = experiment("t1_activation")
     options = dict(
         families=("lora",), model=str(ORGANISM), data=data, adapters=ORGANISM / "adapters",
-        layers=(1,), coefficients=(4.0, 8.0), randoms=2, resamples=100, alphas=(1.0,), dilemmas=5,
-        out=folder, parts=folder / "parts", pairs=folder / "pairs",
+        layers=(1,), coefficients=(4.0, 8.0), n_random=2, resamples=100, alphas=(1.0,), dilemmas=5,
+        out=folder, cache_dir=folder / "parts", pairs_cache=folder / "pairs",
     )  # fmt: skip
     module.main(module.Config(**(options | changes)))
     return read_table(folder / "t1_activation.parquet")
@@ -65,13 +65,13 @@ def test_a_line_for_every_way_and_control(run):
     lines = {"base", "zero", "dW", "-dW", *(f"{s}{w}" for w in WAYS for s in ("", "-", "random_"))}
     lines |= {f"random_{w}/100" for w in WAYS}
     for (dataset,), part in run[1].group_by("dataset"):
-        assert sorted(part["way"]) == sorted(lines), dataset
+        assert sorted(part["method_name"]) == sorted(lines), dataset
         assert (part["row_diff"] == 0).all()
         for nothing in ("base", "zero"):
-            line = part.filter(way=nothing).row(0, named=True)
+            line = part.filter(method_name=nothing).row(0, named=True)
             assert line["effect"] == line["lo"] == line["hi"] == 0
-        assert part.filter(way="dW")["diff"][0] == 0
-        assert (part.filter(pl.col("way").str.starts_with("random_"))["seeds"] == 2).all()
+        assert part.filter(method_name="dW")["diff"][0] == 0
+        assert (part.filter(pl.col("method_name").str.starts_with("random_"))["seeds"] == 2).all()
 
 
 def test_the_chosen_is_the_best_of_the_validation_table(run):
@@ -88,7 +88,7 @@ def test_the_chosen_is_the_best_of_the_validation_table(run):
                 .sort("effect", descending=not sign)
                 .row(0)
             )
-            line = run[1].filter(way=f"{sign}{way}").row(0, named=True)
+            line = run[1].filter(method_name=f"{sign}{way}").row(0, named=True)
             assert (line["variant"], line["alpha"]) == best[:2]
             assert line["validation"] == pytest.approx(best[2]) and line["role"] == "selected"
 
@@ -97,7 +97,7 @@ def test_the_persona_direction_steers_the_organism(run):
     """an honest persona's direction raises honest answers, its negative lowers them"""
     for (dataset,), part in run[1].group_by("dataset"):
         up, down = (
-            part.filter(way=w).row(0, named=True) for w in ("persona_diff", "-persona_diff")
+            part.filter(method_name=w).row(0, named=True) for w in ("persona_diff", "-persona_diff")
         )
         assert up["effect"] > 0.3 and down["effect"] < -0.3, dataset
         assert dataset == "claims" or up["lo"] > 0 > down["hi"]  # claims: few facts of one person
@@ -122,8 +122,8 @@ def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, data):
     t0.main(t0.Config(**options, deltas=tmp_path / "deltas", steps=1))
     more = dict(most_flagged=1.0, layers=(3,), coefficients=(4.0,), resamples=20)
     table, _ = t1(tmp_path, **options, **more)
-    assert set(WAYS) < set(table["way"]) and (table["row_diff"] == 0).all()
-    again, _ = t1(tmp_path, **options, **more, parts=tmp_path / "others")
+    assert set(WAYS) < set(table["method_name"]) and (table["row_diff"] == 0).all()
+    again, _ = t1(tmp_path, **options, **more, cache_dir=tmp_path / "others")
     assert again.equals(table)
 
 
@@ -162,7 +162,7 @@ def test_chance_by_hand():
     for way in ("mean_diff", "pca"):
         own = line | dict(method="activation", variant=f"random_{way}", alpha=8.0)
         rows += [own | dict(seed=n, margin=n / 10) for n in range(20)]
-    table = pl.DataFrame({"way": ["mean_diff", "pca"], "effect": [1.0, 2.0]})
+    table = pl.DataFrame({"method_name": ["mean_diff", "pca"], "effect": [1.0, 2.0]})
     at = {w: Chosen(Variant(f"{w}@layer 1", method="activation", alphas=(8.0,)), 1.0)
           for w in ("mean_diff", "pca")}  # fmt: skip
     frame = pl.DataFrame(rows, infer_schema_length=None)
@@ -173,7 +173,7 @@ def test_chance_by_hand():
     (said,) = at_edge(Directed(coefficients=(4.0, 8.0)), at)
     assert said.endswith("mean_diff@layer 1, pca@layer 1")
     assert at_edge(Directed(coefficients=(8.0, 16.0)), at) == []
-    assert at_edge(Directed(coefficients=(8.0,), match="kl:1"), at) == []
+    assert at_edge(Directed(coefficients=(8.0,), match_dose="kl:1"), at) == []
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 
 from tests.conftest import ORGANISM, ROOT, experiment
 from tests.folders import tiny_folder
 from wsrun.data.pairs import load_pairs
 from wsrun.models.load import load_tokenizer
+from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.study.activation import MEANS
@@ -45,7 +45,7 @@ def written(rows: list[dict], path: Path) -> Path:
 def flags(tmp_path, few, **more):
     """Options of a small run under a folder of its own."""
     found = dict(
-        data=few, out=tmp_path / "tables", parts=tmp_path / "parts", resamples=50, randoms=2,
+        data=few, out=tmp_path / "tables", cache_dir=tmp_path / "parts", resamples=50, n_random=2,
         adapters=tmp_path / "adapters", most_flagged=1.0, alphas=(1.0, 2.0),
     )  # fmt: skip
     return found | more
@@ -75,12 +75,12 @@ def test_another_model_end_to_end(tmp_path, few, script):
     directions = {f"{m}{every}" for m in means for every in ("", "_all")}
     ways = {"dW", "-dW", "dW_lora", "dW_ia3", "prompt", "base", "zero", *directions}
     draws = {"random", *(f"random_{d}" for d in directions)}
-    assert set(table["way"]) == ways | draws | {f"{d}/100" for d in draws}
+    assert set(table["method_name"]) == ways | draws | {f"{d}/100" for d in draws}
     assert (table["row_diff"] == 0).all() and set(table["dataset"]) == {"claims", "dilemmas"}
-    zero = table.filter(way="zero")
+    zero = table.filter(method_name="zero")
     assert (zero["effect"] == 0).all() and (zero["lo"] == 0).all() and (zero["hi"] == 0).all()
     # the system text reaches the model, and so do vectors
-    assert (table.filter(pl.col("way").is_in(["prompt", *directions]))["effect"] != 0).all()
+    assert (table.filter(pl.col("method_name").is_in(["prompt", *directions]))["effect"] != 0).all()
     assert meta["config"]["dtype"] == "bfloat16" and meta["config"]["recipe"] == "fork"
     if script == "t12_larger":
         return  # one second run shows it for both
@@ -93,7 +93,7 @@ def test_another_model_end_to_end(tmp_path, few, script):
 
 def of_organism(folder, data, **more):
     """Options of T1 and T5 on the embedded model, with one family and two layers."""
-    own = dict(families=("lora",), pairs=folder / "pairs", layers=(1, 2), coefficients=(4.0, 8.0))
+    own = dict(families=("lora",), pairs_cache=folder / "pairs", layers=(1, 2), coefficients=(4.0, 8.0))
     return flags(folder, data, **own) | dict(adapters=ORGANISM / "adapters") | more
 
 
@@ -108,9 +108,9 @@ def embedded(tmp_path_factory, few):
 def test_the_embedded_model(embedded):
     """with no model named, dW of the embedded adapters does more than nothing and than random"""
     _, table, meta = embedded
-    best = table.filter(way="dW")
+    best = table.filter(method_name="dW")
     assert (best["lo"] > 0).all() and (best["diff"] == 0).all()
-    assert (table.filter(way="random")["diff"] < 0).all()
+    assert (table.filter(method_name="random")["diff"] < 0).all()
     assert meta["config"]["adapters"] == "data/organism/adapters"
 
 
@@ -123,7 +123,7 @@ def test_directions_are_those_of_t1(embedded, few):
     ways = [f"{s}{m}{every}" for m in MEANS for every in ("", "_all") for s in ("", "random_")]
     unlike = ("experiment", "q", "diff_q")  # q is of the whole table
     mine, theirs = (
-        t.filter(pl.col("way").is_in(ways)).drop(unlike).sort("dataset", "variant")
+        t.filter(pl.col("method_name").is_in(ways)).drop(unlike).sort("dataset", "variant")
         for t in (table, other)
     )
     assert len(mine) == 2 * len(ways) and mine.equals(theirs)
@@ -148,13 +148,13 @@ def test_equal_doses(embedded, few, tmp_path, capsys, match, directed):
     data = shutil.copytree(few, tmp_path / "data")
     lines = (ORGANISM / "neutral.jsonl").read_text().splitlines(keepends=True)
     (data / "neutral.jsonl").write_text("".join(lines[::40]))
-    own = of_organism(tmp_path, data, match=match, layers=(1,), pairs=embedded[0] / "pairs")
+    own = of_organism(tmp_path, data, match_dose=match, layers=(1,), pairs_cache=embedded[0] / "pairs")
     module.main(module.Config(**own))
     table, meta = read_table(tmp_path / "tables" / "t5_replicate.parquet")
     ways = {f"{m}{every}" for m in MEANS for every in ("", "_all")}
-    assert ways & set(table["way"]) == (ways if directed else set())
+    assert ways & set(table["method_name"]) == (ways if directed else set())
     assert set(meta["vectors"]) == (set(MEANS) if directed else set())
-    dosed = table.filter(pl.col("way").is_in(["dW", *ways]))
+    dosed = table.filter(pl.col("method_name").is_in(["dW", *ways]))
     found = dosed["kl"] / 0.2 if directed else dosed["dose_norm"] / 4
     assert (found - 1).abs().max() <= 0.02
     said = "directions are left out: --match norm:4, they have no |alpha dW|"
@@ -165,11 +165,11 @@ def test_a_model_that_ends_no_answer(tmp_path, few, tok, capsys):
     """adapters given, no answers to be had: dW beside prompts, and why there are no directions"""
     made = tiny_folder(tmp_path, tiny_qwen3, tok)
     own = flags(tmp_path, few, model=str(made["model"]), adapters=made["adapters"])
-    own |= dict(families=("lora",), max_new_tokens=1, pairs=tmp_path / "pairs")
+    own |= dict(families=("lora",), max_new_tokens=1, pairs_cache=tmp_path / "pairs")
     module = experiment("t5_replicate")
     module.main(module.Config(**own))
     table, _ = read_table(tmp_path / "tables" / "t5_replicate.parquet")
-    assert set(table["way"]) == {"dW", "-dW", "prompt", "base", "zero", "random", "random/100"}
+    assert set(table["method_name"]) == {"dW", "-dW", "prompt", "base", "zero", "random", "random/100"}
     said = " ".join(capsys.readouterr().out.split())
     assert "directions are left out: pairs: no question got two finished" in said
     with pytest.raises(ValueError, match="no question got two finished"):  # training needs them
@@ -208,7 +208,7 @@ def test_refuses(capsys, monkeypatch, tmp_path, script, given, sentence):
     """a bad flag, and a hub name without network, end in one sentence and exit code 1"""
     module, out = experiment(script), tmp_path / "out"
     monkeypatch.chdir(ROOT)
-    argv = [script, "--out", str(out), "--parts", str(out / "parts"), *given]
+    argv = [script, "--out", str(out), "--cache-dir", str(out / "parts"), *given]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stop:
         guarded(module.main, module.Config)

@@ -5,9 +5,6 @@ import json
 import polars as pl
 import pytest
 import torch
-from wsrun.adapters.configs import Recipe
-from wsrun.models.chat import render, user
-from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 
 from tests.conftest import ORGANISM, experiment
 from tests.folders import REFUSES_SYSTEM
@@ -25,12 +22,15 @@ from wscore import (
     writes_residual,
 )
 from wscore.store import trained_reads
+from wsrun.adapters.configs import Recipe
 from wsrun.adapters.extract import read_adapter
 from wsrun.adapters.train import train_adapter
 from wsrun.data.items import PREFILL
 from wsrun.data.pairs import Pair
 from wsrun.data.personas import load_personas
+from wsrun.models.chat import render, user
 from wsrun.models.load import load_tokenizer
+from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.tables import read_table
 from wsrun.steer import structure
 from wsrun.steer.constructed import rank_one, sized, turned, unseen_record
@@ -166,7 +166,7 @@ def test_experiments_refuse_to_see_dW_first(tmp_path, name):
     read_adapter(ORGANISM / "adapters" / "lora-s0" / "pos")
     module = experiment(name)
     cfg = module.Config(
-        model=str(ORGANISM), data=ORGANISM, out=tmp_path, parts=tmp_path / "parts", dilemmas=1
+        model=str(ORGANISM), data=ORGANISM, out=tmp_path, cache_dir=tmp_path / "parts", dilemmas=1
     )
     with pytest.raises(RuntimeError, match="construct synthetic changes first"):
         module.main(cfg)
@@ -247,8 +247,8 @@ def ran(name, tmp_path, **options):
     """The table of a script on few items, few draws and few questions."""
     module = experiment(name)
     few_of = dict(
-        doses=(0.1, 0.3), alphas=(2.0,), randoms=2, questions=4, resamples=100, dilemmas=2,
-        most_flagged=1.0, out=tmp_path / "out", parts=tmp_path / "parts",
+        doses=(0.1, 0.3), alphas=(2.0,), n_random=2, questions=4, resamples=100, dilemmas=2,
+        most_flagged=1.0, out=tmp_path / "out", cache_dir=tmp_path / "parts",
     )  # fmt: skip
     module.main(module.Config(**(few_of | options)))
     return read_table(tmp_path / "out" / f"{name}.parquet")
@@ -260,11 +260,11 @@ def test_on_another_model(tmp_path, build):
     options = a_model_folder(build, tmp_path / "model")
     table, meta = ran("t9_synthetic", tmp_path, k=8, **options)
     ways = {"dW", "-dW", "contrast", "-contrast", "readout", "weight_basis", "write_not_read"}
-    assert set(table["way"]) == ways | {"base", "zero", "random_contrast", "random_contrast/100"}
-    assert (table.filter(pl.col("way").is_in(["base", "zero"]))["effect"] == 0).all()
+    assert set(table["method_name"]) == ways | {"base", "zero", "random_contrast", "random_contrast/100"}
+    assert (table.filter(pl.col("method_name").is_in(["base", "zero"]))["effect"] == 0).all()
     assert (table["row_diff"] == 0).all()
     assert meta["unseen"]["trained_reads"] == 0 and len(meta["unseen"]["made"]) == 16
-    assert table.filter(way="contrast")["below"].is_in([0.0, 0.5, 1.0]).all()
+    assert table.filter(method_name="contrast")["below"].is_in([0.0, 0.5, 1.0]).all()
     trained_reads.clear()
     table, meta = ran("t10_svd_steering", tmp_path, r=(4, 63), **options)
     parts = table.filter(pl.col("variant").is_in(["keep_top", "drop_top"])).sort("dataset", "k")
@@ -286,7 +286,7 @@ def test_on_the_organism(tmp_path, monkeypatch):
         adapters=ORGANISM / "adapters", families=("pissa",), doses=(0.32,),
     )  # fmt: skip
     assert order == [0]
-    effects = {(r["dataset"], r["way"]): r["effect"] for r in table.iter_rows(named=True)}
+    effects = {(r["dataset"], r["method_name"]): r["effect"] for r in table.iter_rows(named=True)}
     assert effects["claims", "dW"] > 1 and effects["claims", "contrast"] > 1
     assert effects["claims", "-contrast"] < 0
 

@@ -7,6 +7,7 @@ slice's has an absent cut there.
 from collections.abc import Iterator
 
 from wscore import (
+    Where,
     layers,
     omit,
     projections,
@@ -16,7 +17,6 @@ from wscore import (
     site,
     writes_residual,
 )
-from wscore.sites import Where
 from wsrun.adapters.configs import LINEAR
 from wsrun.lenses.base import Cut, LensInput
 
@@ -41,8 +41,8 @@ def thirds(at: LensInput) -> Iterator[Cut]:
 
 def blocks(at: LensInput) -> Iterator[Cut]:
     """attention, mlp."""
-    yield _slice(at, "attention", lambda s: s.block == "self_attn", "blocks")
-    yield _slice(at, "mlp", lambda s: s.block == "mlp", "blocks")
+    yield _slice(at, "attention", _in_block("self_attn"), "blocks")
+    yield _slice(at, "mlp", _in_block("mlp"), "blocks")
 
 
 def sides(at: LensInput) -> Iterator[Cut]:
@@ -67,7 +67,8 @@ def cells(at: LensInput) -> Iterator[Cut]:
     """cell_<layer>_<module>: one module of one layer, without controls."""
     for n in trained_layers(at):
         for m in LINEAR:
-            yield _slice(at, f"cell_{n}_{m}", _cell(n, m), layer=n, module=m)
+            where = layers(n, n + 1) & projections(m)
+            yield _slice(at, f"cell_{n}_{m}", where, layer=n, module=m)
 
 
 def trained_layers(at: LensInput) -> list[int]:
@@ -75,8 +76,8 @@ def trained_layers(at: LensInput) -> list[int]:
     return sorted({site(name).layer for d in at.deltas.values() for name in d})
 
 
-def _cell(layer: int, module: str) -> Where:
-    return lambda s: s.layer == layer and s.proj == module
+def _in_block(block: str) -> Where:
+    return Where(lambda s: s.block == block)
 
 
 def _slice(

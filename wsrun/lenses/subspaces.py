@@ -7,9 +7,10 @@ own          the delta's own top directions
 random       Haar directions, as many as shared has; raw, and with the norm of the shared part
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from statistics import fmean
+from typing import Any
 
 from wscore import (
     Basis,
@@ -18,13 +19,13 @@ from wscore import (
     drop,
     keep,
     match_norm,
-    only,
     overlap,
     own_basis,
     random_basis,
     shared_basis,
+    subset,
 )
-from wscore.factored import outline
+from wscore.factored import meta
 from wsrun.lenses.base import Cut, Deltas, Key, LensInput
 
 
@@ -32,44 +33,40 @@ def shared(at: LensInput) -> Iterator[Cut]:
     """keep_<kind>, drop_<kind> for each kind of other deltas that the run has."""
     for k in at.K:
         for kind in other_deltas(at):
-            yield projection(at, kind, k)
+            yield projection(at, kind, k, partial(directions, at, kind, k))
 
 
 def shared_incl(at: LensInput) -> Iterator[Cut]:
     """The shared subspace with the delta itself in the stack: what leaving it out costs."""
     for k in at.K:
-        yield projection(at, "shared_incl", k)
+        yield projection(at, "shared_incl", k, partial(directions, at, "shared_incl", k))
 
 
 def own(at: LensInput) -> Iterator[Cut]:
     """The delta's own top directions, and their overlap with those of the other deltas."""
     for k in at.K:
         basis = partial(own_directions, at, k)
-        yield _cut(at, "own", k, basis, measure=partial(overlaps, at, k))
+        yield projection(at, "own", k, basis, measure=partial(overlaps, at, k))
 
 
 def random(at: LensInput) -> Iterator[Cut]:
     """keep_random and keep_random_matched: a subspace that knows nothing of any delta."""
     for k in at.K:
-        yield _cut(at, "random", k, partial(_random, at, k), roles=("keep",))
+        yield projection(at, "random", k, partial(_random, at, k), roles=("keep",))
         kept = partial(_matched, at, k)
         rest = partial(_without, at, kept)
         facts = _share_of_width(at, k)
         yield Cut("random_matched", kept, rest, k, roles=("keep",), facts=facts)
 
 
-def projection(at: LensInput, kind: str, k: int) -> Cut:
-    """kept = U U^T dW with the top k directions of a kind of stack."""
-    return _cut(at, kind, k, partial(directions, at, kind, k))
-
-
-def _cut(at: LensInput, name: str, k: int, basis, **more) -> Cut:
+def projection(at: LensInput, name: str, k: int, basis: Callable[[], Basis], **more: Any) -> Cut:
+    """kept = U U^T dW, rest = dW - U U^T dW, with U of basis()."""
     kept, rest = (lambda: keep(at.dW, basis())), (lambda: drop(at.dW, basis()))
     return Cut(name, kept, rest, k, facts=_share_of_width(at, k), **more)
 
 
 def _share_of_width(at: LensInput, k: int) -> dict[str, float]:
-    width = min(outline(at.dW, name).shape[0] for name in at.dW)
+    width = min(meta(at.dW, name).shape[0] for name in at.dW)
     if k > width:
         raise ValueError(f"lens: K must be at most d_model = {width}, got {k}; lower --K")
     return {"k_over_d": k / width}
@@ -85,7 +82,7 @@ def other_deltas(at: LensInput) -> dict[str, list[DeltaLike]]:
     for (family, seed), d in at.deltas.items():
         if (family, seed) != (at.family, at.seed) and all(n in d for n in names):
             kind = "across" if family != at.family else "seeds"
-            found["shared" if seed == at.seed else kind].append(only(d, names))
+            found["shared" if seed == at.seed else kind].append(subset(d, names))
     if not found["shared"]:
         raise ValueError(
             f"lens: no other family changes all tensors of {at.family}; add --families"
@@ -95,7 +92,7 @@ def other_deltas(at: LensInput) -> dict[str, list[DeltaLike]]:
 
 def directions(at: LensInput, kind: str, k: int) -> Basis:
     """The top k directions of a kind of stack, fewer where its rank is lower."""
-    return _first(_stacked(at, kind), k)
+    return first_columns(_stacked(at, kind), k)
 
 
 @lru_cache(maxsize=4)
@@ -108,7 +105,7 @@ def _stacked(at: LensInput, kind: str) -> Basis:
 
 def own_directions(at: LensInput, k: int, key: Key | None = None) -> Basis:
     """The top k output directions of a delta of the run, this one's where no key is given."""
-    return _first(_owns(at.deltas, max(at.K))[key or (at.family, at.seed)], k)
+    return first_columns(_owns(at.deltas, max(at.K))[key or (at.family, at.seed)], k)
 
 
 @lru_cache(maxsize=1)
@@ -116,7 +113,7 @@ def _owns(deltas: Deltas, k: int) -> dict[Key, Basis]:
     return {key: own_basis(d, k) for key, d in deltas.items()}
 
 
-def _first(basis: Basis, k: int) -> Basis:
+def first_columns(basis: Basis, k: int) -> Basis:
     return {name: U[:, :k].contiguous() for name, U in basis.items()}
 
 

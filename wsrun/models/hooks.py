@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from typing import TypeVar
 
 import torch
@@ -20,10 +21,10 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises ValueError where the decoder has no list of layers under a known name.
     """
     decoder = model.get_decoder()
-    for inner in (decoder, getattr(decoder, "decoder", None)):  # OPT: a decoder inside the decoder
-        for name in LAYER_LISTS:
-            if isinstance(layers := getattr(inner, name, None), nn.ModuleList):
-                return layers
+    inner = (decoder, *(getattr(decoder, name, None) for name in ("decoder", "model")))
+    for module, name in product(inner, LAYER_LISTS):
+        if isinstance(layers := getattr(module, name, None), nn.ModuleList):
+            return layers
     raise ValueError(
         f"decoder_layers: {type(decoder).__name__} of {type(model).__name__} has no list of layers"
         f" named one of {', '.join(LAYER_LISTS)}; activations of this model cannot be edited"
@@ -57,11 +58,19 @@ def hooked(model: PreTrainedModel, hooks: Mapping[int, Hook]) -> Iterator[PreTra
 
 
 def check_layers(model: PreTrainedModel, by_layer: Mapping[int, T]) -> dict[int, T]:
-    """The same under layers counted from 0; raises ValueError for one the model does not have."""
+    """The same under layers counted from 0.
+
+    Raises ValueError for a layer that the model does not have, and for one that is named twice.
+    """
+    if not by_layer:
+        return {}
     n = len(decoder_layers(model))
     if wrong := [layer for layer in by_layer if not -n <= layer < n]:
-        raise ValueError(f"layers {wrong} asked; the model has layers 0 to {n - 1}")
-    return {layer % n: x for layer, x in by_layer.items()}
+        raise ValueError(f"layers must be 0 to {n - 1}, or -{n} to -1, got {wrong}")
+    found = {layer % n: x for layer, x in by_layer.items()}
+    if len(found) < len(by_layer):
+        raise ValueError(f"layers {list(by_layer)} of {n} name one layer twice; give each once")
+    return found
 
 
 def _on_output(hook: Hook):

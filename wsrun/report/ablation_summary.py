@@ -16,6 +16,7 @@ from wsrun.report.verdicts import RuleResult
 
 Limits = tuple[float, float]
 """keep_at_least, drop_at_most"""
+NO_MARK = (float("inf"), float("-inf"))
 CELL = 13  # characters of "-0.97*/-0.03*"
 
 
@@ -93,7 +94,7 @@ def share(line: Mapping[str, Any], test: Any, limit: float) -> str:
     if line["retained"] is None:
         return "n/a" if line["status"] != "scored" else "?"
     mark = "*" if test(line["retained_lo"], line["retained_hi"], limit) else ""
-    return f"{line['retained']:.2f}{mark}"
+    return f"{round(line['retained'], 2) + 0.0:.2f}{mark}"  # no -0.00
 
 
 def verdict_lines(results: Sequence[RuleResult], table: pl.DataFrame) -> Iterator[str]:
@@ -137,22 +138,23 @@ def verdict_grid(results: Iterable[RuleResult], families: Sequence[str], title: 
     return grid(title, ("claim", "every family", *families), lines)
 
 
-def every_line(table: pl.DataFrame, title: str, families: Sequence[str]) -> Table:
-    """All lines but null draws and single cells: nested parts with intervals, others kept/left."""
-    if "keep_or_drop" not in table.columns or table["k"].is_not_null().any():
-        shown = table.filter(~pl.col("variant").str.contains("#"))
-        keys = [c for c in ("family", "variant", "k", "k_over_d", "energy") if c in table.columns]
-        return effects(shown.sort("family", "k", "variant"), title, keys)
-    at = {(r["family"], r["variant"]): r for r in table.iter_rows(named=True)}
-    cell = pl.col("layer").is_not_null() if "layer" in table.columns else pl.lit(False)
-    kept = table.filter(pl.col("keep_or_drop") == "keep", ~cell)["variant"]
-    lines = []
-    for name in dict.fromkeys(v.removeprefix("keep_") for v in kept):
-        found = [[at.get((f, f"{role}_{name}")) for role in ("keep", "drop")] for f in families]
-        shares = ((share(k, at_least, 2), share(d, at_most, -1)) if k and d else None
-                  for k, d in found)  # fmt: skip
-        lines.append([name, *(" / ".join(s) if s else None for s in shares)])
-    return grid(title, ["kept / removed", *families], lines)
+def every_line(
+    table: pl.DataFrame, title: str, families: Sequence[str], names: Sequence[str], width: int = 80
+) -> Iterator[Table]:
+    """All lines but null draws: nested parts with intervals, a table a family; others kept/left."""
+    if table["k"].is_not_null().any():
+        shown = table.filter(~pl.col("variant").str.contains("#")).drop("mass", "flagged_share")
+        shown = shown.with_columns(pl.col("energy").round(4))
+        for family in families:
+            lines = shown.filter(family=family).sort("k", "variant")
+            yield effects(lines, f"{title}, {family}", ("variant", "k", "energy"))
+        return
+    at = {(r["family"], r["variant"], r["k"]): r for r in table.iter_rows(named=True)}
+    each = max(1, (width - max(map(len, names)) - 2) // (CELL - 1))
+    for part in _folded(list(families), each):
+        lines = ([name, *(_cell(at, f, name, None, NO_MARK) for f in part)] for name in names)
+        yield grid(title, ["kept/left", *part], lines)
+        title = ""
 
 
 def spread_sentence(table: pl.DataFrame, variant: str, what: str) -> str:

@@ -7,7 +7,7 @@ import polars as pl
 from wsrun.report import costs, sentences
 from wsrun.report.document import Block, Grid, Heading, Points
 from wsrun.report.row_identity import LINE
-from wsrun.report.wording import dW_against, difference_to_dW, number_text, q_text, with_interval
+from wsrun.report.wording import difference_to_dW, dW_against, number_text, q_text, with_interval
 from wsrun.score.names import DW, setting_of
 
 DOSE_WORDS = {"kl": "KL, nats", "dose_norm": "norm of the dose"}  # of --match-dose

@@ -23,7 +23,9 @@ def costs_of(key: tuple[str, str], table: pl.DataFrame | None) -> pl.DataFrame |
     if table is None or not has_costs(table):
         return None
     table = table.filter(model=key[0], behaviour=key[1])
-    return table.select(*LINE, *COSTS, *ENDS).unique(LINE, maintain_order=True) if len(table) else None
+    if table.is_empty():
+        return None
+    return table.select(*LINE, *COSTS, *ENDS).unique(LINE, maintain_order=True)
 
 
 def cost_text(line: Mapping, column: str) -> str:

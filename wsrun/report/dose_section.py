@@ -6,8 +6,8 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from wscore.effect import effect_table
-from wsrun.report.benchmark_table import base_lines
+from wscore.stats.contrasts import base_lines
+from wscore.stats.effects import effect_table
 from wsrun.report.document import Block, Figure, Text
 from wsrun.report.effect_figures import effects_by_dose
 from wsrun.report.sources import Source

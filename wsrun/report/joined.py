@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from wscore.spread import DRAW
-from wsrun.report.benchmark_table import benchmark_table
+from wscore.stats.contrasts import benchmark_table
+from wscore.stats.spread import DRAW
 from wsrun.report.row_identity import ITEM, LINE, check_base, check_lines
 from wsrun.report.sources import Choice, Key, Source, by_model
 from wsrun.score.names import DW
@@ -41,9 +41,8 @@ def join_benchmarks(
     chosen: (model, behaviour) -> the dW that the selection file of the tables says.
     """
     tables = [s for s in sources if s.is_benchmark]
-    first, again = (
-        by_model(s for s in tables if s.script.kind == kind) for kind in ("benchmark", "replication")
-    )
+    first = by_model(s for s in tables if s.script.kind == "benchmark")
+    again = by_model(s for s in tables if s.script.kind == "replication")
     joined = {
         key: join(found, resamples, (chosen or {}).get(key))
         for key, found in (first | {k: v for k, v in again.items() if k not in first}).items()

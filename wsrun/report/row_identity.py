@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from wscore.effect import CELL
+from wscore.stats.schema import CELL
 
 LINE = ("method", "family", "variant", "k", "alpha")
 ITEM = (*CELL, "item")
@@ -35,7 +35,7 @@ def check_base(first: str, rows: pl.DataFrame, name: str, new: pl.DataFrame) -> 
 def check_lines(
     owners: Mapping[tuple, str], rows: pl.DataFrame, name: str, new: pl.DataFrame
 ) -> None:
-    """Refuse a line that two tables hold with different margins; owners: line -> its first script."""
+    """Refuse a line that two tables hold with different margins. owners: line -> script."""
     key = [*ITEM, *LINE, "seed"]
     steered = [x.filter(pl.col("alpha") != 0).select(*key, "margin") for x in (rows, new)]
     both = steered[0].join(steered[1], on=key, how="inner", nulls_equal=True)

@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 
 from wsrun.report.wording import (
-    dW_against,
     difference_to_dW,
+    dW_against,
     q_text,
     setting_text,
     with_interval,
@@ -67,7 +67,7 @@ def benchmark_answers(
         if len(part):
             sentences.append(f"Does dW beat {labels.get(kind, kind)}? {_answer(part)}")
     if without := [labels[kind] for kind, part in lines.items() if part.is_empty()]:
-        sentences.append(f"Not answered, no table has a line of it: {', '.join(without)}.")
+        sentences.append(f"Not answered, as no table has a line of it: {', '.join(without)}.")
     return sentences
 
 
@@ -92,8 +92,8 @@ def _answer(lines: pl.DataFrame) -> str:
         counts.append(f"on {dataset} it {each}")
     best = lines.filter(pl.col("validation") == pl.col("validation").max())
     first = "; ".join(comparison(r) for r in best.iter_rows(named=True))
-    text = f"{short}: {'; '.join(counts)}."
-    return f"{text} Against the method that is best on validation items, {first}." if first else text
+    best_first = f" Against the method that is best on validation items, {first}." if first else ""
+    return f"{short}: {'; '.join(counts)}.{best_first}"
 
 
 def control_sentences(table: pl.DataFrame) -> list[str]:

@@ -15,28 +15,6 @@ import torch
 
 from wscore.store import write_whole
 
-ROW_SCHEMA: dict[str, Any] = {
-    "experiment": pl.String,
-    "model": pl.String,
-    "behaviour": pl.String,
-    "dataset": pl.String,
-    "prompt_style": pl.String,
-    "method": pl.String,
-    "family": pl.String,
-    "variant": pl.String,
-    "k": pl.Int64,
-    "alpha": pl.Float64,
-    "seed": pl.Int64,
-    "item": pl.String,
-    "cluster": pl.String,
-    "label": pl.Int64,
-    "margin": pl.Float64,
-    "mass": pl.Float64,
-    "flagged": pl.Boolean,
-    "dose": pl.Float64,  # realised / asked norm of the change; null where the dtype is exact
-    "dose_cosine": pl.Float64,
-    "noise": pl.Float64,  # rms change of a base margin under one more rounding
-}
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY = "wscore"
 WRITTEN: list[Path] = []  # tables of this process, in order: what a stopped script leaves behind

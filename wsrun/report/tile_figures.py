@@ -178,5 +178,6 @@ def confusion(
         caption += "Misplaced: supported, but of another part than the planted one; disagrees. "
     caption, height = caption + facts_of(table) + note, 0.5 + 0.48 * len(plants)
     frame = Frame(question, "decision rule", "what was planted", caption, height)
-    tints = [Look(f"{100 * s:.0f} % agree", DARK, "s", agreement_colour(s)) for s in (1, 0.5, 0)]
+    shares = (1.0, 0.5, 0.0)
+    tints = [Look(f"{100 * s:.0f} % agree", DARK, "s", agreement_colour(s)) for s in shares]
     return draw_panels(path, frame, panel, ["all"], 1, tints)

@@ -10,8 +10,8 @@ from typing import NamedTuple, get_args
 
 import polars as pl
 
-from wscore.effect import Outcome
-from wscore.spread import wilson
+from wscore.stats.spread import wilson
+from wscore.stats.verdicts import Outcome
 from wsrun.report.tables import read_table
 
 OUTCOMES = get_args(Outcome)
@@ -50,26 +50,26 @@ def read_verdicts(path: str | Path) -> list[RuleResult]:
 
 
 def claim_sentences(results: Iterable[RuleResult], table: pl.DataFrame) -> list[str]:
-    """One sentence a claim and data set: the verdict over families, then what single ones say.
+    """A sentence for each claim and data set: the verdict over families, then what single ones say.
 
     table: the summary that the rules read; the retained shares of the part that a claim names
-    stand beside the verdict. Families are listed by outcome; their own sentences stand only where
-    there is no verdict over all of them, and no part, that would say more.
+    stand beside the verdict. Families are listed by outcome; where there is neither a verdict over
+    all of them nor a part, each has its own sentence.
     """
     claims: dict[tuple[str, str], list[RuleResult]] = {}
     for r in results:
         claims.setdefault((r.dataset, r.claim), []).append(r)
     sentences = []
     for about, found in claims.items():
-        text = ", ".join(about)
-        for r in (r for r in found if r.family is None):
-            text += f": {r.outcome}: {r.sentence}{_retained(r, table)}"
+        pooled = [r for r in found if r.family is None]
         single = [r for r in found if r.family is not None]
-        if len(single) == len(found) and not any(r.part for r in single):
-            text += ": " + "; ".join(f"{r.family}: {r.outcome}: {r.sentence}" for r in single)
+        if pooled or any(r.part for r in single):
+            texts = [f": {r.outcome}: {r.sentence}{_retained(r, table)}" for r in pooled]
+            sentences.append(", ".join(about) + "".join(texts) + _by_family(single, table))
         else:
-            text += _by_family(single, table)
-        sentences.append(text)
+            sentences += [
+                f"{', '.join(about)}, {r.family}: {r.outcome}: {r.sentence}" for r in single
+            ]
     return sentences
 
 
@@ -94,7 +94,7 @@ def _by_family(results: Sequence[RuleResult], table: pl.DataFrame) -> str:
 
 
 def _retained(r: RuleResult, table: pl.DataFrame) -> str:
-    """The retained shares of the part a verdict names: lowest to highest over families and sizes."""
+    """The shares of the part that a verdict names: lowest to highest over families and sizes."""
     name = r.part or NAMED_BY_CLAIM.get(r.claim)
     if not name or "retained" not in table.columns:
         return ""

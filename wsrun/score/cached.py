@@ -1,12 +1,12 @@
-"""The cached engine: a forward pass in which everything that an intervention leaves alone runs once.
+"""The cached engine: what an intervention leaves as it is runs once for all interventions.
 
 What an intervention does to the model is known by the steps of the layers that it touches
 (layer_steps.py), so two interventions that agree up to a step agree in the state that enters it.
 States are kept (activation_cache.py), and a run starts at the deepest one it may use: the base's
 before its first changed step, or one of an intervention that began alike. A run goes layer by
 layer, all batches through one before the next, and a layer's weights are changed only while it
-runs. Common heads of the sequences run once (batching.py, trie_attention.py), and the last layer runs
-only where logits are read. `verify_logits` measures on the model at hand what all this changes.
+runs. Common heads of the sequences run once (batching.py, trie_attention.py), and the last layer
+runs only where logits are read. `verify_logits` measures on the model at hand what all this changes.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from wscore import subset
 from wsrun.models.hooks import check_layers, decoder_layers, output_of
@@ -39,8 +39,10 @@ from wsrun.score.layer_steps import (
     record_states,
     start_at,
 )
-from wsrun.score.plain import Edit, Intervention, Jitter, PlainEngine
+from wsrun.score.plain import Jitter, PlainEngine
 from wsrun.score.trie_attention import Masks, running, trie_attention
+from wsrun.steer.edits import Edit
+from wsrun.steer.interventions import Intervention
 from wsrun.steer.weights import steered, touched_parameters
 
 INSIDE = 10  # times the outputs of all layers: room from which states inside them are kept, too
@@ -80,8 +82,12 @@ class CachedEngine:
     ) -> None:
         limit = _default_cache_bytes(model) if cache_bytes is None else cache_bytes
         self.model, self.cache, self.n = model, ActivationCache(limit), len(sequences)
-        self.decoder, self.layers = model.get_decoder(), decoder_layers(model)
+        self.layers = decoder_layers(model)
         self.prefix = next(n for n, m in model.named_modules() if m is self.layers)
+        owner, _, self.list_name = self.prefix.rpartition(".")
+        self.decoder: Any = model.get_submodule(owner)
+        if "position_ids" not in inspect.signature(self.decoder.forward).parameters:
+            raise NotImplementedError("its decoder takes no position_ids")
         self.parts = [layer_parts(layer) for layer in self.layers]
         self.steps = self._steps()
         self.last = len(self.layers) - 1 if last_token_only and self.parts[-1] else None
@@ -231,13 +237,13 @@ class CachedEngine:
 
         What enters the first comes out of the last, or `output` in its place.
         """
-        parent, _, name = self.prefix.rpartition(".")
-        owner, calls = self.model.get_submodule(parent), []
+        calls: list[dict[str, Any]] = []
+        stand_ins = nn.ModuleList(_Pass(layer, calls, output) for layer in self.layers)
         try:
-            setattr(owner, name, nn.ModuleList(_Pass(x, calls, output) for x in self.layers))
+            setattr(self.decoder, self.list_name, stand_ins)
             yield calls
         finally:
-            setattr(owner, name, self.layers)
+            setattr(self.decoder, self.list_name, self.layers)
 
     @torch.no_grad()
     def step_error(self) -> float:
@@ -277,9 +283,16 @@ class _Pass(nn.Module):
 def _checked(call: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a layer beside its input; who sees whom is in the layout of the batch."""
     call = {k: v for k, v in call.items() if k != "hidden_states"} | {"attention_mask": None}
-    if shared := [k for k, v in call.items() if isinstance(v, dict | list | Cache)]:
-        raise NotImplementedError(f"its layers pass on {shared[0]} beside their output")
+    if shared := [k for k, v in call.items() if not _constant(v)]:
+        raise NotImplementedError(f"its layers may share more than hidden states: {shared[0]}")
     return call
+
+
+def _constant(x: Any) -> bool:
+    """Whether a layer cannot leave anything in an argument for the next one."""
+    if isinstance(x, tuple):
+        return all(map(_constant, x))
+    return x is None or isinstance(x, Tensor | str | int | float | torch.dtype | torch.device)
 
 
 def _edited(states: list[State], change: Change, layer: int) -> list[State]:

@@ -24,7 +24,8 @@ from wscore.factored import meta
 from wsrun.data.replies import Encoded, Reply, encode
 from wsrun.score.logprobs import NUMBERS, NotFinite, log_probs
 from wsrun.score.sweep import Dose, Variant
-from wsrun.steer.interventions import Held, Intervention, applied
+from wsrun.steer.held import Held
+from wsrun.steer.interventions import Intervention, applied
 
 SPLIT = "validation"  # of the neutral texts: T11 measures cost on those of the test split
 TEXTS = 24  # how many neutral texts the KL is taken on

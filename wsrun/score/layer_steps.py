@@ -96,14 +96,16 @@ def start_at(parts: LayerParts, step: int, state: State) -> AbstractContextManag
 
 @contextmanager
 def _replaced_forward(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Modules that do something else inside the block."""
+    """Modules that do something else inside the block; one's own forward set before comes back."""
+    before = {module: vars(module).get("forward") for module in replaced}
     try:
         for module, forward in replaced.items():
             module.forward = forward
         yield
     finally:
-        for module in replaced:
+        for module, forward in before.items():
             vars(module).pop("forward", None)
+            vars(module).update({"forward": forward} if forward else {})
 
 
 @contextmanager

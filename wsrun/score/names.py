@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wsrun.score.sweep import Variant
-
 DW = "dW"  # the method that the others are measured against
 
 
@@ -18,6 +16,6 @@ def setting_of(line: Mapping[str, Any]) -> str | None:
     return line["variant"].partition("@")[2] or line["family"]
 
 
-def line(v: Variant) -> tuple:
-    """What a line of a table is about: method, family, name, k, alpha."""
+def line(v: Any) -> tuple:
+    """What a line of a table is about, of a Variant: method, family, name, k, alpha."""
     return v.method, v.family, v.name, v.k, v.alphas

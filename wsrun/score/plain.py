@@ -5,37 +5,19 @@ oracle that the tests compare it with.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wsrun.models.hooks import Hook, decoder_layers, hooked
+from wsrun.models.hooks import decoder_layers
 from wsrun.score.batching import in_order, padded_batches
-from wsrun.steer.weights import steered
+from wsrun.steer.interventions import Intervention, applied
 
 Jitter = Callable[[Tensor], Tensor]  # replaces what enters the first layer
-Edit = Callable[[Float[Tensor, "b s d"], float], Float[Tensor, "b s d"]]  # (h, alpha) -> h'
-
-
-class Intervention(Protocol):
-    """What an engine asks of an intervention."""
-
-    def delta(self) -> Mapping[str, Tensor]:
-        """parameter name -> dW; W' = W0 + alpha dW."""
-        ...
-
-    def edits(self) -> Mapping[int, Edit]:
-        """layer -> edit of its output, h' = edit(h, alpha)."""
-        ...
-
-    def fingerprint(self) -> Mapping[str, str]:
-        """parameter name, or "output of layer l" -> hash of how it is changed."""
-        ...
 
 
 class PlainEngine:
@@ -58,7 +40,7 @@ class PlainEngine:
         """Next-token logits at each sequence's last position, fp32 on the CPU, in their order."""
         with ExitStack() as stack:
             if intervention is not None and alpha != 0:
-                stack.enter_context(_applied(self.model, intervention, alpha))
+                stack.enter_context(applied(self.model, intervention, alpha))
             if jitter is not None:
                 stack.enter_context(_jittered(self.model, jitter))
             return in_order(len(self.sequences), ((b, self._logits(b)) for b in self.batches))
@@ -77,22 +59,6 @@ class PlainEngine:
         ).logits
         at = at if self.keeps_logits else lengths - 1
         return logits[torch.arange(len(batch)), at].float().cpu()
-
-
-@contextmanager
-def _applied(model: PreTrainedModel, intervention: Intervention, alpha: float) -> Iterator[None]:
-    """The model with an intervention inside the block."""
-    delta, edits = intervention.delta(), intervention.edits()
-
-    def hook(edit: Edit) -> Hook:
-        return lambda hidden: edit(hidden, alpha)
-
-    with ExitStack() as stack:
-        if delta:
-            stack.enter_context(steered(model, delta, alpha))
-        if edits:
-            stack.enter_context(hooked(model, {layer: hook(e) for layer, e in edits.items()}))
-        yield
 
 
 def _jittered(model: PreTrainedModel, jitter: Jitter) -> AbstractContextManager:

@@ -17,7 +17,8 @@ from wscore.stats.schema import ROW_SCHEMA
 from wsrun.data.items import Item, with_system
 from wsrun.models.hooks import check_layers
 from wsrun.score.scorer import ALL_LEVERS, PROMPT_STYLE, TOKENS, Engines, Levers, Scorer, plan
-from wsrun.steer.interventions import Held, Intervention, WeightDelta
+from wsrun.steer.held import Held
+from wsrun.steer.interventions import Intervention, WeightDelta
 from wsrun.steer.weights import Rounding, rounding_error, touched_parameters
 
 MIN_MASS = 0.5

@@ -107,7 +107,7 @@ def _explicit(
     mask: Float[Tensor, "n 1 a b"],
     scaling: float,
     softcap: float | None,
-    sinks: Float[Tensor, "groups a"] | None,
+    sinks: Float[Tensor, "groups _"] | None,
 ) -> Float[Tensor, "n groups a f"]:
     """softmax([s + mask, sink])_b v_b with s = softcap tanh(q k^T scaling / softcap).
 
@@ -119,7 +119,9 @@ def _explicit(
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores + mask
     if sinks is not None:
-        scores = torch.cat([scores, sinks.to(scores).expand(len(scores), -1, -1)[..., None]], -1)
+        asked = scores.shape[2] // sinks.shape[1]  # queries of each head of a group
+        sink = sinks.to(scores).repeat_interleave(asked, 1).expand(len(scores), -1, -1)
+        scores = torch.cat([scores, sink[..., None]], -1)
         scores = scores - scores.max(-1, keepdim=True).values
     wide = torch.float32 if sinks is None and scores.dtype != torch.float64 else scores.dtype
     weights = scores.softmax(-1, dtype=wide).to(q.dtype)

@@ -1,8 +1,10 @@
 """Edits of the residual stream: functions (h, alpha) -> h' with a hash of what they do."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from wscore import tensors_sha256
 States = Float[Tensor, "b s d"]
 
 
+@runtime_checkable
 class Edit(Protocol):
     """h' of the output h of a decoder layer, at every position."""
 
@@ -32,6 +35,26 @@ class AddVector:
 
     def fingerprint(self) -> str:
         return f"add {tensors_sha256({'v': self.v})}"
+
+
+@dataclass(frozen=True, eq=False)
+class Project:
+    """h' = h - alpha (h . r) r with r = v / |v|, in float32 or better."""
+
+    v: Float[Tensor, " d"]
+
+    def __post_init__(self) -> None:
+        if not self.v.any():
+            raise ValueError("Project: the direction is zero; leave the layer out")
+
+    def __call__(self, h: States, alpha: float) -> States:
+        wide = h.to(torch.promote_types(h.dtype, torch.float32))
+        v = self.v.to(wide)
+        r = v / v.norm()
+        return (wide - alpha * einsum(wide, r, "b s d, d -> b s")[..., None] * r).to(h)
+
+    def fingerprint(self) -> str:
+        return f"project {tensors_sha256({'v': self.v})}"
 
 
 @dataclass(frozen=True, eq=False)

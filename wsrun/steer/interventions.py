@@ -2,6 +2,7 @@
 
     weights       W' = cast(W0 + alpha dW)                  WeightDelta, ConstructedDelta
     activations   h_l' = h_l + alpha v_l                    AddVectors
+    ablation      h_l' = h_l - alpha (h_l . r) r            DirectionalAblation
     prompt        a system turn stands before the items     SystemPrompt
     a & b         both, at one alpha                        Combined
 
@@ -13,27 +14,26 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from wscore import add, entries_sha256, gaussian_null, load_delta, norm, save_delta, spectrum_null
 from wscore.factored import Factored
-from wscore.store import write_whole
+from wscore.store import FACTORED, write_whole
 from wsrun.models.hooks import hooked, output_of
-from wsrun.steer.edits import AddVector, Chain, Edit
+from wsrun.steer.edits import AddVector, Chain, Edit, Project
 from wsrun.steer.weights import steered
 
 Change = Mapping[str, Tensor]  # parameter name -> dW
 LAYER = "layer "  # of a file's tensors, before the number
 KIND, TEXT = "intervention", "system"  # of a file's header
-HALVES = ("|L", "|R")  # after the name of a factored tensor, where one file holds several changes
 
 
 class Intervention:
@@ -136,7 +136,7 @@ class AddVectors(Intervention):
     def random_like(self, seed: int) -> "AddVectors":
         """Gaussian r_l with |r_l| = |v_l|, drawn layer by layer (`wscore.gaussian_null`)."""
         drawn = gaussian_null(self.tensors(), seed)
-        return AddVectors({n: drawn[f"{LAYER}{n}"] for n in self.vectors})
+        return type(self)({n: drawn[f"{LAYER}{n}"] for n in self.vectors})
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {f"{LAYER}{n}": v for n, v in self.vectors.items()}
@@ -144,6 +144,26 @@ class AddVectors(Intervention):
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "AddVectors":
         return cls({int(name.removeprefix(LAYER)): v for name, v in tensors.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionalAblation(AddVectors):
+    """h_l' = h_l - alpha (h_l . r) r, r = v_l / |v_l| (Arditi et al. 2024, arXiv 2406.11717).
+
+    With alpha = 1 nothing is left of h along r. The paper takes one r at every layer:
+    DirectionalAblation(dict.fromkeys(range(n_layers), r)).
+    """
+
+    method = "ablation"
+
+    def edits(self) -> Mapping[int, Edit]:
+        return {layer: Project(v) for layer, v in self.vectors.items()}
+
+    def random_like(self, seed: int) -> "DirectionalAblation":
+        """As of `AddVectors`, and layers that share a direction share its random one."""
+        drawn, own = super().random_like(seed).vectors, self.vectors
+        first = {n: next(m for m in own if torch.equal(own[m], own[n])) for n in own}
+        return DirectionalAblation({n: drawn[first[n]] for n in own})
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,46 +241,9 @@ class Combined(Intervention):
 
 
 METHODS: dict[str, type[Intervention]] = {
-    cls.method: cls for cls in (WeightDelta, ConstructedDelta, AddVectors, SystemPrompt)
+    cls.method: cls
+    for cls in (WeightDelta, ConstructedDelta, AddVectors, DirectionalAblation, SystemPrompt)
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Held(Intervention):
-    """Another intervention with its change made and hashed once, and kept as long as this is.
-
-    The tensors of `of` must not change meanwhile.
-    """
-
-    of: Intervention
-
-    @cached_property
-    def _delta(self) -> Change:
-        return self.of.delta()
-
-    @cached_property
-    def _fingerprint(self) -> dict[str, str]:
-        return super().fingerprint()
-
-    @property
-    def method(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.of.method
-
-    @property
-    def has_dose(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.of.has_dose
-
-    def delta(self) -> Change:
-        return self._delta
-
-    def edits(self) -> Mapping[int, Edit]:
-        return self.of.edits()
-
-    def system(self) -> str | None:
-        return self.of.system()
-
-    def fingerprint(self) -> dict[str, str]:
-        return self._fingerprint
 
 
 @contextmanager
@@ -286,18 +269,16 @@ def load_intervention(path: str | Path) -> tuple[Intervention, dict[str, str]]:
 
     Raises ValueError for what is no such file.
     """
-    with safe_open(path, framework="pt") as file:
-        texts, empty = dict(file.metadata() or {}), not file.keys()
-    tensors: Any = {}
-    if not empty:
-        tensors = load_delta(path)
-        texts = dict(tensors.meta)
     try:
+        with safe_open(path, framework="pt") as file:
+            texts, empty = dict(file.metadata() or {}), not file.keys()
+        tensors = {} if empty else load_delta(path)
         found = _restored(tensors, texts)
-    except (KeyError, ValueError) as error:
+    except (OSError, SafetensorError, LookupError, ValueError) as error:
         raise ValueError(
             f"load_intervention: {str(path)!r} holds no intervention ({error!r}); save it again"
         ) from error
+    texts.pop(FACTORED, None)
     return found, {k: v for k, v in texts.items() if k not in found.texts()}
 
 
@@ -309,15 +290,12 @@ def _halved(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Factors as two tensors a name, name|L and name|R."""
     if not isinstance(tensors, Factored):
         return tensors
-    return {
-        f"{name}{half}": w
-        for name in tensors
-        for half, w in zip(HALVES, tensors.factors(name), strict=True)
-    }
+    pairs = ((name, tensors.factors(name)._asdict()) for name in tensors)
+    return {f"{name}|{half}": w for name, halves in pairs for half, w in halves.items()}
 
 
 def _joined(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The way back from `_halved`."""
-    L, R = HALVES
-    names = [name.removesuffix(L) for name in tensors if name.endswith(L)]
-    return Factored({n: (tensors[n + L], tensors[n + R]) for n in names}) if names else tensors
+    names = [name.removesuffix("|L") for name in tensors if name.endswith("|L")]
+    factors = {n: (tensors[f"{n}|L"], tensors[f"{n}|R"]) for n in names}
+    return Factored(factors) if factors else tensors

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from wscore import (
+    Where,
     benjamini_hochberg,
     cached_spectra,
     effect_table,
@@ -20,8 +21,7 @@ from wscore import (
     select,
     verdict,
 )
-from wscore.effect import SUMMARY_KEYS
-from wscore.sites import Where
+from wscore.stats.schema import SUMMARY_KEYS
 from wsrun.adapters.extract import read_adapter
 from wsrun.lenses.base import Cut, Deltas, LensInput
 from wsrun.lenses.registry import check_lenses, claims, cuts
@@ -36,6 +36,7 @@ from wsrun.report.ablation_summary import (
 from wsrun.report.console import console, progress
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.sweep import Variant
+from wsrun.steer.interventions import WeightDelta
 from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
 from wsrun.study.parts import SUM_TOLERANCE, Ablation, with_facts
@@ -114,8 +115,9 @@ def run_ablation(cfg: Options, study: Study) -> None:
     for at, parts in found.items():
         if study.where:
             key = at.family, at.seed
-            todo.append(Variant("full", pairs[key].dW, family=at.family, seed=at.seed))
-        todo += ablation.wholes(at, study.whole)
+            whole = WeightDelta(pairs[key].dW)
+            todo.append(Variant("full", whole, family=at.family, seed=at.seed))
+        todo += [ablation.whole(at, study.whole), ablation.whole(at, "zero", 0.0)]
         todo += (v for cut in parts for v in ablation.split(at, cut))
         todo += ablation.nulls(at, cfg.nulls, cfg.rule_alpha)
     rows = run_sweep(cfg, study.name, session, todo)
@@ -125,7 +127,7 @@ def run_ablation(cfg: Options, study: Study) -> None:
     shown = table.filter(alpha=cfg.rule_alpha)
     results = judge(cfg, study, shown, found)
     names = list(dict.fromkeys(cut.name for parts in found.values() for cut in parts))
-    report(cfg, study, shown, results, {n: h for n in names if (h := study.head(n))})
+    report(cfg, study, shown, results, names)
     path = write_tables(cfg, study.name, rows, table, run_record(cfg, session, pairs), results)
     for said in study.figures(cfg, shown, path, names):
         console.print(said, markup=False, highlight=False)
@@ -207,13 +209,14 @@ def report(
     study: Study,
     table: pl.DataFrame,
     results: list[RuleResult],
-    heads: Mapping[str, str],
+    names: list[str],
 ) -> None:
     """Print what parts retain, the short table or every line, and the verdicts."""
+    heads = {name: head for name in names if (head := study.head(name))}
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         title = f"{dataset}, alpha = {cfg.rule_alpha:g}: share of the effect of {study.whole}"
         if cfg.full:
-            console.print(every_line(part, title, cfg.families))
+            console.print(*every_line(part, title, cfg.families, names, console.width), sep="")
             of = [r for r in results if r.dataset == dataset]
             question = f"{dataset}: which part carries the effect (no: none does; ?: undetermined)"
             console.print(verdict_grid(of, cfg.families, question))

@@ -20,12 +20,12 @@ import torch
 from rich.table import Table
 
 from wscore import effect_table, tensors_sha256
-from wscore.effect import KEYS
 from wscore.stats.contrasts import benchmark_table
+from wscore.stats.schema import KEYS
 from wsrun.data.pairs import Pair
 from wsrun.report.console import console, grid, progress
-from wsrun.report.standings import span, winner
 from wsrun.report.verdicts import RuleResult
+from wsrun.report.wording import against_dW, difference_to_dW
 from wsrun.score.doses import read_match
 from wsrun.score.sweep import Variant
 from wsrun.steer.directions import (
@@ -47,6 +47,7 @@ MEANS = ("mean_diff", "persona_diff")
 READ = (*MEANS, "pca", "persona_pca")  # what is read; the means are also tried in all layers
 ADDED = (*MEANS, *(f"{name}_all" for name in MEANS), "pca", "persona_pca")
 DIRECTIONS = (*ADDED, "ablate")
+IS_DIRECTION = " is a direction"  # ends a claim
 MOST_RANDOM = 0.05  # share of random directions that may do as much as one that counts
 
 
@@ -83,7 +84,7 @@ def by_norm(cfg: BenchmarkOptions) -> bool:
 def read_directions(
     session: Session, answered: Sequence[Pair], names: Collection[str] = READ
 ) -> dict[str, Vectors]:
-    """{method: {layer: v}} of the named directions; those with a persona where all pairs know theirs.
+    """{method: {layer: v}} of the named directions; with a persona where all pairs know theirs.
 
     Raises as `pair_differences` and `principal`.
     """
@@ -156,11 +157,20 @@ def beside_random(rows: pl.DataFrame, table: pl.DataFrame) -> list[RuleResult]:
         draws = effect_table(rows.filter(own, dataset=dataset), KEYS, resamples=2)
         as_much = int((draws["effect"] >= r["effect"]).sum())
         few = as_much < MOST_RANDOM * len(draws)
-        said = f"{as_much} of {len(draws)} random directions do as much as {name}"
-        claim = f"{name} is a direction"
+        said, claim = f"{name} {as_much} of {len(draws)}", f"{name}{IS_DIRECTION}"
         result = "supported" if few else "refuted"
         found.append(RuleResult(dataset, claim, None, result, said, r["variant"]))
     return found
+
+
+def random_sentences(results: Sequence[RuleResult]) -> list[str]:
+    """What `beside_random` found, one sentence per data set; a direction that is none is named."""
+    found: dict[str, list[str]] = {}
+    for r in results:
+        if r.claim.endswith(IS_DIRECTION):
+            none = "" if r.outcome == "supported" else " (no direction)"
+            found.setdefault(r.dataset, []).append(f"{r.sentence}{none}")
+    return [f"{d}: random directions that do as much: {', '.join(x)}" for d, x in found.items()]
 
 
 def other_pole(
@@ -178,8 +188,8 @@ def other_pole(
         down = {"diff_lo": None if hi is None else -hi, "diff_hi": None if lo is None else -lo}
         name, _, setting = r["variant"].partition("@")
         said = (
-            f"{name} ({setting}, alpha {r['alpha']:g}) {winner(down)} {NEGATIVE_DW} towards the "
-            f"other pole: {span(r, 'diff', 'diff_lo', 'diff_hi')} nats"
+            f"{name} ({setting}, alpha {r['alpha']:g}) {against_dW(down)} {NEGATIVE_DW} towards "
+            f"the other pole: {difference_to_dW(r)} nats"
         )
         claim = f"{NEGATIVE_DW} beats {name}"
         found.append(RuleResult(r["dataset"], claim, None, outcome(down), said, r["variant"]))

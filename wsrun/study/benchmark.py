@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 
 import polars as pl
 
-from wsrun.report import curves
 from wsrun.report.console import console
+from wsrun.report.effect_figures import effects_by_method
 from wsrun.report.standings import standings
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
@@ -28,7 +28,7 @@ C = TypeVar("C", bound=BenchmarkOptions)
 
 
 class Benchmark(Generic[C]):
-    """A script of the benchmark. It overrides what is its own; methods stand in the order of use."""
+    """A script of the benchmark: it overrides what is its own. Methods stand in order of use."""
 
     experiment: str  # names the tables
     question: str  # of the figure
@@ -100,7 +100,7 @@ class Benchmark(Generic[C]):
 
     def figure(self, path: Path) -> None:
         """Draw beside the summary table at `path`."""
-        save_figure(curves.methods, self.table, path, self.question)
+        save_figure(effects_by_method, self.table, path, self.question)
 
 
 def prompt_candidates(wordings: Mapping[str, Sequence[str]]) -> list[Variant]:

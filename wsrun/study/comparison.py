@@ -24,11 +24,11 @@ def compare_on_test(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(rows, table) of what was chosen and of controls at their own doses, on test items.
 
-    The table is that of `benchmark_table` against the chosen dW, with method_name, role ("selected",
-    "flagged" or "control") and validation, the effect that selected a line. What cannot be made
-    again is kept in <out>/selection/<experiment>, for T11. All seeds of what was chosen make one
-    line, and draws of a random control are one variant under several seeds: the interval of a line
-    then covers its seeds, or its draws, too.
+    The table is that of `benchmark_table` against the chosen dW, with method_name, role
+    ("selected", "flagged" or "control") and validation, the effect that selected a line. What
+    cannot be made again is kept in <out>/selection/<experiment>, for T11. All seeds of what was
+    chosen make one line, and draws of a random control are one variant under several seeds: the
+    interval of a line then covers its seeds, or its draws, too.
     """
     variants = [v for s in chosen.values() for v in s.variants] + [*controls]
     rows = run_sweep(cfg, experiment, test, variants)

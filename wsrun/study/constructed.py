@@ -13,18 +13,17 @@ from typing import Any, NamedTuple
 import polars as pl
 from torch import Tensor
 
-from wscore import DeltaLike, cosine, effect_table, tensors_sha256, writes_residual
-from wscore.factored import subset
+from wscore import DeltaLike, cosine, effect_table, subset, tensors_sha256, writes_residual
 from wscore.stats.schema import KEYS
 from wsrun.data.items import PREFILL
 from wsrun.data.pairs import load_questions
 from wsrun.data.personas import load_personas
 from wsrun.report.console import progress
+from wsrun.score.sweep import Variant
 from wsrun.steer import structure
 from wsrun.steer.constructed import Per, rank_one, rotated, sized
 from wsrun.steer.contrast import Contrast, persona_contrast
 from wsrun.steer.interventions import ConstructedDelta
-from wsrun.score.sweep import Variant
 from wsrun.study.options import BenchmarkOptions, check_once
 from wsrun.study.selected import Selection
 from wsrun.study.session import Session

@@ -12,6 +12,7 @@ from wsrun.report.effect_figures import intervals, line_label
 from wsrun.report.figure_tables import BARS
 from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import with_interval
+from wsrun.score.capability import CHOICE, TEXT
 from wsrun.score.names import setting_of
 from wsrun.study.options import BenchmarkOptions
 from wsrun.study.selected import FOLDER, OtherBase, Selection, line, load_selected
@@ -62,7 +63,7 @@ def bounded(r: Mapping[str, Any], measure: str, at_most: float, unit: str) -> Ru
     lo, hi = r[f"{measure}_lo"], r[f"{measure}_hi"]
     if measure == "accuracy":  # less of it is worse
         lo, hi = None if hi is None else -hi, None if lo is None else -lo
-    what = "text" if measure == "nll" else measure
+    what, dataset = ("text", TEXT) if measure == "nll" else ("accuracy", CHOICE)
     claim = f"cost of {r['method_name']} in {what} is below {at_most:g} {unit}"
     if lo is None or hi is None:
         outcome, said = "undetermined", f"no interval for {what}"
@@ -71,8 +72,7 @@ def bounded(r: Mapping[str, Any], measure: str, at_most: float, unit: str) -> Ru
         outcome = "supported" if hi < at_most else "refuted" if lo > at_most else "undetermined"
         below = "below" if hi < at_most else "not bounded by"
         said = f"{what}: {costs}, {below} {at_most:g} {unit}"
-    sentence = f"{r['method_name']}: {said}"
-    return RuleResult("neutral text", claim, None, outcome, sentence, r["variant"])
+    return RuleResult(dataset, claim, None, outcome, said, r["variant"])
 
 
 def cost_grids(table: pl.DataFrame) -> list[Table]:

@@ -6,8 +6,8 @@ from functools import partial
 import polars as pl
 
 from wscore import add, contrast, scale
-from wsrun.report.standings import span, winner
 from wsrun.report.verdicts import RuleResult
+from wsrun.report.wording import against_dW, with_interval
 from wsrun.score.sweep import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.rule import BEATS, outcome
@@ -60,8 +60,8 @@ def increments(table: pl.DataFrame, negative_methods: Collection[str]) -> list[R
         diff = dict(zip(("diff_lo", "diff_hi"), ends, strict=True))
         setting = f"{r['variant'].partition('@')[2]}, alpha {r['alpha']:g}"
         sentence = (
-            f"{r['method_name']} ({setting}) {winner(diff)} {r['over']}{pole}: "
-            f"{span(r, *OVER)} nats"
+            f"{r['method_name']} ({setting}) {against_dW(diff)} {r['over']}{pole}: "
+            f"{with_interval(r, *OVER)} nats"
         )
         claim = f"{r['method_name']} beats {r['over']}{pole}"
         results.append(

@@ -85,9 +85,7 @@ def in_layer(name: str, to: Mapping[int, int]) -> str:
     return name.replace(f".{layer}.", f".{to[layer]}.", 1)
 
 
-def updates(
-    pair: PairDelta, w: DeltaLike, planted: float, draw: int
-) -> dict[str, DeltaLike]:
+def updates(pair: PairDelta, w: DeltaLike, planted: float, draw: int) -> dict[str, DeltaLike]:
     """The updates that are looked at; random ones are drawn anew for each direction."""
     random = spectrum_null(pair.pos, 9000 + draw)
     return {

@@ -12,6 +12,7 @@ import polars as pl
 from wscore import DeltaLike, add, difference, norm, scale, spectrum_null
 from wsrun.lenses.base import Cut, LensInput
 from wsrun.score.sweep import Variant
+from wsrun.steer.interventions import WeightDelta
 
 SUM_TOLERANCE = 1e-5  # |kept + rest - whole| / |whole|
 PART = ("family", "variant", "k")
@@ -50,7 +51,7 @@ class Ablation:
             self.facts[at.family, name, k, at.seed] = known
             return delta
 
-        return Variant(name, made, family=at.family, k=k, seed=at.seed, alphas=alphas)
+        return Variant(name, WeightDelta(made), alphas, at.family, k, at.seed)
 
     def split(self, at: LensInput, cut: Cut) -> Iterator[Variant]:
         """keep_<name>, drop_<name>, control_<name>, as the cut's roles say; none if absent."""
@@ -89,10 +90,11 @@ class Ablation:
             self._last = (cut, kept, rest, error)
         return self._last
 
-    def wholes(self, at: LensInput, name: str) -> Iterator[Variant]:
-        """All that is cut, under its name, and zero times it."""
-        yield self.part(at, name, lambda: at.dW)
-        yield self.part(at, "zero", lambda: scale(0.0, at.dW))
+    def whole(self, at: LensInput, name: str, factor: float = 1.0) -> Variant:
+        """All that is cut, under a name; `factor` times it."""
+        return self.part(
+            at, name, (lambda: at.dW) if factor == 1 else partial(scale, factor, at.dW)
+        )
 
     def nulls(self, at: LensInput, draws: int, alpha: float) -> Iterator[Variant]:
         """Random deltas with the whole's singular values, at the alpha of the rule."""

@@ -21,6 +21,7 @@ from wsrun.score.sweep import Variant
 from wsrun.steer.interventions import SystemPrompt, WeightDelta
 from wsrun.study.activation import (
     ADDED,
+    IS_DIRECTION,
     MEANS,
     Directed,
     at_edge,
@@ -30,6 +31,7 @@ from wsrun.study.activation import (
     check_layers,
     directions,
     random_directions,
+    random_sentences,
     read_directions,
     vectors_sha256,
 )
@@ -133,8 +135,8 @@ class Replication(Benchmark[ReplicationOptions]):
         return {"answers": read, "vectors": vectors_sha256(self.vectors)}
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
-        super().report(verdicts)
-        for sentence in at_edge(self.cfg, self.chosen):
+        super().report([v for v in verdicts if not v.claim.endswith(IS_DIRECTION)])
+        for sentence in (*random_sentences(verdicts), *at_edge(self.cfg, self.chosen)):
             console.print(sentence)
         console.print(f"model {self.cfg.model}, adapters {self.cfg.adapters}", highlight=False)
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from wsrun.report.standings import span, winner
 from wsrun.report.verdicts import RuleResult
-from wsrun.score.names import setting_of
+from wsrun.report.wording import against_dW, difference_to_dW, setting_text
 
 BEATS = {"beats": "supported", "loses to": "refuted"}  # of "this line beats the reference"
 BEATEN = {"beats": "refuted", "loses to": "supported"}  # of "the reference beats this line"
@@ -15,7 +14,7 @@ BEATEN = {"beats": "refuted", "loses to": "supported"}  # of "the reference beat
 
 def outcome(line: Mapping[str, Any], of: Mapping[str, str] = BEATEN) -> str:
     """The outcome of a claim on the paired difference, from diff_lo and diff_hi."""
-    return of.get(winner(line), "undetermined")
+    return of.get(against_dW(line), "undetermined")
 
 
 def beaten(table: pl.DataFrame, is_rival: Callable[[str], bool]) -> list[RuleResult]:
@@ -26,8 +25,8 @@ def beaten(table: pl.DataFrame, is_rival: Callable[[str], bool]) -> list[RuleRes
             f"dW beats {r['method_name']}",
             None,
             outcome(r),
-            f"{r['method_name']} ({setting_of(r)}, alpha {r['alpha']:g}) {winner(r)} dW: "
-            f"{span(r, 'diff', 'diff_lo', 'diff_hi')} nats",
+            f"{r['method_name']} ({setting_text(r)}) {against_dW(r)} dW: "
+            f"{difference_to_dW(r)} nats",
             r["variant"],
         )
         for r in table.filter(role="selected").iter_rows(named=True)

@@ -14,7 +14,7 @@ from wsrun.adapters.extract import PairDelta, pair_deltas
 from wsrun.data.items import Item, load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, progress
-from wsrun.report.tables import items_sha256, plain, provenance, write_table
+from wsrun.report.tables import items_sha256, provenance, write_table
 from wsrun.report.verdicts import RuleResult, verdict_table
 from wsrun.score.sweep import Variant, sweep
 from wsrun.study.options import Common
@@ -125,7 +125,7 @@ def run_record(cfg: Common, session: Session, pairs: Pairs, **more: Any) -> dict
     """
     options = {name: value for name, value in asdict(cfg).items() if name not in HOW}
     return provenance(
-        plain(options),
+        options,
         argv=asked(sys.argv),
         base=tensors_sha256(dict(session.model.named_parameters())),
         items=items_sha256(session.items),

@@ -17,7 +17,6 @@ from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import with_interval
 from wsrun.study.answers import Answering, check_answering
 
-
 HEADS = ("seed", "family", "lr", "loss of pos", "|dW|", "cos_anti", "drift")
 
 
@@ -42,7 +41,9 @@ class Training(Answering):
 def check_training(cfg: Training, what: str) -> None:
     """Refuse options that cannot work before anything is loaded; `what` names the script."""
     if cfg.recipe not in RECIPES:
-        raise ValueError(f"{what}: --recipe must be one of {', '.join(RECIPES)}, got {cfg.recipe!r}")
+        raise ValueError(
+            f"{what}: --recipe must be one of {', '.join(RECIPES)}, got {cfg.recipe!r}"
+        )
     for family in cfg.families:
         check_family(family)
     if not cfg.families or not cfg.seeds:

@@ -43,7 +43,7 @@ def call(out, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", sys.argv)
 
     def call(*more):
-        t6("--out", str(out), "--parts", str(tmp_path / "parts"), *more)
+        t6("--out", str(out), "--cache-dir", str(tmp_path / "parts"), *more)
         return take(out)
 
     return call
@@ -56,7 +56,7 @@ def whole(out, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", sys.argv)
-        t6("--out", str(out), "--parts", str(parts))
+        t6("--out", str(out), "--cache-dir", str(parts))
         return take(out), set(seen(parts))
 
 
@@ -91,7 +91,7 @@ def test_killed_and_started_again(whole, out, call, tmp_path):
     real = multiprocessing.get_context("forkserver")  # new processes, the imports made only once
     real.set_forkserver_preload([__name__, "wsrun.study.ablation", "wsrun.report.figures"])
     while hits < 5 and len(kept) < len(whole[1]):
-        child = real.Process(target=t6, args=("--out", str(out), "--parts", str(parts)))
+        child = real.Process(target=t6, args=("--out", str(out), "--cache-dir", str(parts)))
         child.start()
         goal = len(kept) + draw.randint(0, 4)
         while child.is_alive() and finished(parts) < goal:
