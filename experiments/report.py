@@ -27,6 +27,7 @@ from wsrun.report.dose_section import dose_figure
 from wsrun.report.joined import join_benchmarks
 from wsrun.report.sections import answer_sentences, origin_blocks, rule_blocks, write_report
 from wsrun.report.sources import Script, Source, read_choices, read_sources
+from wsrun.steer.interventions import METHODS
 from wsrun.study.next_command import following, say
 from wsrun.study.options import Common
 
@@ -52,12 +53,8 @@ SCRIPTS = {
     "t13_planted": Script("Do the rules find what was planted, and only that?"),
     "t14_monitor": Script("How far does a fine-tune move along a behaviour direction?"),
 }
-LABELS = {  # kinds of methods, in the order of the answers
-    "prompt": "prompting",
-    "activation": "activation steering",
-    "synthetic": "constructed changes",
-    "weights": "other changes of the weights",
-}
+LABELS = {name: METHODS[name].label for name in ("prompt", "activation")}  # these come first
+LABELS |= {name: method.label for name, method in METHODS.items()}
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,23 @@ def save_delta(d: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any
     if FACTORED in meta:
         raise ValueError(f"save_delta: {FACTORED!r} in `meta` is the format's own; leave it out")
     if isinstance(d, Factored):
-        d, meta = _halves(d), {**meta, FACTORED: "name = name|L @ name|R"}
+        d, meta = to_halves(d), {**meta, FACTORED: "name = name|L @ name|R"}
     tensors = _separate(check_delta(d))
     return write_whole(path, lambda partial: save_file(tensors, partial, dict(meta)))
 
 
-def _halves(d: Factored) -> dict[str, Tensor]:
-    """{name|L: L, name|R: R}"""
+def to_halves(d: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """{name|L: L, name|R: R} of a factored delta, any other as it is; see `from_halves`."""
+    if not isinstance(d, Factored):
+        return d
     return {f"{name}|{side}": x for name in d for side, x in d.factors(name)._asdict().items()}
+
+
+def from_halves(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The factored delta of name|L and name|R, anything else as it is: undoes `to_halves`."""
+    names = [name.removesuffix("|L") for name in tensors if name.endswith("|L")]
+    factors = {n: (tensors[f"{n}|L"], tensors[f"{n}|R"]) for n in names}
+    return Factored(factors) if factors else tensors
 
 
 def _separate(d: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """Console: progress, tables of values, and how a script starts and ends.
 
-Everything fits 80 columns: tables wrap inside their cells, and where the output is no terminal
-sentences are left to whatever shows them.
+Tables wrap inside their cells where the terminal is narrow. Where the output is no terminal they
+have 120 columns, or COLUMNS, and sentences are left to whatever shows them.
 """
 
+import os
 import re
 import sys
 import time
@@ -24,7 +25,7 @@ from rich.table import Column, Table
 from wsrun.models.load import keep_freed_memory
 from wsrun.report.tables import WRITTEN
 
-WIDTH = 80  # of tables where the output has no width of its own
+WIDTH = int(os.environ.get("COLUMNS") or 120)  # of tables where the output is no terminal
 EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 TERMINAL = sys.stdout.isatty()
 console = Console(width=None if TERMINAL else WIDTH, soft_wrap=not TERMINAL)

@@ -25,8 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wscore import add, entries_sha256, gaussian_null, load_delta, norm, save_delta, spectrum_null
-from wscore.factored import Factored
-from wscore.store import FACTORED, write_whole
+from wscore.store import FACTORED, from_halves, to_halves, write_whole
 from wsrun.models.hooks import hooked, output_of
 from wsrun.steer.edits import AddVector, Chain, Edit, Project
 from wsrun.steer.weights import steered
@@ -40,6 +39,7 @@ class Intervention:
     """What is done to a model, at a coefficient alpha that is given when it is applied."""
 
     method: str  # what tables call it
+    label: str = "steering"  # what prose calls it
     has_dose: bool = True  # whether alpha acts on it
 
     def delta(self) -> Change:
@@ -101,6 +101,7 @@ class WeightDelta(Intervention):
 
     dW: Change | Callable[[], Change]
     method = "weights"
+    label = "other changes of the weights"
 
     def delta(self) -> Change:
         return self.dW() if callable(self.dW) else self.dW
@@ -121,6 +122,7 @@ class ConstructedDelta(WeightDelta):
     """W' = cast(W0 + alpha dW'), of a dW' that was constructed and not trained."""
 
     method = "synthetic"
+    label = "constructed changes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,7 @@ class AddVectors(Intervention):
 
     vectors: Mapping[int, Float[Tensor, " d"]]
     method = "activation"
+    label = "activation steering"
 
     def edits(self) -> Mapping[int, Edit]:
         return {layer: AddVector(v) for layer, v in self.vectors.items()}
@@ -155,6 +158,7 @@ class DirectionalAblation(AddVectors):
     """
 
     method = "ablation"
+    label = "directional ablation"
 
     def edits(self) -> Mapping[int, Edit]:
         return {layer: Project(v) for layer, v in self.vectors.items()}
@@ -172,6 +176,7 @@ class SystemPrompt(Intervention):
 
     text: str
     method = "prompt"
+    label = "prompting"
     has_dose = False
 
     def system(self) -> str | None:
@@ -225,7 +230,7 @@ class Combined(Intervention):
         return Combined(*(p.random_like(seed) if p.has_dose else p for p in self.parts))
 
     def tensors(self) -> Mapping[str, Tensor]:
-        numbered = enumerate(_halved(p.tensors()) for p in self.parts)
+        numbered = enumerate(to_halves(p.tensors()) for p in self.parts)
         return {f"{i}/{name}": w for i, tensors in numbered for name, w in tensors.items()}
 
     def texts(self) -> dict[str, str]:
@@ -235,7 +240,7 @@ class Combined(Intervention):
     def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "Combined":
         def part(i: int, own: Mapping[str, str]) -> Intervention:
             names = [name for name in tensors if name.startswith(f"{i}/")]
-            return _restored(_joined({n.removeprefix(f"{i}/"): tensors[n] for n in names}), own)
+            return _restored(from_halves({n.removeprefix(f"{i}/"): tensors[n] for n in names}), own)
 
         return cls(*(part(i, own) for i, own in enumerate(json.loads(texts["parts"]))))
 
@@ -284,18 +289,3 @@ def load_intervention(path: str | Path) -> tuple[Intervention, dict[str, str]]:
 
 def _restored(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Intervention:
     return (METHODS | {"combined": Combined})[texts[KIND]].restored(tensors, texts)
-
-
-def _halved(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Factors as two tensors a name, name|L and name|R."""
-    if not isinstance(tensors, Factored):
-        return tensors
-    pairs = ((name, tensors.factors(name)._asdict()) for name in tensors)
-    return {f"{name}|{half}": w for name, halves in pairs for half, w in halves.items()}
-
-
-def _joined(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The way back from `_halved`."""
-    names = [name.removesuffix("|L") for name in tensors if name.endswith("|L")]
-    factors = {n: (tensors[f"{n}|L"], tensors[f"{n}|R"]) for n in names}
-    return Factored(factors) if factors else tensors

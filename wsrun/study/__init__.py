@@ -14,3 +14,19 @@ One question each is asked in experiments/; no formula and no model code lives h
                  what single questions need (T1, T9, T10, T11, T5, T2, T4, T14)
     answers, training   paired answers and adapters; next_command: what to run next
 """
+
+from wsrun.study.ablation import run_ablation
+from wsrun.study.options import Common
+from wsrun.study.run import run_benchmark
+from wsrun.study.session import Session, load_session, read_pairs, run_sweep, write_tables
+
+__all__ = [
+    "Common",
+    "Session",
+    "load_session",
+    "read_pairs",
+    "run_ablation",
+    "run_benchmark",
+    "run_sweep",
+    "write_tables",
+]
