@@ -26,7 +26,8 @@ from wsrun.models.load import limit_threads, load_model
 from wsrun.report import page
 from wsrun.report.console import console, grid, guarded, progress
 from wsrun.report.tables import check_writable, plain, provenance, write_table
-from wsrun.score.sweep import Variant, sweep
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
 from wsrun.study.session import draw
 
 NAME = "bench_growth"

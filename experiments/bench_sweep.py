@@ -46,7 +46,9 @@ from wsrun.models.load import (
 from wsrun.models.tiny import tiny_qwen3
 from wsrun.report.console import console, grid, guarded, progress
 from wsrun.report.tables import check_writable, plain, provenance, write_table
-from wsrun.score.sweep import Levers, Variant, choice_scores, sweep
+from wsrun.score.scorer import Levers, choice_scores
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
 from wsrun.steer.weights import steered
 from wsrun.study.profile import GIB, alone
 from wsrun.study.session import read_pairs

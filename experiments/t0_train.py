@@ -3,7 +3,7 @@
 Question:   does every family's dW = tau_pos - tau_neg steer held-out items it was never trained on?
 Prediction: yes for most families: training on open questions about training facts moves Yes/No
             answers about other facts, and dilemmas, in the same direction.
-Rule:       a family steers where the 95 % interval of its effect at alpha = 1 lies above 0.
+Rule:       a family steers where the 95 % interval of its effect at the largest alpha lies above 0.
 
     python experiments/t0_train.py                                   # all families, seed 0
     python experiments/t0_train.py --families lora dora --seeds 0 1 2
@@ -17,19 +17,20 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 
-import polars as pl
-
 from wscore import effect_table, geometry, save_delta, tensors_sha256
-from wscore.effect import KEYS
-from wsrun.adapters.extract import pair_deltas
-from wsrun.data.items import load_items
+from wscore.stats.schema import KEYS
+from wsrun.adapters.extract import PairDelta, pair_deltas
+from wsrun.data.items import items_sha256, load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, effects, grid, guarded, progress
-from wsrun.report.tables import check_writable, items_sha256, plain, provenance, write_table
-from wsrun.score.sweep import Variant, sweep
+from wsrun.report.tables import check_writable, provenance, write_table
+from wsrun.report.verdicts import verdict_table
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
+from wsrun.steer.interventions import WeightDelta
 from wsrun.study.answers import answers, read_sources
 from wsrun.study.next_command import say_next
-from wsrun.study.training import Training, check_training, recipe_of, train
+from wsrun.study.training import HEADS, Training, check_training, steers, train, trained_line
 
 
 @dataclass(frozen=True)
@@ -52,62 +53,52 @@ def main(cfg: Config) -> None:
     """Generate pairs, train, read back with proof, write adapters and dW, try each dW once."""
     check_training(cfg, "t0_train")
     if not cfg.alphas or not all(isfinite(a) and a for a in cfg.alphas):
-        raise ValueError("t0_train: --alphas must be finite doses other than 0, which is the base")
+        raise ValueError("t0_train: --alphas must be finite and not 0, which is the base")
     for folder in (cfg.adapters, cfg.deltas, cfg.out):
         check_writable(folder)
-    items = load_items(cfg.data, "test")
-    sources = read_sources(cfg)
+    items, sources = load_items(cfg.data, "test"), read_sources(cfg)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    record = provenance(
-        plain(asdict(cfg)),
-        base=tensors_sha256(dict(model.named_parameters())),
-        items=items_sha256(items),
-    )
-
+    base = tensors_sha256(dict(model.named_parameters()))
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
     pairs = answers(cfg, model, tok, sources, cfg.seeds)
     losses = train(cfg, model, tok, pairs, cells)
-
-    changes, lines = {}, []
+    trained: dict[tuple[int, str], PairDelta] = {}
     for seed, family in cells:
-        pair = pair_deltas(model, cfg.adapters / f"{family}-s{seed}")
-        changes[seed, family] = pair.dW
+        pair = trained[seed, family] = pair_deltas(model, cfg.adapters / f"{family}-s{seed}")
         path = cfg.deltas / f"{family}-s{seed}.safetensors"
-        save_delta(pair.dW, path, {"family": family, "seed": str(seed), "base": record["base"]})
-        g, fit = geometry(pair.pos, pair.neg), losses[seed, family]
-        loss = f"{fit[0]:.3f} to {fit[-1]:.3f}"
-        geometric = (g.norms["dW"], g.cos_anti, g.drift_ratio)
-        lines.append([seed, family, recipe_of(cfg).lr[family], loss, *geometric])
-    variants = [Variant("full", d, family=f, seed=s) for (s, f), d in changes.items()]
-    context = {"experiment": "t0_train", "model": cfg.model, "behaviour": cfg.pos}
+        save_delta(pair.dW, path, {"family": family, "seed": str(seed), "base": base})
+    variants = [
+        Variant("full", WeightDelta(p.dW), family=f, seed=s) for (s, f), p in trained.items()
+    ]
     with progress("scoring", 1 + len(variants) * len(cfg.alphas)) as step:
-        rows = sweep(model, tok, items, variants, cfg.alphas, context=context, progress=step)
+        rows = sweep(
+            model, tok, items, variants, cfg.alphas, experiment="t0_train", model_name=cfg.model,
+            behaviour=cfg.pos, progress=step,
+        )  # fmt: skip
     table = effect_table(rows, KEYS)
-    record |= {
-        "deltas": {f"{f}-s{s}": tensors_sha256(d) for (s, f), d in changes.items()},
-        "pairs": {str(s): len(p) for s, p in pairs.items()},
-    }
+    record = provenance(
+        asdict(cfg),
+        base=base,
+        items=items_sha256(items),
+        deltas={f"{f}-s{s}": tensors_sha256(p.dW) for (s, f), p in trained.items()},
+        pairs={str(s): len(p) for s, p in pairs.items()},
+    )
+    results = steers(table, max(cfg.alphas))
     write_table(rows, cfg.out / "t0_train.rows.parquet", record)
+    write_table(verdict_table(results), cfg.out / "t0_train.verdicts.parquet", record)
     path = write_table(table, cfg.out / "t0_train.parquet", record)
-    report(cfg, lines, table)
-    console.print(f"adapters {cfg.adapters}, deltas {cfg.deltas}, table {path}")
-    say_next(cfg, "t6_shared_svd", "what the families share", always=("adapters",))
-
-
-def report(cfg: Config, lines: list[list], table: pl.DataFrame) -> None:
-    """Print training, geometry and effects, and how many families steer."""
-    heads = ("seed", "family", "lr", "loss of pos", "|dW|", "cos_anti", "drift")
-    console.print(grid("adapters", heads, lines))
+    shapes = {key: geometry(p.pos, p.neg) for key, p in trained.items()}
+    lines = [trained_line(cfg, key, losses[key], g) for key, g in shapes.items()]
+    console.print(grid("adapters", HEADS, lines))
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         console.print(effects(part, f"{dataset}: effect of dW", ("seed", "family", "alpha")))
-        if max(cfg.alphas) <= 0:
-            continue  # the rule is about a dose towards the behaviour
-        up = part.filter((pl.col("alpha") == max(cfg.alphas)) & (pl.col("lo") > 0))
-        console.print(
-            f"{dataset}: {up['family'].n_unique()} of {len(cfg.families)} families steer "
-            f"at alpha = {max(cfg.alphas):g} (interval above 0)"
-        )
+        own = {r.family for r in results if r.dataset == dataset and r.outcome == "supported"}
+        if max(cfg.alphas) > 0:  # the rule is about a dose towards the behaviour
+            alpha = f"alpha = {max(cfg.alphas):g} (interval above 0)"
+            console.print(f"{dataset}: {len(own)} of {len(cfg.families)} families steer at {alpha}")
+    console.print(f"adapters {cfg.adapters}, deltas {cfg.deltas}, table {path}")
+    say_next(cfg, "t6_shared_svd", "what the families share", always=("adapters",))
 
 
 if __name__ == "__main__":

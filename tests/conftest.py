@@ -13,10 +13,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask the hub
 import pytest
 import torch
 import tyro
-from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 
 from wsrun.data.items import load_items
 from wsrun.models.load import load_tokenizer
+from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 
 ROOT = Path(__file__).parent.parent
 ORGANISM = ROOT / "data" / "organism"

@@ -4,10 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
+from wsrun.tables import read_table
 
 from tests.conftest import experiment
 from wscore import effect_table
-from wsrun.tables import read_table
 
 
 def test_bench_rate_is_that_of_wilson():

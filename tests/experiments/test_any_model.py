@@ -4,17 +4,17 @@ from types import MappingProxyType
 
 import polars as pl
 import pytest
-from wsrun.models.tiny import tiny_gemma3
 
 from tests.conftest import ORGANISM, experiment, read_command
 from tests.folders import small_data, tiny_folder
 from wsrun.models.load import load_tokenizer
+from wsrun.models.tiny import tiny_gemma3
 from wsrun.report.tables import read_table
 
 FEW = MappingProxyType(dict(dilemmas=2, resamples=100))
 ONE, BOTH = {"families": ("lora",)}, {"families": ("lora", "dora")}
 ANALYSIS = MappingProxyType(FEW | dict(nulls=2))
-BENCHMARK = MappingProxyType(FEW | dict(randoms=2, most_flagged=1.0, alphas=(1.0,)))
+BENCHMARK = MappingProxyType(FEW | dict(n_random=2, most_flagged=1.0, alphas=(1.0,)))
 OWN = {
     "t4_seeds": BENCHMARK | BOTH | dict(seeds=(0, 1)),
     "t6_shared_svd": ANALYSIS | BOTH | dict(K=(2,)),
@@ -43,9 +43,9 @@ def test_another_model(tmp_path, capsys, gemma, script):
     """the script ends, says what to run next on this model, and its table is about the model of
     --model: every line, finite effects, exactly 0 for zero times dW, not 0 for dW"""
     module = experiment(script)
-    found = gemma | OWN[script] | dict(out=tmp_path, parts=tmp_path / "parts")
+    found = gemma | OWN[script] | dict(out=tmp_path, cache_dir=tmp_path / "parts")
     if script == "t8_coordinates":
-        found |= dict(cache=tmp_path / "cache")
+        found |= dict(svd_cache=tmp_path / "cache")
     known = module.Config.__dataclass_fields__
     module.main(module.Config(**{name: v for name, v in found.items() if name in known}))
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("next: ")]

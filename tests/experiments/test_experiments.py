@@ -24,10 +24,14 @@ def t6(tmp_path, **changes):
     module = experiment("t6_shared_svd")
     options = dict(
         K=(8,), families=("lora", "oft"), model=str(ORGANISM), data=ORGANISM, adapters=ADAPTERS,
-        nulls=3, resamples=200, out=tmp_path, parts=tmp_path / "parts",
+        nulls=3, resamples=200, out=tmp_path, cache_dir=tmp_path / "parts",
     )  # fmt: skip
     module.main(module.Config(**(options | changes)))
     return read_table(tmp_path / "t6_shared_svd.parquet")
+
+
+def verdicts(folder):
+    return read_table(folder / "t6_shared_svd.verdicts.parquet")[0]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,7 @@ def test_t6_twice_is_identical(run, tmp_path):
     assert table.equals(run[1])
     rows = read_table(tmp_path / "t6_shared_svd.rows.parquet")[0]
     assert rows.equals(read_table(run[0] / "t6_shared_svd.rows.parquet")[0])
-    assert meta["verdicts"] == run[2]["verdicts"] and meta["deltas"] == run[2]["deltas"]
+    assert verdicts(tmp_path).equals(verdicts(run[0])) and meta["deltas"] == run[2]["deltas"]
 
 
 def test_t6_provenance(run):
@@ -89,14 +93,14 @@ def test_t6_provenance(run):
     )
     assert len(meta["base"]) == 64 and len(meta["items"]) == 64
     assert meta["config"]["K"] == [8] and meta["versions"]["peft"]
-    assert set(meta["verdicts"]) == {"claims", "dilemmas"}
+    assert set(verdicts(run[0])["dataset"]) == {"claims", "dilemmas"}
 
 
 def fails(capsys, monkeypatch, tmp_path, *flags, script="t6_shared_svd"):
     """The one sentence a bad call ends with; checks exit code 1 and that no table was written."""
     module, out = experiment(script), tmp_path / "out"
     monkeypatch.chdir(ROOT)
-    parts = () if script == "t0_train" else ("--parts", str(out / "parts"))
+    parts = () if script == "t0_train" else ("--cache-dir", str(out / "parts"))
     argv = [f"{script}.py", "--out", str(out), *parts, *map(str, flags)]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stop:
@@ -109,22 +113,22 @@ def fails(capsys, monkeypatch, tmp_path, *flags, script="t6_shared_svd"):
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (("--families", "lora", "banana"), "family 'banana' asked; known are lora"),
-        (("--families", "lora"), "needs two families or more"),
-        (("--K", "0"), "K must be 1 or more"),
-        (("--K", "-3"), "K must be 1 or more"),
-        (("--K", "161"), "d_model of 'data/organism' is 160"),
+        (("--families", "lora", "banana"), "got 'banana'"),
+        (("--families", "lora"), "--families needs 2 values or more"),
+        (("--K", "0"), "--K must be at least 1"),
+        (("--K", "-3"), "--K must be at least 1"),
+        (("--K", "161"), "K must be at most d_model = 160, got 161"),
         (("--rule-alpha", "3"), "must be one of --alphas"),
-        (("--nulls", "-1"), "must be 0 or more"),
+        (("--nulls", "-1"), "must be at least 0, got -1"),
         (("--alphas", "1", "nan"), "must be finite"),
         (("--keep-at-least", "nan"), "thresholds need"),
         (("--K", "8", "8"), "name each one once"),
-        (("--resamples", "0"), "must be 1 or more"),
+        (("--resamples", "0"), "must be at least 1, got 0"),
         (("--adapters", "no/such"), "no folder 'no/such"),
         (("--data", "no/such"), "no folder 'no/such'"),
         (("--model", "./no-such"), "no folder './no-such'"),
         (("--model", "some/hub-name"), "pass the folder, --model path/to/folder"),
-        (("--dtype", "float8"), "dtype 'float8' asked"),
+        (("--dtype", "float8"), "got 'float8'"),
         (("--seeds", "7"), "lora-s7"),
         (("--seeds", "0", "0"), "name each one once"),
     ],
@@ -152,9 +156,8 @@ def test_t6_refuses_a_broken_model_folder(capsys, monkeypatch, tmp_path):
         shutil.copy(ORGANISM / name, bare / name)
     assert "no tokenizer in folder" in fails(capsys, monkeypatch, tmp_path, "--model", bare)
 
-    from wsrun.models.tiny import tiny_qwen3
-
     from wsrun.models.load import load_tokenizer
+    from wsrun.models.tiny import tiny_qwen3
 
     tok = load_tokenizer(ORGANISM)
     tiny_qwen3(vocab_size=len(tok), num_hidden_layers=6).save_pretrained(narrow)
@@ -183,9 +186,8 @@ def test_t6_refuses_broken_items(capsys, monkeypatch, tmp_path):
 
 def test_t6_works_on_another_model(tmp_path):
     """--model on a local folder of another Qwen3, with adapters trained on it by t0_train"""
-    from wsrun.models.tiny import tiny_qwen3
-
     from wsrun.models.load import load_tokenizer
+    from wsrun.models.tiny import tiny_qwen3
 
     folder, tok = tmp_path / "model", load_tokenizer(ORGANISM)
     tiny_qwen3(vocab_size=len(tok), tie_word_embeddings=False).save_pretrained(folder)
@@ -250,7 +252,7 @@ def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path):
                 data=ORGANISM,
                 adapters=ADAPTERS,
                 out=tmp_path,
-                parts=tmp_path / "parts",
+                cache_dir=tmp_path / "parts",
             )  # fmt: skip
         )
     assert seen["moved"] and same_bits(seen["model"], seen["before"])
@@ -260,7 +262,7 @@ def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path):
 def test_ctrl_c_from_the_terminal(tmp_path):
     """SIGINT to the real process: exit code 130, one line, no table"""
     command = [sys.executable, "experiments/t6_shared_svd.py", "--out", str(tmp_path)]
-    command += ["--parts", str(tmp_path / "parts")]
+    command += ["--cache-dir", str(tmp_path / "parts")]
     child = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

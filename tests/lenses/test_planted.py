@@ -2,21 +2,25 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
 from scipy.stats import binomtest
-from wsrun.adapters.configs import FAMILIES, Recipe
-from wsrun.models.tiny import tiny_qwen3
 
 from tests.conftest import ORGANISM, bits, experiment, same_bits
 from wscore import Band, Verdict, crop, drop, inner, keep, norm, site, svd
+from wsrun.adapters.configs import FAMILIES, Recipe
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.train import train_adapter
 from wsrun.data.pairs import Pair
-from wsrun.lenses import plants
+from wsrun.lenses import cuts, planting, plants
+from wsrun.lenses.coordinates import BANDS, DISJOINT
+from wsrun.lenses.decoys import slices_of
+from wsrun.models.tiny import tiny_qwen3
 from wsrun.report.tables import read_table
+from wsrun.study.planted import confusion, judged, outputs, places
 
 RECIPE = Recipe("test", 8, 16, dict.fromkeys(FAMILIES, 5e-3), 3, 2, 16, (0.25, 0.75))
 PAIRS = [Pair("Is it so?", "It is so.", "It is not.", "a"), Pair("And now?", "Yes.", "No.", "b")]
@@ -32,12 +36,14 @@ def tiny(tok):
     return model, plants.base_of(model, 3)
 
 
+def targets(at, base):
+    return plants.PLANTS[at.plant].targets(at, base, 0)
+
+
 def trained(tiny, tok, folder, at, prepare):
     """dW of a plant after three steps a pole; the base keeps its bits."""
     model, base = tiny
-    where = "|".join(
-        n.removesuffix(".weight").replace(".", r"\.") for n in plants.targets(at, base)
-    )
+    where = "|".join(n.removesuffix(".weight").replace(".", r"\.") for n in targets(at, base))
     before = bits(model)
     for side in ("pos", "neg"):
         train_adapter(
@@ -51,14 +57,14 @@ def core_of(base, at, rank=3, seed=0):
     """A dW that a plant could have been trained to: random, of low rank, inside its constraint."""
     random = torch.Generator().manual_seed(seed)
     out = {}
-    for name in plants.targets(at, base):
+    for name in targets(at, base):
         shape = base.weights[name].shape
         out[name] = torch.randn(shape[0], rank, generator=random, dtype=torch.float64) @ (
             torch.randn(rank, shape[1], generator=random, dtype=torch.float64)
         )
     if at.plant == "base-band":
-        out = crop(out, plants.BANDS[at.truth.removeprefix("base_")], "base", svds=base.svds)
-    return keep(out, plants.frame(at, base, 0)) if at.plant in plants.FRAMED else out
+        out = crop(out, BANDS[at.truth.removeprefix("base_")], "base", svds=base.svds)
+    return keep(out, plants.frame(at, base, 0)) if plants.PLANTS[at.plant].several else out
 
 
 @pytest.mark.parametrize("plant", ["shared-core", "divergent-basins"])
@@ -68,7 +74,7 @@ def test_frozen_factors_stay(tiny, tok, tmp_path, plant):
     U = plants.frame(at, tiny[1], 1)
 
     def prepare(model):
-        plants.constraint(at, tiny[1], 1)(model)
+        plants.in_frame(at, tiny[1], 1)(model)
         seen.update({n: (A, B) for n, A, B in plants.factors(model)})
 
     dW = trained(tiny, tok, tmp_path, at, prepare)
@@ -81,8 +87,8 @@ def test_frozen_factors_stay(tiny, tok, tmp_path, plant):
 def test_projected_factors_stay_in_the_band(tiny, tok, tmp_path):
     """U_b U_b^T dW V_b V_b^T = dW after training, on every linear map of the band of layers"""
     at = plants.instance("base-band", 1, tiny[1])
-    dW = trained(tiny, tok, tmp_path, at, plants.constraint(at, tiny[1], 0))
-    inside = crop(dW, plants.BANDS["middle"], "base", svds=tiny[1].svds)
+    dW = trained(tiny, tok, tmp_path, at, plants.in_band(at, tiny[1], 0))
+    inside = crop(dW, BANDS["middle"], "base", svds=tiny[1].svds)
     assert at.truth == "base_middle" and dW.keys() == tiny[1].weights.keys()
     assert norm({n: dW[n] - inside[n] for n in dW}) < 1e-5 * norm(dW)
 
@@ -92,8 +98,8 @@ def test_other_slices_are_not_trained(tiny, tok, tmp_path, plant):
     """where: dW holds the planted slice's tensors and no other"""
     at = plants.instance(plant, 0, tiny[1])
     dW = trained(tiny, tok, tmp_path, at, None)
-    asked = {n for n in tiny[1].weights if at.truth in plants.slices_of(n)}
-    assert dW.keys() == asked and 0 < len(asked) < len(tiny[1].weights)
+    slices = {n for n in tiny[1].weights if at.truth in slices_of(n)}
+    assert dW.keys() == slices and 0 < len(slices) < len(tiny[1].weights)
 
 
 def test_frames(tiny):
@@ -114,7 +120,7 @@ def test_decoys_outside_the_frame(tiny, plant):
     """|decoy_t| = |core_t| and U^T decoy = 0 for the frames of all members"""
     at, base = plants.instance(plant, 0, tiny[1]), tiny[1]
     core = core_of(base, at)
-    m = plants.planted(at, 0, core, base)
+    m = plants.with_decoys(at, 0, core, base)
     assert m.decoys.keys() == core.keys()
     for name, w in m.decoys.items():
         assert float(w.norm() / core[name].norm()) == pytest.approx(1)
@@ -130,15 +136,15 @@ def test_decoys_of_sites(tiny, plant, alike):
     has a decoy: all slices have one norm"""
     at, base = plants.instance(plant, 0, tiny[1]), tiny[1]
     core = core_of(base, at)
-    decoys = plants.planted(at, 0, core, base).decoys
+    decoys = plants.with_decoys(at, 0, core, base).decoys
     assert decoys.keys() == base.weights.keys() - core.keys()
     for name, w in decoys.items():
-        key = plants.slices_of(name)[alike]
-        (twin,) = (c for n, c in core.items() if plants.slices_of(n)[alike] == key)
+        key = slices_of(name)[alike]
+        (twin,) = (c for n, c in core.items() if slices_of(n)[alike] == key)
         assert torch.allclose(svd(w).S, svd(twin).S, rtol=1e-9)
     sums: dict = {}
     for name, w in (core | decoys).items():
-        key = plants.slices_of(name)[1 - alike]
+        key = slices_of(name)[1 - alike]
         sums[key] = sums.get(key, 0.0) + float(w.norm() ** 2)
     assert max(sums.values()) == pytest.approx(min(sums.values()))
 
@@ -148,8 +154,9 @@ def test_decoys_of_bands(tiny):
     are 0"""
     at, base = plants.instance("base-band", 0, tiny[1]), tiny[1]
     core = core_of(base, at)
-    m = plants.planted(at, 0, core, base)
-    for band, b in plants.BANDS.items():
+    m = plants.with_decoys(at, 0, core, base)
+    for band in DISJOINT:
+        b = BANDS[band]
         part = crop(m.decoys, b, "base", svds=base.svds)
         for name, w in core.items():
             wanted = 0 if at.truth == f"base_{band}" else 1
@@ -163,9 +170,9 @@ def test_decoys_on_top(tiny):
     base = tiny[1]
     one = plants.instance("one-layer", 0, base)
     at = plants.instance("own-band", 0, base)
-    m = plants.planted(at, 0, core_of(base, one, rank=8), base)
+    m = plants.with_decoys(at, 0, core_of(base, one, rank=8), base)
     whole = {n: m.whole[n] for n in m.core}
-    top, middle = (crop(whole, plants.BANDS[b]) for b in ("top", "middle"))
+    top, middle = (crop(whole, BANDS[b]) for b in ("top", "middle"))
     upper = crop(m.core, Band(0, 0.5))
     for name, w in m.core.items():
         assert abs(float((top[name] * w).sum())) < 1e-8 * float(w.norm() ** 2)
@@ -176,18 +183,34 @@ def test_decoys_on_top(tiny):
 def test_bases_of_decoys_and_nulls_differ(tiny):
     """decoys, members and null draws of one seed share no random direction"""
     at, base = plants.instance("one-layer", 0, tiny[1]), tiny[1]
-    m = plants.planted(at, 0, core_of(base, at, rank=16), base)
-    other = plants.planted(at, 1, m.core, base)
-    draws = list(t13.variants(t13.replace(CFG, nulls=2), base, {at: [m]}, {}))
-    draws = [v.change() for v in draws if "null" in v.name]
+    m = plants.with_decoys(at, 0, core_of(base, at, rank=16), base)
+    other = plants.with_decoys(at, 1, m.core, base)
+    draws = [v for v in places({at: [m]}, base).variants(2) if "null" in v.name]
+    draws = [v.intervention.delta() for v in draws]
     for name, w in m.decoys.items():
         for d in (other.decoys, *draws):
             assert abs(float((w * d[name]).sum())) < 0.5 * float(w.norm() * d[name].norm())
 
 
+def test_lenses_are_those_of_the_experiments(tiny):
+    """T13 asks the very cuts of T6 and T7: the same parts of the same dW, bit for bit"""
+    at, base = plants.instance("shared-core", 0, tiny[1]), tiny[1]
+    ms = [plants.with_decoys(at, i, core_of(base, at, seed=i), base) for i in range(3)]
+    reading = outputs({at: ms}, (8,))
+    (first, *_) = reading.cuts
+    mine = {cut.name: cut for cut in reading.cuts[first]}
+    theirs = {cut.name: cut for cut in cuts(experiment("t6_shared_svd").Config().lenses, first)}
+    assert set(mine) == set(theirs) - {"shared_incl"}
+    for name, cut in mine.items():
+        a, b = cut.kept(), theirs[name].kept()
+        assert all(torch.equal(a[n], b[n]) for n in a)
+    t7 = {name for name in experiment("t7_sites").LENSES} | {"own_bands", "base_bands"}
+    assert set(places({at: ms}, base).lenses) <= t7
+
+
 def line(plant, rule, outcome, part=None, truth=None, seed=0):
     at = plants.Instance(plant, seed, truth)
-    return t13.judged(at, rule, Verdict(outcome, "as it is", part))
+    return judged(at, rule, Verdict(outcome, "as it is", part))
 
 
 def test_a_wrong_slice_is_no_detection():
@@ -212,7 +235,7 @@ def test_confusion_counts():
         line("nothing", "layers", "undetermined"),
         line("base-band", "layers", "supported", "layer_2", "base_top"),
     ]
-    found = t13.confusion(pl.DataFrame(lines, infer_schema_length=None))
+    found = confusion(pl.DataFrame(lines, infer_schema_length=None))
     counts = ("supported", "misplaced", "refuted", "undetermined", "seeds", "agree")
     assert found.select("plant", *counts).rows() == [
         ("one-layer", 2, 1, 0, 1, 3, 1),
@@ -241,7 +264,7 @@ def run(tmp_path_factory):
     cfg = t13.Config(
         seeds=(0,), plants=("shared-core", "one-module", "nothing"), members=2, K=(8,), steps=2,
         nulls=2, resamples=50, model=str(ORGANISM), data=data,
-        adapters=folder / "adapters", out=folder, parts=folder / "parts",
+        adapters=folder / "adapters", out=folder, cache_dir=folder / "parts",
     )  # fmt: skip
     t13.main(cfg)
     return folder, cfg
@@ -250,35 +273,35 @@ def run(tmp_path_factory):
 def test_a_second_run_trains_nothing(run, tmp_path, monkeypatch):
     """equal settings reuse the adapters, and give the same tables bit for bit; others do not"""
     folder, cfg = run
-    monkeypatch.setattr(plants, "train_member", None)
-    t13.main(t13.replace(cfg, out=tmp_path, parts=tmp_path / "parts"))
+    monkeypatch.setattr(t13, "train_member", None)
+    t13.main(replace(cfg, out=tmp_path, cache_dir=tmp_path / "parts"))
     for name in ("rows", "verdicts", "confusion"):
         a, b = (read_table(d / f"t13_planted.{name}.parquet")[0] for d in (folder, tmp_path))
         assert a.equals(b)
     with pytest.raises(TypeError):  # it would have trained
-        t13.main(t13.replace(cfg, out=tmp_path, steps=3))
+        t13.main(replace(cfg, out=tmp_path, steps=3))
     # what one-layer trained serves "nothing" too: two members, one module, one layer
     assert len(list(cfg.adapters.iterdir())) == 2 + 1 + 1
-    settings = json.loads((cfg.adapters / "one-module-s0-m0" / plants.SETTINGS).read_text())
+    settings = json.loads((cfg.adapters / "one-module-s0-m0" / planting.SETTINGS).read_text())
     assert settings["truth"] == "down_proj" and settings["steps"] == 2
 
 
 def test_every_rule_and_part_is_there(run):
-    """a line per instance and rule; `count` foretells the runs; kept + rest = whole"""
+    """a line per instance and rule; variants are as many as parts; kept + rest = whole"""
     folder, cfg = run
     rules = read_table(folder / "t13_planted.verdicts.parquet")[0]
     places = {"layers", "modules", "own bands", "base bands"}
     for plant in cfg.plants:
-        asked = places | ({"shared core", "basin divergence"} if plant != "one-module" else set())
-        assert set(rules.filter(plant=plant)["rule"]) == asked
+        known = places | ({"shared core", "basin divergence"} if plant != "one-module" else set())
+        assert set(rules.filter(plant=plant)["rule"]) == known
     rows = read_table(folder / "t13_planted.rows.parquet")[0].filter(pl.col("variant") != "base")
     runs = rows.select("family", "method", "variant", "k").unique().group_by("family").len()
     found = dict(runs.rows())
     # whole, plant, decoys, nulls, and three lines for 2 + 3 or 7 + 3 sites and 6 bands;
-    # outputs: whole, four lines per K, nulls
+    # outputs: whole, six lines per K, nulls
     assert found["one-module-s0-m0"] == 3 + 2 + 3 * (3 + 7 + 6)
-    assert found["shared-core-s0-m0"] == 3 + 2 + 3 * (3 + 2 + 6) + (1 + 4 + 2)
-    assert found["shared-core-s0-m1"] == 1 + 4 + 2
+    assert found["shared-core-s0-m0"] == 3 + 2 + 3 * (3 + 2 + 6) + (1 + 6 + 2)
+    assert found["shared-core-s0-m1"] == 1 + 6 + 2
     summary = read_table(folder / "t13_planted.parquet")[0]
     own = summary.filter(variant="keep_own", family="shared-core-s0-m0")
     assert own["overlap_random"].to_list() == pytest.approx([8 / 160])
@@ -289,10 +312,10 @@ def test_every_rule_and_part_is_there(run):
 
 
 def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
-    """what is in `parts` is not scored again, and gives the same rows"""
+    """what is in the cache is not scored again, and gives the same rows"""
     folder, cfg = run
-    monkeypatch.setattr("wsrun.score.cached.Opened.run", None)
-    t13.main(t13.replace(cfg, out=tmp_path))
+    monkeypatch.setattr("wsrun.score.cached.CachedEngine.run", None)
+    t13.main(replace(cfg, out=tmp_path))
     a, b = (read_table(d / "t13_planted.rows.parquet")[0] for d in (folder, tmp_path))
     assert a.equals(b)
 
@@ -306,23 +329,23 @@ def test_the_figure_says_what_a_blank_cell_is(run):
 @pytest.mark.parametrize(
     "change, text",
     [
-        (dict(plants=("two-layers",)), "--plants two-layers asked; give each value once, out of"),
-        (dict(plants=("nothing", "nothing")), "give each value once"),
-        (dict(seeds=()), "--seeds nothing asked"),
-        (dict(seeds=(1, 1)), "--seeds 1 1 asked"),
-        (dict(members=1), "--members 1 asked; give each value once, out of 2 to"),
-        (dict(steps=0), "--steps 0 asked"),
-        (dict(nulls=51), "--nulls 51 asked; .* out of 1 to 50"),
-        (dict(K=(0,)), "--K 0 asked"),
+        (dict(plants=("two-layers",)), "--plants must be of shared-core, .* got two-layers"),
+        (dict(plants=("nothing", "nothing")), "each value once; got nothing nothing"),
+        (dict(seeds=()), "--seeds .* got nothing"),
+        (dict(seeds=(1, 1)), "--seeds .* got 1 1"),
+        (dict(members=1), "--members must be of 2 to 19, .* got 1"),
+        (dict(steps=0), "--steps .* got 0"),
+        (dict(nulls=999), "--nulls must be of 1 to 998, .* got 999"),
+        (dict(K=(0,)), "--K .* got 0"),
     ],
 )
 def test_bad_options_are_refused(tmp_path, change, text):
     """one sentence, before anything is loaded"""
     with pytest.raises(ValueError, match=text):
-        t13.main(t13.replace(CFG, adapters=tmp_path, out=tmp_path, parts=tmp_path, **change))
+        t13.main(replace(CFG, adapters=tmp_path, out=tmp_path, cache_dir=tmp_path, **change))
 
 
 def test_frames_must_fit(tiny):
     """members * rank directions cannot be orthogonal in fewer dimensions"""
-    with pytest.raises(ValueError, match="9 frames of 8 asked; d_model is 64"):
+    with pytest.raises(ValueError, match="9 frames of 8 do not fit d_model 64"):
         plants.base_of(tiny[0], 9)

@@ -7,8 +7,7 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 
-from wsrun.report import curves as over
-from wsrun.report import figures, page
+from wsrun.report import drawing, effect_figures, frames, retained_figures, tile_figures
 
 matplotlib = pytest.importorskip("matplotlib")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -80,57 +79,60 @@ def grid():
     return pl.DataFrame(lines)
 
 
+MODULES = (retained_figures, tile_figures, effect_figures)
 ASK = "Which part carries the behaviour?"
 BOTH = ("claims", "dilemmas")
 TABLES = {
-    "points": lambda: summary(datasets=BOTH),
-    "slices": summary,
-    "heat": cells,
-    "scatter": summary,
+    "retained_by_family": lambda: summary(datasets=BOTH),
+    "retained_by_slice": summary,
+    "retained_by_layer_and_module": cells,
+    "retained_by_energy": summary,
     "confusion": truths,
-    "doses": curves,
-    "layers": grid,
+    "effects_by_dose": curves,
+    "effects_by_layer": grid,
 }
 MORE = {
-    "points": (WORDS, "full"),
-    "slices": ({"a": "part a", "b": "part b"}, "full"),
-    "heat": (),
-    "scatter": ("system", {"own": "own directions"}),
+    "retained_by_family": (WORDS, "full"),
+    "retained_by_slice": ({"a": "part a", "b": "part b"}, "full"),
+    "retained_by_layer_and_module": (),
+    "retained_by_energy": ("system", {"own": "own directions"}),
     "confusion": ({"late": "late layers only"},),
-    "doses": (),
-    "layers": (0.1,),
+    "effects_by_dose": (),
+    "effects_by_layer": (0.1,),
 }
 TEXTS = {  # axis labels, legends and captions
-    "points": """effect kept (share of the whole's effect) | adapter family; below it, the effect of
-        its whole weight change (nats) | kept: part a | removed: part a | data set: dilemmas | IA³ |
-        thresholds of the rule: 0.7 and 0.3 | Grey band: lowest to highest of 20 null changes |
-        Bars: 95 % cluster-bootstrap intervals | Data set claims: 96 items in 48 clusters. Data set
-        dilemmas: 96 items in 48 clusters. Seeds: 3. Dose alpha: 2. Model: tiny. Behaviour:
-        honest. | And a note.""",
-    "slices": """part a | part b | kept: the slice alone | removed: all but the slice | LoRA (+2.00)
-        | effect kept (share of the whole's effect) | Data set claims: 96 items in 48 clusters |
-        Grey band: | 95 % cluster-bootstrap | And a note.""",
-    "heat": """q | up | down | module | layer (0 is the first) | 50 | -12 | Hatched: | in % of the
-        whole's | Data set claims: 96 items in 48 clusters | And a note.""",
-    "scatter": """own directions | kept: the part alone | removed: all but the part | control:
-        random part of the same norm | energy (share of the whole's squared norm) | effect kept |
-        On the dotted diagonal a part keeps as much effect as it has energy | Grey band: |
+    "retained_by_family": """effect kept (share of the whole's effect) | adapter family; below
+        it, the effect of its whole weight change (nats) | kept: part a | removed: part a | data
+        set: dilemmas | IA³ | thresholds of the rule: 0.7 and 0.3 | Grey band: lowest to highest of
+        20 null changes | Bars: 95 % cluster-bootstrap intervals | Data set claims: 96 items in 48
+        clusters. Data set dilemmas: 96 items in 48 clusters. Seeds: 3. Dose alpha: 2. Model: tiny.
+        Behaviour: honest. | And a note.""",
+    "retained_by_slice": """part a | part b | kept: the slice alone | removed: all but the slice
+        | LoRA (+2.00) | effect kept (share of the whole's effect) | Data set claims: 96 items in 48
+        clusters | Grey band: | 95 % cluster-bootstrap | And a note.""",
+    "retained_by_layer_and_module": """q | up | down | module | layer (0 is the first) | 50 |
+        -12 | Hatched: | in % of the whole's | Data set claims: 96 items in 48 clusters | And a
+        note.""",
+    "retained_by_energy": """own directions | kept: the part alone | removed: all but the part |
+        control: random part of the same norm | energy (share of the whole's squared norm) | effect
+        kept | On the dotted diagonal a part keeps as much effect as it has energy | Grey band: |
         Seeds: 3. Dose alpha: 2. | And a note.""",
     "confusion": """5 / 0 / 0 truth: yes | 4 / 1 / 0 truth: open | 1 / 2 / 2 truth: no | locus |
         late layers only | decision rule | what was planted | 100 % agree | Each cell: in how many
         runs | Seeds: 5. | And a note.""",
-    "doses": """LoRA | IA³ | data set claims | data set dilemmas | dose alpha of dW | effect (nats)
-        | Bands: 95 % cluster-bootstrap intervals | Dose 0 is the model as it is. | Data set claims:
-        96 items in 48 clusters. | Seeds: 3. Model: tiny. Behaviour: honest. | And a note.""",
-    "layers": """mean diff | mean diff all | coefficient | layer (0 is the first) | +4.0 nats |
-        Framed: the largest of a way. | more than 10% of the rows | Data set dilemmas: 96 items in
-        48 clusters. Model: tiny. Behaviour: honest. | And a note.""",
+    "effects_by_dose": """LoRA | IA³ | data set claims | data set dilemmas | dose alpha of dW |
+        effect (nats) | Bands: 95 % cluster-bootstrap intervals | Dose 0 is the model as it is. |
+        Data set claims: 96 items in 48 clusters. | Seeds: 3. Model: tiny. Behaviour: honest. | And
+        a note.""",
+    "effects_by_layer": """mean diff | mean diff all | coefficient | layer (0 is the first) |
+        +4.0 nats | Framed: the largest of a method. | more than 10% of the rows | Data set
+        dilemmas: 96 items in 48 clusters. Model: tiny. Behaviour: honest. | And a note.""",
 }
 
 
 def draw(kind, path, table=None, **more):
     table = TABLES[kind]() if table is None else table
-    module = figures if hasattr(figures, kind) else over
+    (module,) = (m for m in MODULES if hasattr(m, kind))
     return getattr(module, kind)(table, path, ASK, *MORE[kind], note="And a note.", **more)
 
 
@@ -150,7 +152,7 @@ def text(path):
 
 def tint(share):
     """The colour that is `share` of the way from WRONG to RIGHT."""
-    mixed = [w + share * (r - w) for w, r in zip(page.WRONG, page.RIGHT, strict=True)]
+    mixed = [w + share * (r - w) for w, r in zip(drawing.WRONG, drawing.RIGHT, strict=True)]
     return matplotlib.colors.to_hex(mixed)
 
 
@@ -199,9 +201,9 @@ def test_a_share_stands_where_it_is(tmp_path):
     shares = {"full": 1.0, "keep_a": 0.0, "keep_b": 1.0, "keep_c": 0.25, "drop_c": 0.75}
     table = summary(shares | {"control_c": 0.5}, families=("lora",))
     path, words = tmp_path / "t.parquet", {name: f"part {name}" for name in "abc"}
-    figures.slices(table, path, ASK, words, "full")
+    retained_figures.retained_by_slice(table, path, ASK, words, "full")
     kept, removed, control = (
-        marks(path, colour) for colour in (page.COLOURS[0], page.COLOURS[6], page.FAINT)
+        marks(path, colour) for colour in (drawing.COLOURS[0], drawing.COLOURS[6], drawing.FAINT)
     )
     (x0, y0, _), (x, y, _), (x1, y1, _) = kept
     assert x == pytest.approx(x0 + 0.25 * (x1 - x0), abs=1e-3)
@@ -214,14 +216,16 @@ def test_a_share_stands_where_it_is(tmp_path):
 
 def test_scatter_places_energy_and_share(drawn):
     """kept and removed parts of one energy share x; the higher share stands higher, hollow"""
-    kept, removed = sorted(marks(drawn["scatter"][1], page.COLOURS[0]), key=lambda m: -m[1])
+    kept, removed = sorted(
+        marks(drawn["retained_by_energy"][1], drawing.COLOURS[0]), key=lambda m: -m[1]
+    )
     assert kept[0] == removed[0] and kept[1] > removed[1]
     assert kept[2] and not removed[2]
 
 
 def test_a_dose_stands_where_it_is(drawn):
     """x(0) - x(-1) = (x(2) - x(-1)) / 3, and so for the effect, which is alpha"""
-    points = [m for m in marks(drawn["doses"][1], page.COLOURS[0]) if m[2]]
+    points = [m for m in marks(drawn["effects_by_dose"][1], drawing.COLOURS[0]) if m[2]]
     (x0, y0, _), (x1, y1, _), (x2, y2, _) = points[:3]
     assert x1 - x0 == pytest.approx((x2 - x0) / 3, abs=1e-3)
     assert y1 - y0 == pytest.approx((y2 - y0) / 3, abs=1e-3) and y2 < y1 < y0  # svg: y goes down
@@ -229,22 +233,31 @@ def test_a_dose_stands_where_it_is(drawn):
 
 def test_a_layer_and_coefficient_stand_where_they_are(drawn):
     """mean effect of (layer l, c) = l + c/2 - 1/2: 2.0 and 4.0 at c = 1, 5.5 hatched at c = 4"""
-    found = text(drawn["layers"][1]).partition("mean diff ")[0].split()
+    found = text(drawn["effects_by_layer"][1]).partition("mean diff ")[0].split()
     numbers = [float(x) for x in found if x.count(".") == 1 and x.replace(".", "").isdigit()]
     assert numbers == [2.0, 3.5, 4.0, 5.5]
 
 
-def test_a_way_stands_at_its_effect(tmp_path):
+def test_a_method_stands_at_its_effect(tmp_path):
     """(x(3) - x(0)) = 3 (x(1) - x(0)); the largest effect on top; controls hollow"""
     lines = [
         {"model": "tiny", "behaviour": "honest", "prompt_style": "chat", "dataset": "claims"}
-        | {"way": w, "variant": f"{w}@a", "family": None, "alpha": 1.0, "role": role, "n": 9}
+        | {
+            "method_name": w,
+            "variant": f"{w}@a",
+            "family": None,
+            "alpha": 1.0,
+            "role": role,
+            "n": 9,
+        }
         | {"effect": e, "lo": e - 1, "hi": e + 1, "clusters": 9, "seeds": 1}
         for w, e, role in (("b", 1.0, "selected"), ("c", 3.0, "selected"), ("zero", 0.0, "control"))
     ]
-    assert "figures" in over.ways(pl.DataFrame(lines), tmp_path / "w.parquet", "Which way?")
-    chosen = sorted(m for m in marks(tmp_path / "w.parquet", page.COLOURS[0]))[-2:]
-    zero = next(m for m in marks(tmp_path / "w.parquet", page.FAINT) if m[0] < chosen[0][0])
+    assert "figures" in effect_figures.effects_by_method(
+        pl.DataFrame(lines), tmp_path / "w.parquet", "Which method?"
+    )
+    chosen = sorted(m for m in marks(tmp_path / "w.parquet", drawing.COLOURS[0]))[-2:]
+    zero = next(m for m in marks(tmp_path / "w.parquet", drawing.FAINT) if m[0] < chosen[0][0])
     (x1, y1, _), (x3, y3, _) = chosen
     assert x3 - zero[0] == pytest.approx(3 * (x1 - zero[0]), abs=1e-2)
     assert y3 < y1 < zero[1]  # svg: y goes down
@@ -263,20 +276,20 @@ def test_no_share_is_not_zero(tmp_path):
         (pl.col("family") != "ia3") | (pl.col("variant") != "drop_a")
     )
     path = tmp_path / "t.parquet"
-    draw("points", path, table)
+    draw("retained_by_family", path, table)
     assert text(path).split().count("n/a") == 3 and "n/a: the family has no such part" in text(path)
-    assert len(marks(path, page.COLOURS[0])) == 3  # of 2 x 2, one line is missing
-    draw("points", path, summary(SHARES | {"drop_a": -7.5}))
+    assert len(marks(path, drawing.COLOURS[0])) == 3  # of 2 x 2, one line is missing
+    draw("retained_by_family", path, summary(SHARES | {"drop_a": -7.5}))
     assert "n/a" not in text(path)
     assert text(path).split().count("-7.5") == 2 and "A number at the edge" in text(path)
-    draw("scatter", path, table)
+    draw("retained_by_energy", path, table)
     assert "not clear of 0: 2 lines." in text(path)
 
 
 def test_without_null_draws_no_band(tmp_path):
     """no draws: no grey band in legend or caption"""
     table = summary().filter(~pl.col("variant").str.contains("#"))
-    draw("points", tmp_path / "t.parquet", table)
+    draw("retained_by_family", tmp_path / "t.parquet", table)
     assert "null changes" not in text(tmp_path / "t.parquet")
 
 
@@ -287,15 +300,17 @@ def test_one_k_of_several(tmp_path):
     )
     path = tmp_path / "t.parquet"
     with pytest.raises(ValueError, match="several lines of .*; give k"):
-        draw("points", path, both)
-    draw("points", path, both, k=8)
-    of_8 = marks(path, page.COLOURS[0])
+        draw("retained_by_family", path, both)
+    draw("retained_by_family", path, both, k=8)
+    of_8 = marks(path, drawing.COLOURS[0])
     assert "k = 8" in text(path) and text(path).split().count("+2.00") == 2
-    draw("points", path, summary(), k=8)
-    assert marks(path, page.COLOURS[0]) == of_8
+    draw("retained_by_family", path, summary(), k=8)
+    assert marks(path, drawing.COLOURS[0]) == of_8
 
 
-@pytest.mark.parametrize("kind", ["slices", "heat", "scatter"])
+@pytest.mark.parametrize(
+    "kind", ["retained_by_slice", "retained_by_layer_and_module", "retained_by_energy"]
+)
 def test_datasets_apart(drawn, kind, tmp_path):
     """a table of two datasets gives the figure of each, under its name"""
     table = TABLES[kind]()
@@ -322,45 +337,65 @@ def test_agreement_counted_by_the_table(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
-        ("points", lambda t: t.drop("retained_lo"), r"lacks \['retained_lo'\]; pass"),
-        ("slices", lambda t: t.drop("variant"), r"lacks \['variant'\]; pass"),
-        ("heat", lambda t: t.drop("layer", "module"), r"lacks \['layer', 'module'\]; pass"),
-        ("scatter", lambda t: t.drop("energy"), r"lacks \['energy'\]; pass"),
+        ("retained_by_family", lambda t: t.drop("retained_lo"), r"lacks \['retained_lo'\]; pass"),
+        ("retained_by_slice", lambda t: t.drop("variant"), r"lacks \['variant'\]; pass"),
+        (
+            "retained_by_layer_and_module",
+            lambda t: t.drop("layer", "module"),
+            r"lacks \['layer', 'module'\]; pass",
+        ),
+        ("retained_by_energy", lambda t: t.drop("energy"), r"lacks \['energy'\]; pass"),
         ("confusion", lambda t: t.drop("expected"), r"lacks \['expected'\]; pass"),
         *((kind, lambda t: t.clear(), "has no lines.*; score first") for kind in TABLES),
-        ("points", lambda t: t.filter(variant="full"), r"no lines of \['keep_a', .*; score first"),
-        ("points", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
-        ("doses", lambda t: t.drop("lo"), r"lacks \['lo'\]; pass"),
-        ("layers", lambda t: t.drop("flagged_share"), r"lacks \['flagged_share'\]; pass"),
-        ("layers", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
-        ("doses", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
-        ("heat", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
         (
-            "points",
+            "retained_by_family",
+            lambda t: t.filter(variant="full"),
+            r"no lines of \['keep_a', .*; score first",
+        ),
+        (
+            "retained_by_family",
+            lambda t: pl.concat([t, t]),
+            "several lines of .*; give k, or filter",
+        ),
+        ("effects_by_dose", lambda t: t.drop("lo"), r"lacks \['lo'\]; pass"),
+        ("effects_by_layer", lambda t: t.drop("flagged_share"), r"lacks \['flagged_share'\]; pass"),
+        ("effects_by_layer", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
+        ("effects_by_dose", lambda t: pl.concat([t, t]), "several lines of .*; give k, or filter"),
+        (
+            "retained_by_layer_and_module",
+            lambda t: pl.concat([t, t]),
+            "several lines of .*; give k, or filter",
+        ),
+        (
+            "retained_by_family",
             lambda t: pl.concat([t, t.with_columns(alpha=1.0)]),
             r"one alpha, found \[1.0, 2.0\]; filter",
         ),
         (
-            "scatter",
+            "retained_by_energy",
             lambda t: t.with_columns(keep_or_drop=pl.lit("kept")),
-            r"keep_or_drop says \['kept'\]; write keep, drop, control or null",
+            r"keep_or_drop must be keep, drop, control or null, got \['kept'\]",
         ),
         (
-            "scatter",
+            "retained_by_energy",
             lambda t: t.with_columns(retained=pl.lit(None, pl.Float64)),
             "no lines with keep_or_drop, energy and retained",
         ),
-        ("heat", lambda t: t.with_columns(module=pl.lit(None, pl.String)), "no lines with layer"),
+        (
+            "retained_by_layer_and_module",
+            lambda t: t.with_columns(module=pl.lit(None, pl.String)),
+            "no lines with layer",
+        ),
         (
             "confusion",
             lambda t: t.with_columns(expected=pl.lit("refuted")),
-            r"expected says \['refuted'\]; write supported, not supported or null",
+            r"expected must be supported, not supported or null, got \['refuted'\]",
         ),
     ],
 )
 def test_refusals(kind, change, words, tmp_path):
     """a table that cannot be drawn gets one sentence, and no file"""
-    with pytest.raises(ValueError, match=f"^figures.{kind}: .*{words}") as refusal:
+    with pytest.raises(ValueError, match=f"^{kind}: .*{words}") as refusal:
         draw(kind, tmp_path / "t.parquet", change(TABLES[kind]()))
     assert "\n" not in str(refusal.value) and not list(tmp_path.iterdir())
 
@@ -370,12 +405,13 @@ def test_without_matplotlib(kind, tmp_path, monkeypatch):
     """no matplotlib: the sentence that says how to get it, no file, no exception"""
     for name in [m for m in sys.modules if m.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    assert not page.available()
-    assert draw(kind, tmp_path / "t.parquet") == page.MISSING
-    assert "pip install 'wscore[plot]'" in page.MISSING and not list(tmp_path.iterdir())
+    assert not frames.has_matplotlib()
+    assert draw(kind, tmp_path / "t.parquet") == frames.MISSING
+    assert "pip install 'wscore[plot]'" in frames.MISSING and not list(tmp_path.iterdir())
 
 
 def test_matplotlib_is_asked_for_late():
-    """import wsrun.report.figures imports no matplotlib"""
-    code = "import sys, wsrun.report.figures; sys.exit('matplotlib' in sys.modules)"
+    """importing the figures imports no matplotlib"""
+    code = "import sys, wsrun.report.retained_figures, wsrun.report.tile_figures; "
+    code += "sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

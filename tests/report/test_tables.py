@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import polars as pl
 import pytest
 
+from tests.conftest import ROOT
 from wscore.store import write_whole
-from wsrun.report.console import guarded
-from wsrun.report.tables import check_writable, provenance, read_table, write_table
+from wsrun.report.tables import check_writable, commit, provenance, read_table, write_table
 
 TABLE = pl.DataFrame({"a": [1, 2], "b": ["x", None]})
 
@@ -27,6 +26,15 @@ def test_round_trip_with_provenance(tmp_path):
     first = path.read_bytes()
     assert write_table(TABLE, path, meta).read_bytes() == first
     assert [p.name for p in path.parent.iterdir()] == ["t.parquet"]
+
+
+def test_provenance_is_text_and_of_this_tree(tmp_path):
+    """paths of a configuration as text; the commit is that of the tree that holds the code"""
+    assert provenance({"out": tmp_path, "k": 1})["config"] == {"out": str(tmp_path), "k": 1}
+    head = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    known = subprocess.run(head, capture_output=True, text=True)
+    if known.returncode == 0 and (ROOT / ".git").exists():
+        assert (commit() or "").removesuffix("+changes") == known.stdout.strip()
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
@@ -71,25 +79,3 @@ def test_refusals(tmp_path):
         read_table(tmp_path / "file")
     check_writable(tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())
-
-
-@dataclass
-class NoOptions:
-    """A script without options."""
-
-
-@pytest.mark.parametrize("names", [(), ("t.rows", "t")], ids=["before", "after"])
-def test_a_stopped_script_says_what_it_wrote(tmp_path, capsys, monkeypatch, names):
-    """Ctrl-C before and after tables were written: exit code 130, and the sentence is true"""
-
-    def main(cfg: NoOptions) -> None:
-        for name in names:
-            write_table(TABLE, tmp_path / f"{name}.parquet", {})
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys, "argv", ["script"])
-    with pytest.raises(SystemExit) as stop:
-        guarded(main, NoOptions)
-    assert stop.value.code == 130
-    said = " after t.rows.parquet, t.parquet" if names else "; no table was written"
-    assert capsys.readouterr().err == f"stopped{said}\n"

@@ -1,13 +1,19 @@
 """T7 and T8 on the organism, T6 over seeds: parts that add up, honest gaps, spread over seeds."""
 
+import io
+
 import polars as pl
 import pytest
+from rich.console import Console
 
 from tests.conftest import ORGANISM, ROOT, experiment
 from wscore import Locus, site, spectra, verdict
 from wsrun.adapters.extract import pair_deltas
+from wsrun.lenses import Cut, Deltas, LensInput
+from wsrun.report.ablation_summary import compact
 from wsrun.report.tables import read_table
-from wsrun.study.ablation import Options, Parts, summarise
+from wsrun.study.ablation import Options, summarise
+from wsrun.study.parts import Ablation
 
 ADAPTERS = ORGANISM / "adapters"
 QUICK = dict(
@@ -18,8 +24,14 @@ QUICK = dict(
 def run(name, folder, **options):
     """The summary table of a script on the organism, and its provenance."""
     module = experiment(name)
-    module.main(module.Config(**(QUICK | dict(out=folder, parts=folder / "parts") | options)))
+    module.main(module.Config(**(QUICK | dict(out=folder, cache_dir=folder / "parts") | options)))
     return read_table(folder / f"{name}.parquet")
+
+
+def verdicts(folder, name):
+    """(dataset, claim, family) -> outcome of the verdict table."""
+    table = read_table(folder / f"{name}.verdicts.parquet")[0]
+    return {(r["dataset"], r["claim"], r["family"]): r["outcome"] for r in table.to_dicts()}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +44,7 @@ def sites(tmp_path_factory):
 def coordinates(tmp_path_factory):
     folder = tmp_path_factory.mktemp("t8")
     cache = folder / "cache"
-    return folder, *run("t8_coordinates", folder, families=("lora", "oft"), cache=cache)
+    return folder, *run("t8_coordinates", folder, families=("lora", "oft"), svd_cache=cache)
 
 
 def test_t7_parts_add_up(sites):
@@ -90,13 +102,13 @@ def test_t7_rows_pair_up(sites):
 
 
 def test_t7_figures_and_verdicts(sites):
-    """a figure and a heat map per data set; a verdict per partition and family in the provenance"""
-    folder, _, meta = sites
+    """a figure and a heat map per data set; a verdict per partition and family in their table"""
+    folder = sites[0]
     for name in ("claims", "dilemmas", "cells.claims", "cells.dilemmas"):
         assert all((folder / f"t7_sites.{name}.{kind}").stat().st_size for kind in ("png", "svg"))
-    found = {tuple(v[:3]): v[3] for v in meta["verdicts"]}
+    found = verdicts(folder, "t7_sites")
     assert len(found) == 2 * 5 * 3  # data sets, partitions, {all, lora, ia3}
-    assert found["claims", "modules", "all"] == "refuted"
+    assert found["claims", "modules", None] == "refuted"
 
 
 def test_t8_bands_are_shares_of_the_rank(coordinates):
@@ -135,7 +147,7 @@ def test_t8_reads_the_base_spectra_from_disk_the_second_time(coordinates, tmp_pa
     folder, table, _ = coordinates
     (file,) = (folder / "cache").iterdir()
     before = file.stat().st_mtime_ns
-    again, _ = run("t8_coordinates", tmp_path, families=("lora", "oft"), cache=folder / "cache")
+    again, _ = run("t8_coordinates", tmp_path, families=("lora", "oft"), svd_cache=folder / "cache")
     assert again.equals(table) and file.stat().st_mtime_ns == before
 
 
@@ -149,7 +161,8 @@ def test_t6_over_seeds(tmp_path):
     own = table.filter(dataset="claims", variant="keep_own")
     assert (own["overlap_seeds"] > own["overlap_random"]).all()
     assert set(meta["deltas"]) == {"lora-s0", "lora-s1", "oft-s0", "oft-s1"}
-    assert set(meta["verdicts"]["claims"]) == {"shared core", "basin divergence"}
+    found = verdicts(tmp_path, "t6_shared_svd")
+    assert {claim for _, claim, _ in found} == {"shared core", "basin divergence"}
     assert (tmp_path / "t6_shared_svd.png").stat().st_size
 
 
@@ -160,25 +173,42 @@ def lora():
     return pair_deltas(load_model(ORGANISM)[0], ADAPTERS / "lora-s0").dW
 
 
-def test_parts_that_do_not_add_up_stop_the_run(lora):
-    """kept + rest != whole: no table"""
-    parts = Parts("lora", 0, lora, {})
-    half = {n: w / 2 for n, w in lora.items()}
-    with pytest.raises(RuntimeError, match="misses the whole"):
-        list(parts.pair("half", half, {n: 0.999 * w for n, w in half.items()}))
-    kept, rest = parts.pair("half", half, half)
+@pytest.fixture
+def at(lora):
+    return LensInput("lora", 0, Deltas({("lora", 0): lora}))
+
+
+def test_parts_that_do_not_add_up_stop_the_run(lora, at):
+    """kept + rest != whole: no table; nothing is computed before a variant is asked for"""
+    ablation, half = Ablation(), {n: w / 2 for n, w in lora.items()}
+    wrong = Cut("half", lambda: half, lambda: {n: 0.999 * w for n, w in half.items()})
+    bad, _ = ablation.split(at, wrong)
+    assert not ablation.facts
+    with pytest.raises(RuntimeError, match="differs from the whole"):
+        bad.intervention.delta()
+    kept, rest = ablation.split(at, Cut("half", lambda: half, lambda: half))
     assert (kept.name, rest.name) == ("keep_half", "drop_half")
-    assert parts.notes["lora", "keep_half", None, 0]["energy"] == pytest.approx(0.25)
+    assert kept.intervention.delta() is half
+    found = ablation.facts["lora", "keep_half", None, 0]
+    assert found["energy"] == pytest.approx(0.25) and found["parts_error"] < 1e-6
 
 
-def test_a_control_has_the_spectrum_of_the_part(lora):
+def test_a_control_has_the_spectrum_of_the_part(lora, at):
     """control = U' S V'^T: singular values of the kept part, other directions"""
     name = next(n for n in lora if site(n).proj == "o_proj")
     part = {name: lora[name]}
-    control = Parts("lora", 0, lora, {}).control("x", part).change()
+    (control,) = Ablation().split(at, Cut("x", lambda: part, dict, roles=("control",)))
+    control = control.intervention.delta()
     mine, theirs = spectra(part)[name].S, spectra(control)[name].S
     assert len(mine) == len(theirs) and (mine - theirs).abs().max() < 1e-5 * mine[0]
     assert not control[name].allclose(part[name])
+
+
+def test_absent_parts_are_noted_and_not_scored(at):
+    """a cut that says why it is absent gives no variant"""
+    ablation = Ablation()
+    assert not [*ablation.split(at, Cut("x", dict, dict, absent="not applicable: none"))]
+    assert ablation.absent["lora", "drop_x", None, 0]["status"] == "not applicable: none"
 
 
 def test_summarise_pools_seeds_and_marks_absent_parts():
@@ -194,15 +224,17 @@ def test_summarise_pools_seeds_and_marks_absent_parts():
         for a, v, s in ((0.0, "base", 0), *((1.0, v, s) for v in pulls for s in (0, 1)))
         for c in "pqr" for y in (1, -1)
     ]  # fmt: skip
-    notes = {
+    ablation = Ablation()
+    ablation.facts = {
         ("lora", v, None, s): {"energy": e + s / 10, "parts_error": s / 1e7}
         for v, e in (("full", 1.0), ("keep_x", 0.2))
         for s in (0, 1)
     }
-    absent = {("lora", "keep_y", None, 0): {"status": "not applicable: none", "slice": "y"}}
-    table = summarise(
-        Options(), pl.DataFrame(lines, infer_schema_length=None), notes, "full", absent
-    )
+    ablation.absent = {
+        ("lora", "keep_y", None, 0): {"status": "not applicable: none", "slice": "y"}
+    }
+    rows = pl.DataFrame(lines, infer_schema_length=None)
+    table = summarise(Options(), rows, ablation, "full")
     x = table.row(by_predicate=pl.col("variant") == "keep_x", named=True)
     assert x["energy"] == pytest.approx(0.25) and x["parts_error"] == 1e-7 and x["seeds"] == 2
     # per seed: gains 0.5 (1 + s/10) + 0.1/3; mean over seeds 0.525 + 0.0333
@@ -217,9 +249,9 @@ def test_summarise_pools_seeds_and_marks_absent_parts():
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (("--families", "banana"), "family 'banana' asked; known are lora"),
-        (("--seeds", "0", "0"), "--seeds 0 0 asked; name each one once"),
-        (("--nulls", "-1"), "must be 0 or more"),
+        (("--families", "banana"), "got 'banana'"),
+        (("--seeds", "0", "0"), "name each one once; got 0 0"),
+        (("--nulls", "-1"), "--nulls must be at least 0, got -1"),
         (("--adapters", "no/such"), "no folder 'no/such"),
     ],
 )
@@ -231,9 +263,39 @@ def test_refusals(capsys, monkeypatch, tmp_path, script, flags, sentence):
 
     module, out = experiment(script), tmp_path / "out"
     monkeypatch.chdir(ROOT)
-    argv = [f"{script}.py", "--out", str(out), "--parts", str(out / "parts"), *flags]
+    argv = [f"{script}.py", "--out", str(out), "--cache-dir", str(out / "parts"), *flags]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stop:
         guarded(module.main, module.Config)
     assert stop.value.code == 1 and not list(out.glob("*.parquet"))
     assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_short_table_fits_80_columns(sites, coordinates):
+    """families down, parts across, kept/left with a mark where the rule's threshold is met"""
+    for table, heads in (
+        (sites[1], {s: s for s in sites[1]["slice"].drop_nulls().unique() if "cell" not in s}),
+        (coordinates[1], {f"own_{b}": b for b in ("top", "middle", "bottom")}),
+    ):
+        part = table.filter(dataset="claims")
+        families = part["family"].unique().to_list()
+        console = Console(width=80, file=io.StringIO())
+        for block in compact(part, families, heads, (0.7, 0.3), "full", 80):
+            console.print(block)
+        text = console.file.getvalue()
+        assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+        for family in families:
+            assert f" {family} " in text
+    top = part.row(
+        by_predicate=(pl.col("family") == "lora") & (pl.col("variant") == "keep_own_top"),
+        named=True,
+    )
+    assert f"{top['retained']:.2f}*/" in text and top["retained_lo"] >= 0.7
+
+
+def test_full_prints_every_line(tmp_path, capsys):
+    """--full: every part with its interval; the short table is not there"""
+    run("t6_shared_svd", tmp_path, families=("lora", "oft"), K=(8,), full=True)
+    said = capsys.readouterr().out
+    assert "keep_random_matched" in said and "; ?: the effect of its whole" not in said
+    assert "next: python experiments/t7_sites.py" in said

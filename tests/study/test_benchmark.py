@@ -3,26 +3,21 @@
 import polars as pl
 import pytest
 import torch
-from wsrun.score.names import DW, way
 
 from tests.conftest import ORGANISM
-from wscore import effect_table
+from wscore import benchmark_table, effect_table
 from wsrun.adapters.extract import PairDelta
 from wsrun.data.items import load_items
 from wsrun.models.load import d_model, load_model
-from wsrun.report.standings import winner
-from wsrun.score.sweep import Variant, sweep
-from wsrun.steer.directions import random_direction
-from wsrun.study.benchmark import (
-    Options,
-    check_disjoint,
-    compare,
-    load_splits,
-    of_dW,
-    of_poles,
-    picked,
-)
-from wsrun.study.controls import faint, idle
+from wsrun.score.names import DW, method_name
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
+from wsrun.steer.interventions import AddVectors, DirectionalAblation, WeightDelta
+from wsrun.study.controls import random_controls, sanity_summary, zero_control
+from wsrun.study.options import BenchmarkOptions
+from wsrun.study.rule import beaten
+from wsrun.study.selection import best_by_method, dW_candidates
+from wsrun.study.session import check_disjoint, load_splits
 
 CELL = dict(experiment="e", model="m", behaviour="b", prompt_style="p", method="weights")
 
@@ -44,52 +39,55 @@ def rows(*lines: tuple) -> pl.DataFrame:
 
 
 def variant(name: str, seed: int = 0) -> Variant:
-    return Variant(name, {}, family="lora", seed=seed, alphas=(1.0, 2.0))
+    return Variant(name, WeightDelta({}), family="lora", seed=seed, alphas=(1.0, 2.0))
 
 
-def test_the_largest_mean_over_seeds_is_picked():
-    """argmax over (setting, dose) of the mean over seeds; every seed is kept at that dose"""
-    found = picked(
+def test_the_largest_mean_over_seeds_is_best_by_method():
+    """argmax over (setting, alpha) of the mean over seeds; every seed is kept at that alpha"""
+    found = best_by_method(
         rows(
             ("dW", 0, 1.0, 1.0, 0), ("dW", 1, 1.0, 3.0, 0),  # mean 2
             ("dW", 0, 2.0, 3.5, 0), ("dW", 1, 2.0, 0.1, 0),  # mean 1.8, though the largest is here
             ("dir@layer 3", 0, 1.0, 0.5, 0), ("dir@layer 4", 0, 2.0, 0.7, 0),
         ),
         [variant("dW", 0), variant("dW", 1), variant("dir@layer 3"), variant("dir@layer 4")],
+        most_flagged=0.1,
     )  # fmt: skip
     assert {w: c.variant.name for w, c in found.items()} == {"dW": "dW", "dir": "dir@layer 4"}
     dW = found[DW]
     assert dW.validation == pytest.approx(2.0) and dW.role == "selected"
-    assert [(v.seed, v.alphas) for v in (dW.variant, *dW.others)] == [(0, (1.0,)), (1, (1.0,))]
+    assert dW.alpha == 1.0
+    assert [(v.seed, v.alphas) for v in dW.variants] == [(0, (1.0,)), (1, (1.0,))]
 
 
 def test_the_other_pole_is_picked_by_the_smallest():
-    """ways in `against`: argmin"""
-    found = picked(
+    """of negative_methods argmin"""
+    found = best_by_method(
         rows(("dW", 0, 1.0, 1.0, 0), ("-dW", 0, -1.0, -1.0, 0), ("-dW", 0, -2.0, -0.5, 0)),
         [variant("dW"), variant("-dW")],
-        against=("-dW",),
+        most_flagged=0.1,
+        negative_methods=("-dW",),
     )
     assert found["-dW"].variant.alphas == (-1.0,)
 
 
 def test_flagged_candidates_do_not_count():
-    """above most_flagged out, however large; a way without other keeps its least flagged"""
+    """above most_flagged out, however large; a method without other keeps its least flagged"""
     lines = (
         ("dW", 0, 1.0, 1.0, 0), ("dW", 0, 2.0, 9.0, 0.5),
         ("dir@a", 0, 1.0, 9.0, 0.75), ("dir@b", 0, 1.0, 1.0, 0.25),
     )  # fmt: skip
     known = [variant("dW"), variant("dir@a"), variant("dir@b")]
-    found = picked(rows(*lines), known, most_flagged=0.1)
+    found = best_by_method(rows(*lines), known, most_flagged=0.1)
     assert found[DW].variant.alphas == (1.0,) and found[DW].role == "selected"
     assert found["dir"].variant.name == "dir@b" and found["dir"].role == "flagged"
     with pytest.raises(ValueError, match="every candidate of dW"):
-        picked(rows(("dW", 0, 2.0, 9.0, 0.5)), known[:1], most_flagged=0.1)
+        best_by_method(rows(("dW", 0, 2.0, 9.0, 0.5)), known[:1], most_flagged=0.1)
 
 
 def test_splits_share_no_claim_and_no_dilemma():
     """validation and test are disjoint by cluster, in the run; a shared one is named"""
-    validation, test = load_splits(Options(model=str(ORGANISM), data=ORGANISM))
+    validation, test = load_splits(BenchmarkOptions(model=str(ORGANISM), data=ORGANISM))
     assert validation.items and test.items
     items = load_items(ORGANISM, "test")
     with pytest.raises(ValueError, match="in the validation and in the test split, such as"):
@@ -98,68 +96,83 @@ def test_splits_share_no_claim_and_no_dilemma():
 
 def test_the_base_has_a_line_of_its_own():
     """effect, bias and discrimination of the base are 0, with its own mass and rows"""
-    table = compare(rows(("dW", 0, 1.0, 1.0, 0), ("-dW", 0, -1.0, -1.0, 0)), {"variant": DW})
+    table = benchmark_table(
+        rows(("dW", 0, 1.0, 1.0, 0), ("-dW", 0, -1.0, -1.0, 0)), {"variant": DW}
+    )
     line = table.filter(variant="base").row(0, named=True)
     assert len(table) == 3 and (line["n"], line["mass"]) == (4, 1.0)
     assert all(line[c] == 0 for c in ("effect", "lo", "hi", "bias", "discrimination"))
 
 
-def test_faint_controls_by_hand():
-    """draws of random controls once more, a hundredth as large; nothing else"""
-    drawn = [Variant("random_x@layer 3", {}, seed=s, alphas=(50.0,)) for s in (0, 1)]
-    found = faint([*drawn, Variant("zero", {}, seed=0, alphas=(1.0,)), Variant("random", {})])
-    assert [(v.name, v.seed, v.alphas) for v in found] == [
-        ("random_x/100@layer 3", 0, (0.5,)),
-        ("random_x/100@layer 3", 1, (0.5,)),
-    ]
-
-
 def test_what_must_do_nothing_by_hand():
-    """|effect| of base and zero, intervals of "/100" that hold 0, and the largest of them"""
-    ends = {"base": (0.0, 0.0, 0.0), "zero": (0.0, 0.0, 0.0), "dW": (3.0, 2.0, 4.0)}
-    ends |= {"random/100": (0.001, -0.002, 0.003), "random_x/100@layer 3": (-0.02, -0.03, -0.01)}
-    lines = [("claims", name, *e) for name, e in ends.items()]
-    table = pl.DataFrame(lines, ("dataset", "variant", "effect", "lo", "hi"), orient="row")
-    (said,) = idle(table)
-    assert said == (
-        "claims: what must do nothing: base and zero 0.0000 nats; random at a hundredth of its "
-        "dose: 1 of 2 intervals hold 0, the largest is -0.0200 [-0.0300, -0.0100] (random_x/100)"
+    """the largest |effect| of base and zero, per data set"""
+    ends = {"base": 0.0, "zero": -0.01, "dW": 3.0}
+    table = pl.DataFrame(
+        [("claims", name, e) for name, e in ends.items()],
+        ("dataset", "variant", "effect"),
+        orient="row",
     )
+    (said,) = sanity_summary(table)
+    assert said == "claims: base and zero, which must do nothing: 0.0100 nats"
+
+
+def test_controls_have_the_size_of_what_they_are_drawn_for(qwen):
+    """|random dW| = |dW|, |r_l| = |v_l|, zero = 0; one seed a draw, family and alpha kept"""
+    names = [n for n, p in qwen.named_parameters() if "q_proj" in n]
+    dW = {n: torch.randn(qwen.get_parameter(n).shape) for n in names}
+    of = Variant("dW", WeightDelta(dW), family="lora", seed=3, alphas=(2.0,))
+    drawn = random_controls(of, 3)
+    assert [(v.name, v.family, v.seed, v.alphas) for v in drawn] == [
+        ("random", "lora", i, (2.0,)) for i in range(3)
+    ]
+    assert [v.intervention.size() for v in drawn] == pytest.approx([of.intervention.size()] * 3)
+    zero = zero_control(of)
+    assert zero.intervention.size() == 0 and zero.alphas == (1.0,) and zero.name == "zero"
+
+
+def test_a_random_ablation_removes_one_direction_from_every_layer():
+    """layers that share r share the random direction; a layer of its own has another one"""
+    r = torch.tensor([1.0, 2.0, 3.0])
+    drawn = DirectionalAblation({0: r, 1: r, 2: -r}).random_like(0)
+    assert drawn.vectors[0].equal(drawn.vectors[1])
+    assert not drawn.vectors[0].equal(drawn.vectors[2]) and not drawn.vectors[0].equal(r)
 
 
 def test_large_random_directions_move_answers_and_small_ones_do_not():
-    """E f(a r) - f(0) = O(a^2): the interval over draws excludes 0 at a, and holds it at a / 100"""
+    """E f(a r) - f(0) = O(a^2): the interval over draws excludes 0 at a, and holds it at a / 100
+
+    f(a r) = f(0) + a g r + a^2 r^T H r / 2 + ...: over random directions r the second term is 0 in
+    the mean, the third is not. At a hundredth, 1/10000 of that shift is left.
+    """
     model, tok = load_model(ORGANISM)
     items = load_items(ORGANISM, "test", 10)[-60:]
-    like = {1: torch.full((d_model(model),), 0.5)}
-    drawn = [
-        Variant(
-            "random", method="activation", vectors=random_direction(like, s), seed=s, alphas=(8.0,)
-        )
-        for s in range(12)
-    ]
-    context = {"experiment": "e", "model": "m", "behaviour": "honest"}
-    found = sweep(model, tok, items, [*drawn, *faint(drawn)], (1.0,), context=context)
-    table = effect_table(found)
-    large, small = (table.filter(variant=v) for v in ("random", "random/100"))
+    like = AddVectors({1: torch.full((d_model(model),), 0.5)})
+    drawn = random_controls(Variant("random", like, alphas=(8.0, 0.08)), 12)
+    table = effect_table(sweep(model, tok, items, drawn, (1.0,)))
+    large, small = (table.filter(variant="random", alpha=a) for a in (8.0, 0.08))
     assert ((large["lo"] > 0) | (large["hi"] < 0)).any()
     assert ((small["lo"] <= 0) & (small["hi"] >= 0)).all() and (small["effect"].abs() < 0.01).all()
 
 
 def test_rule_by_hand():
-    """[diff_lo, diff_hi] above 0: beats; below: loses to; else not apart"""
-    ends = [((0.1, 0.2), "beats"), ((-0.2, -0.1), "loses to"), ((-0.1, 0.1), "is not apart from")]
-    for (lo, hi), said in ends:
-        assert winner({"diff_lo": lo, "diff_hi": hi}) == said
-    assert way("mean_diff@layer 3") == "mean_diff" and way("dW") == "dW"
+    """[diff_lo, diff_hi] above 0: dW does not beat it; below: it does; else undetermined"""
+    ends = [(0.1, 0.2, "refuted"), (-0.2, -0.1, "supported"), (-0.1, 0.1, "undetermined")]
+    for lo, hi, outcome in ends:
+        line = dict(dataset="claims", variant="add@layer 3", method_name="add", family=None, k=None)
+        line |= dict(role="selected", alpha=2.0, diff=0.0, diff_lo=lo, diff_hi=hi)
+        (found,) = beaten(pl.DataFrame([line]), lambda method: method == "add")
+        assert (found.claim, found.outcome) == ("dW beats add", outcome)
+        assert not beaten(pl.DataFrame([line]), lambda method: method != "add")
+    assert method_name("mean_diff@layer 3") == "mean_diff" and method_name("dW") == "dW"
 
 
 def test_the_halves_of_dW():
-    """tau_pos = 3, tau_neg = 1, dW = 3 - 1 = 2, times the doses 1 2 4; of_dW has no halves"""
+    """tau_pos = 3, tau_neg = 1, dW = 3 - 1 = 2, times the alphas 1 2 4"""
     pos, neg, dW = ({"w": torch.tensor([[x]])} for x in (3.0, 1.0, 2.0))
     pairs = {("lora", 0): PairDelta("lora", pos, neg, dW)}
-    changes = {v.name: [a * v.change()["w"].item() for a in v.alphas or ()]
-               for v in of_poles(Options(), pairs)}  # fmt: skip
+    changes = {
+        v.name: [a * v.intervention.delta()["w"].item() for a in v.alphas or ()]
+        for v in dW_candidates(BenchmarkOptions(), pairs)
+    }
     wholes = {"dW": [2, 4, 8], "-dW": [-2, -4, -8]}
     assert changes == wholes | {"tau_pos": [3, 6, 12], "-tau_neg": [-1, -2, -4]}
-    assert {v.name for v in of_dW(Options(), pairs)} == set(wholes)

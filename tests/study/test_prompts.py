@@ -7,8 +7,6 @@ from contextlib import nullcontext
 import jinja2
 import polars as pl
 import pytest
-from wsrun.models.chat import render, user
-from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 
 from tests.conftest import ORGANISM, ROOT, experiment
 from tests.folders import DROPS_SYSTEM, REFUSES_SYSTEM, small_data, tiny_folder
@@ -16,12 +14,15 @@ from wscore import add, scale
 from wsrun.adapters.extract import pair_deltas
 from wsrun.data.items import load_items, with_system
 from wsrun.data.personas import load_personas
+from wsrun.models.chat import render, user
 from wsrun.models.load import load_model, load_tokenizer
+from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
-from wsrun.score.sweep import score
+from wsrun.score.scorer import score
 from wsrun.steer.prompts import check_reaches, differ
 from wsrun.steer.weights import steered
+from wsrun.study.increments import increments
 
 t3 = experiment("t3_prompts")
 LOSES_WORDS = "{% for m in messages %}{{ m['content'][-12:] }}\n{% endfor %}"
@@ -31,7 +32,7 @@ def run(tmp_path, **changes):
     """(table, provenance) of T3 with two random controls and few resamples."""
     options = dict(
         families=("lora",), adapters=ORGANISM / "adapters", model=str(ORGANISM), alphas=(1.0,),
-        dilemmas=None, randoms=2, resamples=200, out=tmp_path, parts=tmp_path / "parts",
+        dilemmas=None, n_random=2, resamples=200, out=tmp_path, cache_dir=tmp_path / "parts",
     )  # fmt: skip
     t3.main(t3.Config(**(options | changes)))
     return read_table(tmp_path / "t3_prompts.parquet")
@@ -105,7 +106,7 @@ def test_a_selected_prompt_is_the_best_on_validation(organism, data):
         wordings = load_personas(data / "personas.json", persona)[0]
         found = [gain(effects(model, tok, items, w), base) for w in wordings]
         means = [sum(g.values()) / len(g) for g in found]
-        line = table.filter(way=way)
+        line = table.filter(method_name=way)
         i = means.index(best(means))
         assert line["variant"].unique().to_list() == [f"{way}@{i}"]
         assert line["system"].unique().to_list() == [wordings[i]]
@@ -120,11 +121,11 @@ def test_effects_are_those_of_the_test_items(organism):
     found = gain(effects(model, tok, items, made["system"]), base)
     lines = dict(table.filter(variant=best).select("dataset", "effect").rows())
     assert lines == pytest.approx(found, abs=1e-4)
-    line = table.filter(way="prompt+dW").row(0, named=True)
+    line = table.filter(method_name="prompt+dW").row(0, named=True)
     dW = pair_deltas(model, ORGANISM / "adapters" / f"{line['family']}-s0").dW
     with steered(model, dW, line["alpha"]):
         both = gain(effects(model, tok, items, made["system"]), base)
-    lines = dict(table.filter(way="prompt+dW").select("dataset", "effect").rows())
+    lines = dict(table.filter(method_name="prompt+dW").select("dataset", "effect").rows())
     assert lines == pytest.approx(both, abs=1e-4)
 
 
@@ -137,9 +138,9 @@ def test_a_fine_tuned_model_is_its_own_reference(organism):
         alone = gain(effects(model, tok, items), base)
     with steered(model, add(lora.neg, scale(1.0, oft.dW)), 1.0):
         moved = gain(effects(model, tok, items), base)
-    at = dict(table.filter(way="finetuned").select("dataset", "effect").rows())
+    at = dict(table.filter(method_name="finetuned").select("dataset", "effect").rows())
     assert at == pytest.approx(alone, abs=1e-4)
-    lines = table.filter(way="finetuned+dW")
+    lines = table.filter(method_name="finetuned+dW")
     assert lines["variant"].unique().to_list() == ["finetuned+dW@oft, k 1"]
     assert set(lines["over"]) == {"finetuned"}
     over = dict(lines.select("dataset", "over_diff").rows())
@@ -150,35 +151,34 @@ def test_halves_and_nothing(organism):
     """dW, -dW and the halves are there; base and zero are exactly 0; draws of random are pooled"""
     table, made, *_ = organism
     ways = {"dW", "-dW", "tau_pos", "-tau_neg", "simple", "neutral", "random", "finetuned"}
-    assert ways < set(table["way"])
+    assert ways < set(table["method_name"])
     for nil in ("base", "zero"):
-        line = table.filter(way=nil)
+        line = table.filter(method_name=nil)
         assert len(line) == 2 and all((line[c] == 0).all() for c in ("effect", "lo", "hi"))
-    assert (table.filter(way="-tau_neg")["alpha"] == -1).all()
-    assert (table.filter(way="random")["seeds"] == 2).all()
-    assert (table.filter(pl.col("way") != "base")["row_diff"] == 0).all()
+    assert (table.filter(method_name="-tau_neg")["alpha"] == -1).all()
+    assert (table.filter(method_name="random")["seeds"] == 2).all()
+    assert (table.filter(pl.col("method_name") != "base")["row_diff"] == 0).all()
 
 
 def test_both_deltas_are_in_every_line(organism):
     """prompt_baseline_delta, weight_steer_delta = effects of the best prompt and of dW"""
     table, made, *_ = organism
-    for dataset, part in table.group_by("dataset"):
+    for _, part in table.group_by("dataset"):
         at = dict(part.select("variant", "effect").rows())
         assert part["prompt_baseline_delta"].unique().to_list() == [at[made["best_prompt"]]]
         assert part["weight_steer_delta"].unique().to_list() == [at["dW"]]
-        assert {
-            "dataset": dataset[0],
-            "prompt_baseline_delta": at[made["best_prompt"]],
-            "weight_steer_delta": at["dW"],
-        } in made["deltas_on_test"]
 
 
 def test_the_other_pole_reads_the_other_way():
     """towards the other pole a difference below 0 beats"""
-    line = {"way": "simple_neg", "variant": "simple_neg@1", "alpha": 1.0, "over": "-dW"}
+    line = {"method_name": "simple_neg", "variant": "simple_neg@1", "alpha": 1.0, "over": "-dW"}
     line |= {"over_diff": -2.0, "over_lo": -3.0, "over_hi": -1.0}
-    assert "beats -dW to the other pole: -2.00 [-3.00, -1.00]" in t3.over_sentence(line)
-    assert "loses to prompt" in t3.over_sentence(line | {"way": "x", "over": "prompt"})
+    prompt = line | {"method_name": "x", "over": "prompt"}
+    table = pl.DataFrame([{"dataset": "d"} | r for r in (line, prompt)])
+    found = increments(table, ("simple_neg",))
+    assert "beats -dW to the other pole: -2.00 [-3.00, -1.00]" in found[0].sentence
+    assert "loses to prompt" in found[1].sentence
+    assert [v.outcome for v in found] == ["supported", "refuted"]
 
 
 @pytest.mark.parametrize("make", [tiny_qwen3, tiny_gemma3])
@@ -190,14 +190,14 @@ def test_any_model_folder(make, tok, tmp_path):
         tmp_path / "out", model=str(flags["model"]), adapters=flags["adapters"], data=data,
         most_flagged=1.0,
     )  # fmt: skip
-    assert {"dW", "simple", "engineered", "prompt+dW", "finetuned+dW"} < set(table["way"])
-    assert (table.filter(way="simple")["effect"] != 0).all() and made["best_prompt"]
+    assert {"dW", "simple", "engineered", "prompt+dW", "finetuned+dW"} < set(table["method_name"])
+    assert (table.filter(method_name="simple")["effect"] != 0).all() and made["best_prompt"]
 
 
 def fails(capsys, monkeypatch, tmp_path, *flags):
     """The one sentence of a bad call, which ends with code 1 and without a table."""
     monkeypatch.chdir(ROOT)
-    out = ["--out", str(tmp_path / "out"), "--parts", str(tmp_path / "out" / "parts")]
+    out = ["--out", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "out" / "parts")]
     monkeypatch.setattr(sys, "argv", ["t3_prompts.py", *out, *map(str, flags)])
     with pytest.raises(SystemExit) as stop:
         guarded(t3.main, t3.Config)
@@ -206,8 +206,8 @@ def fails(capsys, monkeypatch, tmp_path, *flags):
 
 
 def test_refusals(capsys, monkeypatch, tmp_path):
-    """an unknown persona, doses below 0, and a dilemma that stands in both splits"""
-    assert "'kind' asked" in fails(capsys, monkeypatch, tmp_path, "--pos", "kind")
+    """an unknown persona, alphas below 0, and a dilemma that stands in both splits"""
+    assert "'kind' is not in" in fails(capsys, monkeypatch, tmp_path, "--pos", "kind")
     assert "must be above 0" in fails(capsys, monkeypatch, tmp_path, "--alphas", "-1")
     shared = small_data(tmp_path / "data")
     rows = [json.loads(r) for r in (shared / "dilemmas.jsonl").read_text().splitlines()]

@@ -1,35 +1,25 @@
 """Planted truths: adapters that steer, and whose effect lies where they were made to have it.
 
-Plants are trained as LoRA pairs, dW = pos - neg, in the recipe's band of layers. The first two and
-the last have `members`, the families of T6's rules; T7's and T8's look at the first:
+Plants are trained as LoRA pairs, dW = pos - neg, in the recipe's band of layers. Those with
+`members` are the families of T6's rules; T7's and T8's look at the first member:
     shared-core       o_proj and down_proj; B is frozen to one Haar frame per layer, common to all
                       members, and A is trained from 0
     divergent-basins  the same with a frame per member, orthogonal to those of the others
     one-layer         all modules of one layer: the next of the band with every seed
-    one-module        one module in all layers: the next of SLICES with every seed
+    one-module        one module in all layers: the next of its slices with every seed
     base-band         U_b U_b^T dW V_b V_b^T, b a band of the base weight's singular directions: the
-                      next of SLICES with every seed; A and B are projected after every step
-    own-band          the one-layer dW of the seed with its decoys, under larger ones (below): its
-                      upper half then lies in the middle band of dW's own singular directions
+                      next of its slices with every seed; A and B are projected after every step
+    own-band          the one-layer dW of the seed with its decoys, under larger ones: its upper
+                      half then lies in the middle band of dW's own singular directions
     nothing           spectrum_null of the one-layer dW of the seed with decoys, drawn per member
-Decoys are added to dW, so that no slice stands out by its norm: random directions with the singular
-values of a planted tensor, rescaled to its norm.
-    shared-core, divergent-basins   in the same tensor, outside the frame (of all members)
-    one-layer         in every module of every other layer: those of its namesake in the planted one
-    one-module        in every other module: those of the planted one of that layer
-    base-band         in the block of each other band of the same tensor, U_b' R V_b'^T
-    own-band          in the planted tensors, outside their row and column spaces: as many random
-                      directions as the plant has, each with 1.1 times its largest singular value
+Decoys (decoys.py) are added to dW, so that no slice stands out by its norm. A plant is one entry of
+PLANTS: what it trains, under which constraint, beside which decoys, and which claims it makes true.
 """
 
-import json
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -37,60 +27,20 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wscore.delta import Basis, DeltaLike, add
-from wscore.null import gaussian, haar, match_norm, spectrum_null, stream
-from wscore.project import drop
-from wscore.sites import site, writes_residual
-from wscore.spectrum import BOTTOM, MIDDLE, SVD, TOP, inside, spectra, svd
-from wscore.store import tensors_sha256, write_whole
+from wscore import SVD, Basis, DeltaLike, add, spectra, spectrum_null, stream, writes_residual
+from wscore.null import haar
+from wscore.sites import site
 from wsrun.adapters.configs import RECIPES, target_modules
-from wsrun.adapters.extract import pair_deltas
-from wsrun.data.pairs import Pair
+from wsrun.lenses import decoys
+from wsrun.lenses.coordinates import DISJOINT
+from wsrun.lenses.decoys import block, slices_of
 from wsrun.models.load import d_model
-from wsrun.report.console import console, progress
-from wsrun.report.tables import items_sha256
 
-FRAMED = ("shared-core", "divergent-basins")
-PLANTS = (*FRAMED, "one-layer", "one-module", "base-band", "own-band", "nothing")
-BANDS = {"top": TOP, "middle": MIDDLE, "bottom": BOTTOM}
-SLICES = {  # by seed, in turn; base_bottom cannot be made to steer clear of its decoys
-    "one-module": ("down_proj", "up_proj", "gate_proj", "v_proj", "o_proj"),
-    "base-band": ("base_top", "base_middle"),
-    "own-band": ("own_middle",),
-}
 RECIPE = RECIPES["organism"]
-RATES = {"shared-core": 3.0, "divergent-basins": 3.0, "one-layer": 1.0, "one-module": 2.0}
-RATES |= {"base_top": 1.0, "base_middle": 6.0}  # of RECIPE's rate: every plant must steer
-ON_TOP = 1.1  # singular values of own-band's decoys, in units of the plant's largest
-SETTINGS = "planted.json"  # written last into an adapter's folder
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of planted adapters."""
-
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """one instance of every plant per seed"""
-    plants: tuple[str, ...] = PLANTS
-    """which plants"""
-    members: int = 3
-    """adapters per instance, the families of T6's rules"""
-    model: str = "data/organism"
-    """model folder or hub name"""
-    data: Path = Path("data/organism")
-    """folder with questions.jsonl, personas.json, claims.jsonl and dilemmas.jsonl"""
-    pos: str = "honest"
-    """persona of personas.json whose answers dW points towards"""
-    neg: str = "dishonest"
-    """persona whose answers dW points away from"""
-    steps: int = 40
-    """training steps of a pole"""
-    adapters: Path = Path("artifacts/planted")
-    """folder that receives <plant>-s<seed>-m<member>/pos and /neg; complete ones are reused"""
 
 
 class Instance(NamedTuple):
-    """One plant of one seed, and the slice it was put in, as the rules name slices."""
+    """One plant of one seed, and the slice it was put in, as the lenses name slices."""
 
     plant: str
     seed: int
@@ -98,6 +48,10 @@ class Instance(NamedTuple):
 
     def member(self, i: int) -> str:
         return f"{self.plant}-s{self.seed}-m{i}"
+
+    def random_seed(self, member: int) -> int:
+        """Of a member's decoys, apart from the seeds of null draws."""
+        return 1_000_000 + 1000 * self.seed + member
 
 
 class Base(NamedTuple):
@@ -116,11 +70,50 @@ class Planted(NamedTuple):
     whole: DeltaLike
 
 
+Constraint = Callable[[PeftModel], Callable[[], None] | None]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """How adapters are made to have their effect in one place, and what is then true."""
+
+    true: tuple[str, ...] = ()
+    """the claims that are true of it; where there are none, all are false"""
+    false: tuple[str, ...] = ()
+    """claims that are not true of it; whether others are is unknown"""
+    several: bool = False
+    """whether it has members, else it is one adapter"""
+    apart: bool = False
+    """whether each member has a frame of its own, else all have one"""
+    slices: Callable[[Base], Sequence[str | None]] = lambda base: (None,)
+    """where it is put, by seed in turn"""
+    rates: Mapping[str | None, float] = field(default_factory=lambda: {None: 1.0})
+    """slice, None for any other -> learning rate in units of the recipe's: every plant steers"""
+    targets: Callable[[Instance, Base, int], list[str]] = lambda at, base, i: in_slice(at, base)
+    """the parameters that a member trains"""
+    constraint: Callable[[Instance, Base, int], Constraint | None] = lambda at, base, i: None
+    """the `prepare` of train_adapter that holds it; None where its targets are enough"""
+    decoys: Callable[[Instance, Base, int, DeltaLike], DeltaLike] = lambda at, base, i, core: core
+    """random deltas beside what a member was trained to"""
+    source: str | None = None
+    """the plant whose adapters it is made of; None for its own"""
+    trained: bool = True
+    """whether the adapters themselves are used, not random deltas with their spectrum"""
+
+    def rate(self, truth: str | None) -> float:
+        return self.rates[truth if truth in self.rates else None]
+
+    def makes(self, claim: str) -> bool | None:
+        """Whether a claim is true of it; None where that is unknown."""
+        false = not self.true or claim in self.false
+        return True if claim in self.true else False if false else None
+
+
 def base_of(model: PreTrainedModel, members: int) -> Base:
     """The linear maps to plant in; raises ValueError where the frames of all members do not fit."""
     if (d := d_model(model)) < RECIPE.rank * members:
         raise ValueError(
-            f"plants: {members} frames of {RECIPE.rank} asked; d_model is {d}, lower --members"
+            f"plants: {members} frames of {RECIPE.rank} do not fit d_model {d}; lower --members"
         )
     where = target_modules(model.config.get_text_config().num_hidden_layers, RECIPE.band)
     named = {n: p.detach() for n, p in model.named_parameters()}
@@ -129,50 +122,65 @@ def base_of(model: PreTrainedModel, members: int) -> Base:
 
 
 def instance(plant: str, seed: int, base: Base) -> Instance:
-    """A plant of a seed; layers, modules and bands follow in turn."""
-    layers = sorted({slices_of(n)[0] for n in base.weights})
-    slices = layers if plant == "one-layer" else SLICES.get(plant)
-    return Instance(plant, seed, slices[seed % len(slices)] if slices else None)
+    """A plant of a seed."""
+    slices = PLANTS[plant].slices(base)
+    return Instance(plant, seed, slices[seed % len(slices)])
 
 
 def source(at: Instance, base: Base) -> Instance:
-    """The instance whose adapters are used: two plants are made of the one-layer one."""
-    return instance("one-layer", at.seed, base) if at.plant in PLANTS[-2:] else at
+    """The instance whose adapters are used."""
+    return instance(PLANTS[at.plant].source or at.plant, at.seed, base)
 
 
 def members(at: Instance, base: Base) -> range:
-    """Several where T6's rules compare them, else one."""
-    return range(base.members if at.plant in (*FRAMED, "nothing") else 1)
+    return range(base.members if PLANTS[at.plant].several else 1)
 
 
-def slices_of(name: str) -> tuple[str, str]:
-    """The layer and the module of a parameter, as rules name slices."""
-    return f"layer_{site(name).layer}", site(name).proj
+def plant(at: Instance, cores: Sequence[DeltaLike], base: Base) -> list[Planted]:
+    """The members of an instance, from what those of its source were trained to."""
+    if PLANTS[at.plant].trained:
+        return [with_decoys(at, i, core, base) for i, core in enumerate(cores)]
+    whole = with_decoys(source(at, base), 0, cores[0], base).whole
+    nulls = (spectrum_null(whole, 2 * at.random_seed(i)) for i in members(at, base))
+    return [Planted(null, None, null) for null in nulls]
 
 
-def targets(at: Instance, base: Base) -> list[str]:
-    """The parameters that the plant trains."""
-    if at.plant in FRAMED:
-        return [n for n in base.weights if writes_residual(site(n))]
-    return [n for n in base.weights if at.plant == "base-band" or at.truth in slices_of(n)]
+def with_decoys(at: Instance, member: int, core: DeltaLike, base: Base) -> Planted:
+    beside = PLANTS[at.plant].decoys(at, base, member, core)
+    return Planted(core, beside, add(core, beside))
+
+
+# Where a plant is trained
+
+
+def in_slice(at: Instance, base: Base) -> list[str]:
+    return [n for n in base.weights if at.truth in slices_of(n)]
+
+
+def writing(at: Instance, base: Base, member: int) -> list[str]:
+    return [n for n in base.weights if writes_residual(site(n))]
+
+
+def layers(base: Base) -> list[str]:
+    return sorted({slices_of(n)[0] for n in base.weights})
+
+
+# One frame of output directions
 
 
 def frame(at: Instance, base: Base, member: int | None = None) -> Basis:
-    """A member's frozen output directions, one Haar frame per layer; None: those of all members."""
+    """A member's output directions, one Haar frame per layer; None: those of all members."""
     lo, hi = (0, base.members) if member is None else (member, member + 1)
-    lo, hi = (0, 1) if at.plant == "shared-core" else (lo, hi)
+    lo, hi = (lo, hi) if PLANTS[at.plant].apart else (0, 1)
     out, r = {}, RECIPE.rank
-    for name in targets(at, base):
+    for name in writing(at, base, 0):
         w, draw = base.weights[name], stream(at.seed, f"{at.plant}/layer {site(name).layer}")
         out[name] = haar(len(w), r * base.members, w, draw)[:, r * lo : r * hi]
     return out
 
 
-def constraint(at: Instance, base: Base, member: int) -> Callable | None:
-    """The `prepare` of train_adapter that holds a plant; None where its targets are enough."""
-    if at.plant in FRAMED:
-        return partial(freeze_outputs, frame(at, base, member))
-    return partial(confine, base.svds, str(at.truth)) if at.plant == "base-band" else None
+def in_frame(at: Instance, base: Base, member: int) -> Constraint:
+    return partial(freeze_outputs, frame(at, base, member))
 
 
 def freeze_outputs(directions: Basis, model: PeftModel) -> None:
@@ -181,6 +189,17 @@ def freeze_outputs(directions: Basis, model: PeftModel) -> None:
         A.data.zero_()
         B.data.copy_(directions[name])
         B.requires_grad_(False)
+
+
+def outside_frames(at: Instance, base: Base, member: int, core: DeltaLike) -> DeltaLike:
+    return decoys.outside(core, frame(at, base), at.random_seed(member))
+
+
+# One band of the base weight
+
+
+def in_band(at: Instance, base: Base, member: int) -> Constraint:
+    return partial(confine, base.svds, str(at.truth).removeprefix("base_"))
 
 
 def confine(svds: Mapping[str, SVD], band: str, model: PeftModel) -> Callable[[], None]:
@@ -196,6 +215,27 @@ def confine(svds: Mapping[str, SVD], band: str, model: PeftModel) -> Callable[[]
     return project
 
 
+def in_other_bands(at: Instance, base: Base, member: int, core: DeltaLike) -> DeltaLike:
+    others = [b for b in DISJOINT if f"base_{b}" != at.truth]
+    return decoys.other_bands(core, base.svds, others, at.random_seed(member))
+
+
+# One layer, one module
+
+
+def in_other_layers(at: Instance, base: Base, member: int, core: DeltaLike) -> DeltaLike:
+    return decoys.twins(core, base.weights, 1, at.random_seed(member))
+
+
+def in_other_modules(at: Instance, base: Base, member: int, core: DeltaLike) -> DeltaLike:
+    return decoys.twins(core, base.weights, 0, at.random_seed(member))
+
+
+def above_and_beside(at: Instance, base: Base, member: int, core: DeltaLike) -> DeltaLike:
+    above = decoys.on_top(core, at.random_seed(member))
+    return {**in_other_layers(at, base, member, core), **above}
+
+
 def factors(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter, torch.nn.Parameter]]:
     """(parameter name of the base, A [r, d_in], B [d_out, r]) of a LoRA model."""
     named = dict(model.named_parameters())
@@ -205,109 +245,32 @@ def factors(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter, torch.n
             yield f"{of}.weight", named[name.replace(".lora_B.", ".lora_A.")], B
 
 
-def block(of: SVD, band: str) -> tuple[Tensor, Tensor]:
-    """U_b [d_out, b] and Vt_b [b, d_in]: the singular directions of a band."""
-    i = inside(BANDS[band.removeprefix("base_")], of.S)
-    return of.U[:, i], of.Vt[i]
-
-
-def train(
-    cfg: Options, learn: Callable, pairs: Sequence[Pair], base: Base, found: Iterable[Instance]
-) -> None:
-    """Train every member that is not there yet; `learn` is train_adapter of a model and `pairs`."""
-    asked = {name: getattr(cfg, name) for name in ("members", "steps", "model", "pos", "neg")}
-    asked |= {"recipe": RECIPE.name, "dtype": "float32", "device": "cpu"}
-    asked |= {"pairs": items_sha256(pairs), "base": tensors_sha256(base.weights)}
-    sources, missing = sorted({source(at, base) for at in found}), []
-    wanted = [(at, i) for at in sources for i in members(at, base)]
-    for at, i in wanted:
-        rate = RATES[at.plant if at.plant in RATES else str(at.truth)]
-        settings = asked | at._asdict() | {"member": i, "rate": rate}
-        if not complete(cfg.adapters / at.member(i), settings):
-            missing.append((at, settings))
-    console.print(f"{len(missing)} of {len(wanted)} pairs of adapters to train")
-    with progress("training adapters", 2 * len(missing) * cfg.steps) as step:
-        for at, settings in missing:
-            train_member(cfg, learn, at, base, settings, step)
-
-
-def complete(folder: Path, settings: dict) -> bool:
-    """Whether the folder holds both poles, trained under just these settings."""
-    with suppress(OSError, ValueError):
-        return json.loads((folder / SETTINGS).read_text()) == settings
-    return False
-
-
-def train_member(
-    cfg: Options, learn: Callable, at: Instance, base: Base, settings: dict, step: Callable
-) -> None:
-    """Train both poles of one member into its folder; its settings are written last."""
-    i, rates = settings["member"], {f: lr * settings["rate"] for f, lr in RECIPE.lr.items()}
-    folder, recipe = cfg.adapters / at.member(i), replace(RECIPE, lr=rates, steps=cfg.steps)
-    where = "|".join(re.escape(n.removesuffix(".weight")) for n in targets(at, base))
-    how: dict = {"where": where, "prepare": constraint(at, base, i), "seed": 1000 * at.seed + i}
-    how["step_done"] = lambda note: step(f"{folder.name} {note}")
-    shutil.rmtree(folder, ignore_errors=True)
-    for side in ("pos", "neg"):
-        learn(side, "lora", recipe, folder / side, **how)
-    text = json.dumps(settings, indent=1) + "\n"
-    write_whole(folder / SETTINGS, lambda tmp: tmp.write_text(text))
-
-
-def read(cfg: Options, model: PreTrainedModel, at: Instance, base: Base) -> list[Planted]:
-    """The proved deltas of an instance's members, with decoys."""
-    of = source(at, base)
-    cores = [pair_deltas(model, cfg.adapters / of.member(i)).dW for i in members(of, base)]
-    if at.plant != "nothing":
-        return [planted(at, i, core, base) for i, core in enumerate(cores)]
-    whole = planted(of, 0, cores[0], base).whole
-    nulls = (spectrum_null(whole, 2 * _seed(at, i)) for i in members(at, base))
-    return [Planted(null, None, null) for null in nulls]
-
-
-def _seed(at: Instance, member: int) -> int:
-    return 1_000_000 + 1000 * at.seed + member  # apart from the seeds of null draws
-
-
-def planted(at: Instance, member: int, core: DeltaLike, base: Base) -> Planted:
-    """The trained dW with its decoys, as the docstring of the module lists them."""
-    seed = _seed(at, member)
-    if at.plant in FRAMED:
-        random = {n: like(w, w.shape, n, seed) for n, w in core.items()}
-        decoys = match_norm(drop(random, frame(at, base)), core)
-    elif at.plant == "base-band":
-        others = [b for b in BANDS if f"base_{b}" != at.truth]
-        decoys = {n: in_blocks(w, base.svds[n], others, n, seed) for n, w in core.items()}
-    else:
-        of = int(at.plant != "one-module")  # twins share the module, else the layer
-        twins = {slices_of(n)[of]: w for n, w in core.items()}
-        rest = {n: w.shape for n, w in base.weights.items() if n not in core}
-        decoys = {n: like(twins[slices_of(n)[of]], s, n, seed) for n, s in rest.items()}
-    if at.plant == "own-band":
-        decoys = {**decoys, **{n: above(w, n, seed) for n, w in core.items()}}
-    return Planted(core, decoys, add(core, decoys))
-
-
-def like(w: Tensor, shape: Sequence[int], name: str, seed: int) -> Tensor:
-    """Random directions in `shape` with w's singular values, as many as fit, and w's norm."""
-    S, W = svd(w).S[: min(shape)], w.new_zeros(*shape)
-    W.diagonal()[: len(S)] = S
-    return match_norm(spectrum_null({name: W}, seed), {name: w})[name]
-
-
-def in_blocks(w: Tensor, of: SVD, bands: Sequence[str], name: str, seed: int) -> Tensor:
-    """sum_b U_b R_b V_b^T with R_b = like(w)."""
-    out = torch.zeros_like(w)
-    for band in bands:
-        U, Vt = (t.to(w.dtype) for t in block(of, band))
-        out = out + U @ like(w, (U.shape[1], len(Vt)), f"{name}/{band}", seed) @ Vt
-    return out
-
-
-def above(w: Tensor, name: str, seed: int) -> Tensor:
-    """One random direction outside w's spaces for each of w's own, all at ON_TOP times its s_1."""
-    U, S, Vt = svd(w)
-    R = gaussian(w.shape, w, stream(seed, f"under/{name}"))
-    R = R - U @ (U.T @ R)
-    R = svd(R - (R @ Vt.T) @ Vt)
-    return ON_TOP * S[0] * R.U[:, : len(S)] @ R.Vt[: len(S)]
+FRAMED = dict(
+    several=True, rates={None: 3.0}, targets=writing, constraint=in_frame, decoys=outside_frames
+)
+PLANTS: dict[str, Plant] = {
+    "shared-core": Plant(("shared core",), ("basin divergence",), **FRAMED),
+    "divergent-basins": Plant(("basin divergence",), ("shared core",), apart=True, **FRAMED),
+    "one-layer": Plant(("layers",), slices=layers, decoys=in_other_layers),
+    "one-module": Plant(
+        ("modules",),
+        slices=lambda base: ("down_proj", "up_proj", "gate_proj", "v_proj", "o_proj"),
+        rates={None: 2.0},
+        decoys=in_other_modules,
+    ),
+    "base-band": Plant(
+        ("base bands",),
+        slices=lambda base: ("base_top", "base_middle"),  # the bottom cannot outdo its decoys
+        rates={"base_top": 1.0, "base_middle": 6.0},
+        targets=lambda at, base, i: list(base.weights),
+        constraint=in_band,
+        decoys=in_other_bands,
+    ),
+    "own-band": Plant(
+        ("own bands",),
+        slices=lambda base: ("own_middle",),
+        decoys=above_and_beside,
+        source="one-layer",
+    ),
+    "nothing": Plant(several=True, source="one-layer", trained=False),
+}

@@ -1,10 +1,16 @@
-"""Console: progress bars, summaries, and how a script starts and ends."""
+"""Console: progress, tables of values, and how a script starts and ends.
+
+Everything fits 80 columns: tables wrap inside their cells, and where the output is no terminal
+sentences are left to whatever shows them.
+"""
 
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import polars as pl
@@ -18,18 +24,26 @@ from rich.table import Column, Table
 from wsrun.models.load import keep_freed_memory
 from wsrun.report.tables import WRITTEN
 
-# Piped output has no width of its own; 120 columns hold every summary line.
-console = Console(width=None if sys.stdout.isatty() else 120)
+WIDTH = 80  # of tables where the output has no width of its own
+EVERY = 30.0  # seconds between two lines of progress where there is no terminal
+TERMINAL = sys.stdout.isatty()
+console = Console(width=None if TERMINAL else WIDTH, soft_wrap=not TERMINAL)
 C = TypeVar("C")
 
 
 def grid(title: str, heads: Sequence[str], lines: Iterable[Sequence]) -> Table:
-    """A table of values: floats with three significant digits, None as a dash."""
-    columns = (Column(head, no_wrap=True) for head in heads)
-    look: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    """A table of values: floats with three significant digits, None as a dash.
+
+    One that is wider than the console has narrow gaps, and cells of several lines.
+    """
+    cells = [[_text(value) for value in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    gap = 1 if sum(widths) + 2 * len(widths) <= console.width else 0
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, gap, 0, 0), "pad_edge": False}
+    columns = (Column(head, overflow="fold") for head in heads)
     table = Table(*columns, title=title, title_justify="left", **look)
-    for line in lines:
-        table.add_row(*(_text(value) for value in line))
+    for line in cells:
+        table.add_row(*line)
     return table
 
 
@@ -40,13 +54,13 @@ def effects(table: pl.DataFrame, title: str, keys: Sequence[str]) -> Table:
     spans = ["effect"] + ["retained"] * ("retained" in table.columns)
     heads = [short.get(c, c) for c in (*keys, *spans, *more)]
     lines = (
-        [r[k] for k in keys] + [_span(r, s) for s in spans] + [r[c] for c in more]
+        [r[k] for k in keys] + [_estimate(r, s) for s in spans] + [r[c] for c in more]
         for r in table.iter_rows(named=True)
     )
     return grid(title, heads, lines)
 
 
-def _span(row: dict, name: str) -> str:
+def _estimate(row: dict, name: str) -> str:
     prefix = "" if name == "effect" else f"{name}_"
     lo, hi = row[f"{prefix}lo"], row[f"{prefix}hi"]
     if row[name] is None:
@@ -64,7 +78,15 @@ def _text(value: object) -> str:
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr; call the yielded function with a short note after each step."""
+    """Progress on stderr; call the yielded function with a short note after each step.
+
+    On a terminal a bar, which goes when all is done; elsewhere a line at once, one every EVERY
+    seconds, and one at the end.
+    """
+    if not sys.stderr.isatty():
+        with _progress_lines(title, total) as step:
+            yield step
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -77,6 +99,51 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
         yield lambda note: bar.update(task, advance=1, note=note)
 
 
+@contextmanager
+def _progress_lines(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """scoring: 120 of 808 done, about 3 min left (lora-s0): lines for a file, or for another tool.
+
+    What is left is told from the steps since the line before: the first ones may only be read from
+    a cache.
+    """
+    done, note, start, stop = 0, "", time.monotonic(), Event()
+
+    def write(text: str) -> None:
+        print(f"{title}: {text}", file=sys.stderr, flush=True)
+
+    def step(text: str) -> None:
+        nonlocal done, note
+        done, note = done + 1, text
+
+    def report() -> None:
+        before, since = 0, start
+        while not stop.wait(EVERY):
+            now, steps = time.monotonic(), done - before
+            rest = (now - since) / steps * (total - done) if steps else None
+            left = "" if rest is None else f", about {duration(rest)} left"
+            write(f"{done} of {total} done{left}" + (f" ({note})" if note else ""))
+            if steps:
+                before, since = done, now
+
+    write(f"0 of {total} done")
+    thread = Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield step
+    finally:
+        stop.set()
+        thread.join()
+    write(f"{done} of {total} done in {duration(time.monotonic() - start)}")
+
+
+def duration(seconds: float) -> str:
+    """40 s, 3 min, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def guarded(main: Callable[[C], None], config: type[C]) -> None:
     """Parse flags into `config`, run `main`, and end every refusal as one sentence, exit code 1.
 
@@ -86,13 +153,14 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
     doc = main.__globals__.get("__doc__") or ""
     # a blank line before each label, or the help would run them together
     doc = re.sub(r"\n(?=(Prediction|Rule|Differences):)", "\n\n", doc)
-    cfg = tyro.cli(config, description=doc)
     # neither is for the user: BOFT's missing CUDA extension, and a rename inside transformers
     warnings.filterwarnings("ignore", module=r"peft\.tuners\.boft")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    keep_freed_memory()
     WRITTEN.clear()
+    cfg = None
     try:
+        cfg = tyro.cli(config, description=doc)
+        keep_freed_memory()
         main(cfg)
     except ValueError as error:
         message = f"[bold red]error:[/] {escape(str(error))}"
@@ -100,8 +168,8 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         names = ", ".join(path.name for path in WRITTEN)
-        said = f"stopped after {names}" if names else "stopped; no table was written"
-        if hasattr(cfg, "parts"):
-            said += ", what was scored is kept and the same command goes on from there"
-        Console(stderr=True, soft_wrap=True).print(said)
+        message = f"stopped after {names}" if names else "stopped; no table was written"
+        if hasattr(cfg, "cache_dir"):
+            message += ", what was scored is kept and the same command goes on from there"
+        Console(stderr=True, soft_wrap=True).print(message)
         sys.exit(130)

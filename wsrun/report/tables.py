@@ -1,6 +1,5 @@
 """Tables: parquet written whole or not at all, with the provenance of the run in its metadata."""
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -15,28 +14,6 @@ import torch
 
 from wscore.store import write_whole
 
-ROW_SCHEMA: dict[str, Any] = {
-    "experiment": pl.String,
-    "model": pl.String,
-    "behaviour": pl.String,
-    "dataset": pl.String,
-    "prompt_style": pl.String,
-    "method": pl.String,
-    "family": pl.String,
-    "variant": pl.String,
-    "k": pl.Int64,
-    "alpha": pl.Float64,
-    "seed": pl.Int64,
-    "item": pl.String,
-    "cluster": pl.String,
-    "label": pl.Int64,
-    "margin": pl.Float64,
-    "mass": pl.Float64,
-    "flagged": pl.Boolean,
-    "dose": pl.Float64,  # realised / asked norm of the change; null where the dtype is exact
-    "dose_cosine": pl.Float64,
-    "noise": pl.Float64,  # rms change of a base margin under one more rounding
-}
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY = "wscore"
 WRITTEN: list[Path] = []  # tables of this process, in order: what a stopped script leaves behind
@@ -66,14 +43,14 @@ def read_table(path: str | Path) -> tuple[pl.DataFrame, dict[str, Any]]:
 
 
 def provenance(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """What decides the numbers of a run: argv, config, commit, versions, platform, and `more`.
+    """What decides the numbers of a run: argv, config, commit, versions, threads, and `more`.
 
-    Nothing in it changes between two runs of one command on one machine, so their tables are
-    identical byte for byte.
+    Paths of the config stand there as text. Nothing in it changes between two runs of one command
+    on one machine, so their tables are identical byte for byte.
     """
     return {
         "argv": sys.argv,
-        "config": dict(config),
+        "config": {k: str(v) if isinstance(v, Path) else v for k, v in config.items()},
         "commit": commit(),
         "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
         "threads": torch.get_num_threads(),
@@ -81,14 +58,9 @@ def provenance(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     }
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with its paths as text."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
-
-
 def commit() -> str | None:
     """The commit of the source tree, "+changes" after it where files differ; None outside git."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]  # of wsrun/report/tables.py
     try:
         if Path(_git(here, "rev-parse", "--show-toplevel")).resolve() != here:
             return None  # installed somewhere inside another repository
@@ -99,8 +71,8 @@ def commit() -> str | None:
 
 
 def _git(folder: Path, *args: str) -> str:
-    done = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    result = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
 
 
 def _version(package: str) -> str | None:
@@ -108,9 +80,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def items_sha256(items: Any) -> str:
-    """sha256 of a list of items, over every field in order."""
-    text = json.dumps([vars(i) for i in items], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,93 +1,108 @@
-"""What the rules of the scripts said, read from the provenance of their tables as sentences."""
+"""Verdict tables: what the rules of one run say, in one shape, and as sentences.
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+verdict_table(results) -> <experiment>.verdicts.parquet -> read_verdicts(path) is the same results.
+The controls of T13 have a table of their own, with the truth beside each outcome (`planted`).
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, get_args
 
 import polars as pl
 
-from wscore.effect import Outcome
-from wscore.spread import wilson
+from wscore.stats.spread import wilson
+from wscore.stats.verdicts import Outcome
 
 OUTCOMES = get_args(Outcome)
+NAMED_BY_CLAIM = {"shared core": "shared"}  # the part of a claim about one part only
 
 
-class Said(NamedTuple):
-    """What a rule said: about what, the outcome, the sentence, and the part it names."""
+class RuleResult(NamedTuple):
+    """What a rule says of a claim on a data set.
 
-    about: tuple[str, ...]
-    outcome: str | None
+    family None: of every family. part: the part of dW that the sentence names, None for none.
+    """
+
+    dataset: str
+    claim: str
+    family: str | None
+    outcome: str
     sentence: str
     part: str | None = None
 
 
-def verdicts(meta: Mapping[str, Any]) -> list[Said]:
-    """What the rules said, from `verdicts` in the provenance, however it is nested."""
-    return list(_walk(meta.get("verdicts", []), ()))
+def verdict_table(results: Iterable[RuleResult]) -> pl.DataFrame:
+    """One line a result; raises ValueError for an outcome that is none of OUTCOMES."""
+    schema = dict.fromkeys(RuleResult._fields, pl.String)
+    table = pl.DataFrame(list(results), schema=schema, orient="row")
+    if unknown := sorted(set(table["outcome"]) - {*OUTCOMES}, key=str):
+        raise ValueError(f"verdict_table: outcome must be {', '.join(OUTCOMES)}, got {unknown}")
+    return table
 
 
-def _walk(found: Any, about: tuple[str, ...]) -> Iterator[Said]:
-    if isinstance(found, str):
-        yield Said(about, None, found)
-    elif isinstance(found, Mapping) and {"outcome", "sentence"} <= set(found):
-        yield Said(about, found["outcome"], found["sentence"], found.get("part"))
-    elif isinstance(found, Mapping):
-        for name, inner in found.items():
-            yield from _walk(inner, (*about, str(name)))
-    elif isinstance(found, Sequence):
-        at = next((i for i, x in enumerate(found) if isinstance(x, str) and x in OUTCOMES), None)
-        if at is None or at + 1 >= len(found):
-            for inner in found:
-                yield from _walk(inner, about)
+def read_verdicts(path: str | Path) -> list[RuleResult]:
+    """The results in a table that `verdict_table` made; raises ValueError for another one."""
+    try:
+        table = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"read_verdicts: {str(path)!r} is not a readable table") from error
+    if lacking := [c for c in RuleResult._fields if c not in table.columns]:
+        raise ValueError(f"read_verdicts: {str(path)!r} lacks {lacking}; run its script again")
+    return list(map(RuleResult._make, table.select(RuleResult._fields).rows()))
+
+
+def claim_sentences(results: Iterable[RuleResult], table: pl.DataFrame) -> list[str]:
+    """A sentence for each claim and data set: the verdict over families, then what single ones say.
+
+    table: the summary that the rules read; the retained shares of the part that a claim names
+    stand beside the verdict. Families are listed by outcome; where there is neither a verdict over
+    all of them nor a part, each has its own sentence.
+    """
+    claims: dict[tuple[str, str], list[RuleResult]] = {}
+    for r in results:
+        claims.setdefault((r.dataset, r.claim), []).append(r)
+    sentences = []
+    for about, found in claims.items():
+        pooled = [r for r in found if r.family is None]
+        single = [r for r in found if r.family is not None]
+        if pooled or any(r.part for r in single):
+            texts = [f": {r.outcome}: {r.sentence}{_retained(r, table)}" for r in pooled]
+            sentences.append(", ".join(about) + "".join(texts) + _by_family(single, table))
         else:
-            part = found[at + 2] if len(found) > at + 2 else None
-            yield Said((*about, *map(str, found[:at])), found[at], found[at + 1], part)
+            sentences += [
+                f"{', '.join(about)}, {r.family}: {r.outcome}: {r.sentence}" for r in single
+            ]
+    return sentences
 
 
-def parts(meta: Mapping[str, Any], table: pl.DataFrame) -> list[str]:
-    """The verdicts of an analysis: one sentence a claim, with what single families say."""
-    claims: dict[tuple, list[Said]] = {}
-    for v in verdicts(meta):
-        claims.setdefault(v.about[:2] if len(v.about) == 3 else (v.about, v.sentence), []).append(v)
-    said = []
-    for found in claims.values():
-        whole = next((v for v in found if v.about[2:] in ((), ("all",))), None)
-        single = [v for v in found if v is not whole]
-        about = ", ".join(found[0].about[:2])
-        text = [] if whole is None else [*filter(None, [whole.outcome]), whole.sentence]
-        text = ": ".join([about, *text] if about else text)
-        text += "" if whole is None else _shares(table, whole)
-        said.append(text + _families(table, single))
-    return said
-
-
-def headline(meta: Mapping[str, Any]) -> str:
-    """supported: claims, shared core; refuted: ...: the verdicts in one line, families pooled."""
-    found = [v for v in verdicts(meta) if len(v.about) < 3 or v.about[2] == "all"]
+def headline(results: Iterable[RuleResult]) -> str:
+    """supported: claims/shared core; refuted: ...: the verdicts over all families in one line."""
+    pooled = [r for r in results if r.family is None]
     each = []
     for outcome in OUTCOMES:
-        of = ["/".join(v.about[:2]) or v.sentence for v in found if v.outcome == outcome]
+        of = [f"{r.dataset}/{r.claim}" for r in pooled if r.outcome == outcome]
         each += [f"{outcome}: {', '.join(of)}"] if of else []
     return "; ".join(each)
 
 
-def _families(table: pl.DataFrame, found: Sequence[Said]) -> str:
+def _by_family(results: Sequence[RuleResult], table: pl.DataFrame) -> str:
     """; by family: supported in ia3 (attention: 0.98 kept, 0.02 left), refuted in lora, dora."""
     each = []
     for outcome in OUTCOMES:
-        of = [v for v in found if v.outcome == outcome]
-        names = ", ".join(v.about[2] + _shares(table, v) for v in of)
+        of = [r for r in results if r.outcome == outcome]
+        names = ", ".join(f"{r.family}{_retained(r, table)}" for r in of)
         each += [f"{outcome} in {names}"] if of else []
     return f"; by family: {', '.join(each)}" if each else ""
 
 
-def _shares(table: pl.DataFrame, v: Said) -> str:
-    """The retained shares of the part a claim names: lowest to highest over families and sizes."""
-    name = "shared" if v.about[-1:] == ("shared core",) else v.part
-    if not v.about or not name or "retained" not in table.columns:
+def _retained(r: RuleResult, table: pl.DataFrame) -> str:
+    """The shares of the part that a verdict names: lowest to highest over families and sizes."""
+    name = r.part or NAMED_BY_CLAIM.get(r.claim)
+    if not name or "retained" not in table.columns:
         return ""
-    lines, each = table.filter(dataset=v.about[0]), []
-    if v.about[2:] not in ((), ("all",)):
-        lines = lines.filter(family=v.about[2])
+    lines, each = table.filter(dataset=r.dataset), []
+    if r.family is not None:
+        lines = lines.filter(family=r.family)
     for part, word in (("keep", "kept"), ("drop", "left")):
         found = lines.filter(variant=f"{part}_{name}")["retained"].drop_nulls().sort()
         ends = dict.fromkeys(f"{found[i]:.2f}" for i in (0, -1)) if len(found) else ()
@@ -97,18 +112,18 @@ def _shares(table: pl.DataFrame, v: Said) -> str:
 
 def planted(table: pl.DataFrame) -> list[str]:
     """Detections and false positives of the rules on planted truths, with Wilson's interval."""
-    said = []
+    sentences = []
     for expected, what in (
         ("supported", "true claims that were found"),
         ("not supported", "false claims that were supported"),
     ):
-        of = table.filter(expected=expected)
-        if n := len(of):
-            hits = int(of["agree"].sum())
-            rate = (hits if expected == "supported" else n - hits) / n
-            lo, hi = wilson(rate, n)
-            said.append(f"{what}: {round(rate * n)} of {n}, {rate:.2f} [{lo:.2f}, {hi:.2f}]")
+        lines = table.filter(expected=expected)
+        if n := len(lines):
+            agreed = int(lines["agree"].sum())
+            count = agreed if expected == "supported" else n - agreed
+            lo, hi = wilson(count / n, n)
+            sentences.append(f"{what}: {count} of {n}, {count / n:.2f} [{lo:.2f}, {hi:.2f}]")
     for r in table.filter(agree=False).iter_rows(named=True):
         where = f"{r['plant']}, seed {r['seed']}, {r['rule']}"
-        said.append(f"disagrees with the truth: {where}: {r['outcome']}; {r['sentence']}")
-    return said
+        sentences.append(f"disagrees with the truth: {where}: {r['outcome']}; {r['sentence']}")
+    return sentences

@@ -1,35 +1,57 @@
-"""What T6, T7 and T8 share beside runs.py: thresholds, parts of dW, and one summary.
+"""One run of an ablation: every part of every dW in one sweep, a summary, and verdicts.
 
-Each of them cuts every family's dW into parts (`Parts`), scores all of them in one sweep (`run`),
-and writes one line per part (`summarise`, `write`): they differ in how they cut, and in the rule.
+T6, T7 and T8 say which lenses cut which tensors of dW, and how their figure looks (`Study`); all
+the rest is `run_ablation`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.table import Table
-from torch import Tensor
 
 from wscore import (
-    DeltaLike,
-    add,
+    Where,
     benjamini_hochberg,
-    difference,
+    cached_spectra,
     effect_table,
-    norm,
     null_percentile,
     seed_spread,
-    spectrum_null,
+    select,
+    verdict,
 )
-from wscore.effect import SUMMARY_KEYS
-from wsrun.report.console import grid
-from wsrun.score.sweep import Variant
+from wscore.stats.schema import SUMMARY_KEYS
+from wsrun.adapters.extract import read_adapter
+from wsrun.lenses.base import Cut, Deltas, LensInput
+from wsrun.lenses.registry import check_lenses, claims, cuts
+from wsrun.report.ablation_summary import (
+    compact,
+    every_line,
+    legend,
+    spread_sentence,
+    verdict_grid,
+    verdict_lines,
+)
+from wsrun.report.console import console, progress
+from wsrun.report.verdicts import RuleResult
+from wsrun.score.variants import Variant
+from wsrun.steer.interventions import WeightDelta
+from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
+from wsrun.study.parts import SUM_TOLERANCE, Ablation, with_facts
+from wsrun.study.session import (
+    Pairs,
+    Session,
+    load_session,
+    read_pairs,
+    run_record,
+    run_shards,
+    run_sweep,
+    write_tables,
+)
 
-SUM_TOLERANCE = 1e-5  # kept + rest against the whole, relative
-PART = ("family", "variant", "k")
+__all__ = ["SUM_TOLERANCE", "Options", "Study", "run_ablation", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -37,18 +59,86 @@ class Options(Common):
     """Options of every analysis of the parts of dW; the verdict is taken at `rule_alpha`."""
 
     rule_alpha: float = 1.0
-    """dose of the verdict, of the null draws and of the figures"""
+    """alpha of the verdict, of the null draws and of the figures"""
     nulls: int = 20
     """null deltas per family and seed: same singular values, random directions"""
     keep_at_least: float = 0.7
     """threshold of the rule on the kept part"""
     drop_at_most: float = 0.3
     """threshold of the rule on what is left without it"""
+    full: bool = False
+    """print every line instead of the short table"""
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return self.keep_at_least, self.drop_at_most
 
 
-def check(cfg: Options, what: str) -> None:
-    """Refuse options that cannot work before anything is loaded; `what` names the script."""
+@dataclass(frozen=True)
+class Study:
+    """What an analysis cuts and how, and what is shown of it."""
+
+    name: str
+    """of the script and its tables"""
+    lenses: tuple[str, ...]
+    head: Callable[[str], str | None]
+    """a cut's name -> its head in the short table, None where it is not shown there"""
+    spread: str
+    """the variant whose spread over seeds and families is printed"""
+    figures: Callable[[Any, pl.DataFrame, Path, list[str]], Iterable[str]]
+    """(options, lines at the rule's alpha, path of the table, names of cuts) -> what was drawn"""
+    next: tuple[str, str]
+    """the script to run next, and why"""
+    where: Where | None = None
+    """the tensors that are cut; None for all of dW"""
+    whole: str = "full"
+    """the name of all that is cut"""
+    K: tuple[int, ...] = ()
+    """sizes of subspaces"""
+    svd_cache: Path | None = None
+    """where the singular value decompositions of the base are kept; None where none is needed"""
+    columns: Callable[[pl.DataFrame], pl.DataFrame] = lambda table: table
+    """last touch on the summary"""
+    notes: Callable[[pl.DataFrame], Iterable[Any]] = lambda table: ()
+    """what else is printed of one data set at the rule's alpha"""
+
+
+def run_ablation(cfg: Options, study: Study) -> None:
+    """Read deltas, score every part once, apply every rule, print, write tables, draw."""
+    check(cfg, study)
+    run_shards(cfg)
+    session = load_session(cfg)
+    pairs = read_pairs(session.model, cfg)
+    inputs = lens_inputs(cfg, study, session, pairs)
+    found, ablation = {at: cuts(study.lenses, at) for at in inputs}, Ablation()
+    todo: list[Variant] = []
+    for at, parts in found.items():
+        if study.where:
+            key = at.family, at.seed
+            whole = WeightDelta(pairs[key].dW)
+            todo.append(Variant("full", whole, family=at.family, seed=at.seed))
+        todo += [ablation.whole(at, study.whole), ablation.whole(at, "zero", 0.0)]
+        todo += (v for cut in parts for v in ablation.split(at, cut))
+        todo += ablation.nulls(at, cfg.nulls, cfg.rule_alpha)
+    rows = run_sweep(cfg, study.name, session, todo)
+    if rows is None:  # a shard
+        return
+    table = study.columns(summarise(cfg, rows, ablation, study.whole))
+    shown = table.filter(alpha=cfg.rule_alpha)
+    results = judge(cfg, study, shown, found)
+    names = list(dict.fromkeys(cut.name for parts in found.values() for cut in parts))
+    report(cfg, study, shown, results, names)
+    path = write_tables(cfg, study.name, rows, table, run_record(cfg, session, pairs), results)
+    for said in study.figures(cfg, shown, path, names):
+        console.print(said, markup=False, highlight=False)
+    say_next(cfg, *study.next)
+
+
+def check(cfg: Options, study: Study) -> None:
+    """Refuse options that cannot work before anything is loaded."""
+    what = study.name.partition("_")[0]
     check_common(cfg, what)
+    check_lenses(study.lenses)
     if cfg.rule_alpha not in cfg.alphas or cfg.rule_alpha == 0:
         raise ValueError(
             f"{what}: --rule-alpha {cfg.rule_alpha:g} must be one of --alphas and not 0"
@@ -56,68 +146,35 @@ def check(cfg: Options, what: str) -> None:
     if not 0 <= cfg.drop_at_most <= cfg.keep_at_least <= 1:
         raise ValueError(f"{what}: thresholds need 0 <= --drop-at-most <= --keep-at-least <= 1")
     if cfg.nulls < 0:
-        raise ValueError(f"{what}: --nulls {cfg.nulls} asked; it must be 0 or more")
+        raise ValueError(f"{what}: --nulls must be at least 0, got {cfg.nulls}")
+    if min(study.K, default=1) < 1 or len(set(study.K)) < len(study.K):
+        got = " ".join(map(str, study.K))
+        raise ValueError(f"{what}: --K must be at least 1, name each one once; got {got}")
 
 
-class Parts:
-    """Parts of one family's dW as variants, with what share of the whole each holds.
+def lens_inputs(cfg: Options, study: Study, session: Session, pairs: Pairs) -> list[LensInput]:
+    """Every dW, on the tensors that are cut, with what lenses may need beside it."""
+    where = study.where
+    deltas = Deltas({k: select(p.dW, where) if where else p.dW for k, p in pairs.items()})
+    base = dict(session.model.named_parameters(remove_duplicate=False))
+    svds = {}
+    if study.svd_cache:
+        touched = {n: base[n].detach() for n in base if any(n in d for d in deltas.values())}
+        with progress("singular directions of the base", len(touched)) as step:
+            svds = cached_spectra(touched, study.svd_cache, progress=step)
 
-    energy = |part|^2 / |whole|^2, and parts_error = |kept + rest - whole| / |whole|, which stops
-    the run above 1e-5. Facts are kept in `notes` under (family, variant, k, seed), for the summary.
-    """
+    def poles(family: str, seed: int) -> Callable:
+        folder = cfg.adapters / f"{family}-s{seed}"
+        return lambda: (read_adapter(folder / "pos"), read_adapter(folder / "neg"))
 
-    def __init__(self, family: str, seed: int, whole: Mapping[str, Tensor], notes: dict) -> None:
-        self.family, self.seed, self.whole, self.notes = family, seed, whole, notes
-        self.size = norm(whole)
-
-    def one(
-        self, name: str, part: DeltaLike, k: int | None = None, alphas=None, **facts
-    ) -> Variant:
-        """A single part under its name; `facts` become columns of the summary."""
-        facts["energy"] = (norm(part) / self.size) ** 2
-        self.notes[self.family, name, k, self.seed] = facts
-        return Variant(name, part, family=self.family, k=k, seed=self.seed, alphas=alphas)
-
-    def pair(
-        self,
-        name: str,
-        kept: DeltaLike,
-        rest: DeltaLike,
-        k: int | None = None,
-        **facts,
-    ) -> Iterator[Variant]:
-        """keep_<name> and drop_<name>, whose sum must be the whole."""
-        error = norm(difference(add(kept, rest), self.whole, missing="zero")) / self.size
-        if error > SUM_TOLERANCE:
-            raise RuntimeError(f"{name} of {self.family}: kept + rest misses the whole by {error}")
-        facts["parts_error"] = error
-        yield self.one(f"keep_{name}", kept, k, **facts, keep_or_drop="keep")
-        yield self.one(f"drop_{name}", rest, k, **facts, keep_or_drop="drop")
-
-    def control(self, name: str, kept: DeltaLike, k: int | None = None, **facts) -> Variant:
-        """control_<name>: random directions with the kept part's own rank and norm, per tensor."""
-        null = spectrum_null(kept, 1000 * self.seed + 999)
-        return self.one(f"control_{name}", null, k, **facts, keep_or_drop="control")
-
-    def nulls(self, cfg: Options, **facts) -> Iterator[Variant]:
-        """Random deltas with the whole's singular values, at the dose of the rule."""
-        for i in range(cfg.nulls):
-            null = spectrum_null(self.whole, 1000 * self.seed + i)
-            yield self.one(f"spectrum_null#{i:02d}", null, alphas=(cfg.rule_alpha,), **facts)
+    return [LensInput(f, s, deltas, study.K, svds, base, poles(f, s)) for f, s in deltas]
 
 
-def summarise(
-    cfg: Options,
-    rows: pl.DataFrame,
-    notes: Mapping[tuple, Mapping[str, Any]],
-    whole: str,
-    absent: Mapping[tuple, Mapping[str, Any]] | None = None,
-) -> pl.DataFrame:
+def summarise(cfg: Options, rows: pl.DataFrame, ablation: Ablation, whole: str) -> pl.DataFrame:
     """One line per dataset, family, variant, k and alpha, seeds pooled.
 
-    Beside the effect table: facts of the parts (numbers are means over seeds, parts_error the
-    largest), spread between seeds and families, q, and null_percentile. Parts in `absent`, which a
-    family does not have, get a line without numbers whose status says why.
+    Beside the effect table: what the parts are, the spread between seeds and families, q, and
+    null_percentile.
     """
     table = effect_table(rows, SUMMARY_KEYS, full=whole, resamples=cfg.resamples)
     table = table.join(
@@ -127,81 +184,50 @@ def summarise(
         nulls_equal=True,
         maintain_order="left",
     )
-    table = benjamini_hochberg(null_percentile(table)).with_columns(status=pl.lit("scored"))
-    facts = _facts(notes)
-    if absent:
-        groups = table.select(c for c in SUMMARY_KEYS if c not in PART).unique()
-        empty = _facts(absent).join(groups, how="cross").with_columns(n=pl.lit(0, pl.Int64))
-        table = pl.concat(
-            [table, empty.select(c for c in empty.columns if c in table.columns)],
-            how="diagonal_relaxed",
-        )
-        facts = pl.concat([facts, _facts(absent).drop("status")], how="diagonal_relaxed")
-    table = table.join(facts, on=PART, how="left", nulls_equal=True, maintain_order="left")
-    return table.sort(SUMMARY_KEYS)
+    table = benjamini_hochberg(null_percentile(table))
+    return with_facts(table, ablation, SUMMARY_KEYS)
 
 
-def _facts(notes: Mapping[tuple, Mapping[str, Any]]) -> pl.DataFrame:
-    """One line per (family, variant, k) with the facts of its seeds."""
-    lines = [
-        dict(zip((*PART, "of_seed"), key, strict=True)) | dict(facts)
-        for key, facts in notes.items()
+def judge(
+    cfg: Options, study: Study, table: pl.DataFrame, cuts: Mapping[LensInput, list[Cut]]
+) -> list[RuleResult]:
+    """What the rules of the lenses say of each data set at the rule's alpha."""
+    of: dict[str, list[Cut]] = {family: [] for family in cfg.families}
+    for at, found in cuts.items():
+        of[at.family] += found
+    limits = {"keep_at_least": cfg.keep_at_least, "drop_at_most": cfg.drop_at_most}
+    asked = list(claims(study.lenses, of, **limits))
+    return [
+        RuleResult(dataset, c.name, c.family, *verdict(table.filter(dataset=dataset), c.rule))
+        for dataset in table["dataset"].unique().sort()
+        for c in asked
     ]
-    table = pl.DataFrame(lines, infer_schema_length=None).cast({"k": pl.Int64})
-    facts = [c for c in table.columns if c not in (*PART, "of_seed")]
-    return table.group_by(PART, maintain_order=True).agg(
-        pl.col(c).max()
-        if c == "parts_error"
-        else pl.col(c).mean()
-        if table[c].dtype.is_float()
-        else pl.col(c).first()
-        for c in facts
-    )
 
 
-def spread_sentence(table: pl.DataFrame, variant: str, what: str) -> str:
-    """Whether families differ more than the seeds of one family do, in the retained share."""
-    lines = table.filter((pl.col("variant") == variant) & pl.col("retained").is_not_null())
-    seeds, families, gap = (
-        lines[c].cast(pl.Float64)
-        for c in ("retained_seed_sd", "retained_family_sd", "retained_family_gap")
-    )
-    if seeds.drop_nulls().is_empty():
-        return f"{what}: one seed, so the spread within a family is unknown; give --seeds 0 1 2"
-    if families.drop_nulls().is_empty():
-        return f"{what}: one family, so there is no spread between families"
-    within = float((seeds.drop_nulls() ** 2).mean() ** 0.5)  # type: ignore[operator]
-    between = float(families.drop_nulls()[0])
-    more = "more" if between > within else "less"
-    return (
-        f"{what}: families differ {more} than seeds do (sd between families {between:.3f}, largest "
-        f"gap {float(gap.drop_nulls()[0]):.3f}; sd within a family, over seeds, {within:.3f})"
-    )
-
-
-def held_sentence(table: pl.DataFrame, name: str, what: str, column: str = "energy") -> str:
-    """How much of |dW|^2 a slice holds: one that is nearly all of dW locates little."""
-    held = table.filter(pl.col("variant") == f"keep_{name}")[column].drop_nulls().sort()
-    ends = dict.fromkeys(f"{100 * end:.0f} %" for end in (held[0], held[-1]))
-    return f"{what}, {name} holds {' to '.join(ends)} of dW's squared norm"
-
-
-def ratios(
-    cfg: Options, table: pl.DataFrame, title: str, parts: Mapping[str, Sequence], heads: Sequence
-) -> Table:
-    """Retained shares, kept / removed: one line per part, {name: its cells}, a column a family."""
-    shares = {
-        (row["family"], row["variant"]): "n/a"
-        if row["status"] != "scored"
-        else "?"
-        if row["retained"] is None
-        else f"{row['retained']:.2f}"
-        for row in table.iter_rows(named=True)
-    }
-
-    def cell(family: str, name: str) -> str | None:
-        both = [shares.get((family, f"{part}_{name}")) for part in ("keep", "drop")]
-        return " / ".join(map(str, both)) if all(both) else None
-
-    lines = [[*cells, *(cell(f, name) for f in cfg.families)] for name, cells in parts.items()]
-    return grid(title, [*heads, *cfg.families], lines)
+def report(
+    cfg: Options,
+    study: Study,
+    table: pl.DataFrame,
+    results: list[RuleResult],
+    names: list[str],
+) -> None:
+    """Print what parts retain, the short table or every line, and the verdicts."""
+    heads = {name: head for name in names if (head := study.head(name))}
+    for (dataset,), part in table.group_by("dataset", maintain_order=True):
+        title = f"{dataset}, alpha = {cfg.rule_alpha:g}: share of the effect of {study.whole}"
+        if cfg.full:
+            console.print(*every_line(part, title, cfg.families, names, console.width), sep="")
+            of = [r for r in results if r.dataset == dataset]
+            question = f"{dataset}: which part carries the effect (no: none does; ?: undetermined)"
+            console.print(verdict_grid(of, cfg.families, question))
+        else:
+            console.print(f"[bold]{title}, kept/left[/]")
+            short = compact(part, cfg.families, heads, cfg.limits, study.whole, console.width)
+            console.print(*short, sep="")
+        console.print(*study.notes(part), sep="\n")
+        if cfg.full or len(cfg.seeds) > 1:
+            lines = part.filter(pl.col("k").is_null() | (pl.col("k") == max(study.K, default=0)))
+            console.print(spread_sentence(lines, study.spread, f"{dataset}, {study.spread}"))
+    if not cfg.full:
+        console.print(legend(cfg.limits), style="dim")
+    console.print(*verdict_lines(results, table), sep="\n")

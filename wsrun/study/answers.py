@@ -8,7 +8,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.data.pairs import NEW_TOKENS, Pair, load_pairs, load_questions
-from wsrun.data.pairs_cache import Made, kept_pairs
+from wsrun.data.pairs_cache import GeneratedPairs, cached_pairs
 from wsrun.data.personas import load_personas
 from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable
@@ -27,11 +27,11 @@ class Answering:
     pairs_file: Path | None = None
     """jsonl of prompt, response_pos, response_neg, topic, in place of the model's own answers"""
     filter_pairs: bool = False
-    """leave out pairs whose answers the model itself does not tell apart as the personas ask"""
+    """drop pairs that the model's own log-likelihood does not separate"""
     max_new_tokens: int = NEW_TOKENS
     """longest answer; a longer one counts as unfinished and is left out"""
-    pairs: Path = Path("artifacts/pairs")
-    """folder of the model's own answers, found again by whatever asks for the same ones"""
+    pairs_cache: Path = Path("artifacts/pairs")
+    """cache of generated answers"""
 
 
 class Sources(NamedTuple):
@@ -47,11 +47,11 @@ def check_answering(cfg: Answering, what: str) -> None:
     if cfg.pos == cfg.neg:
         raise ValueError(f"{what}: --pos and --neg are both {cfg.pos!r}; name two personas")
     if cfg.max_new_tokens < 1:
-        raise ValueError(f"{what}: --max-new-tokens {cfg.max_new_tokens} asked; it is 1 or more")
+        raise ValueError(f"{what}: --max-new-tokens must be at least 1, got {cfg.max_new_tokens}")
     if cfg.pairs_file and cfg.filter_pairs:
         raise ValueError(f"{what}: --filter-pairs is for the model's own answers; filter the file")
     if not cfg.pairs_file:
-        check_writable(cfg.pairs)
+        check_writable(cfg.pairs_cache)
 
 
 def read_sources(cfg: Answering) -> Sources:
@@ -73,11 +73,14 @@ def answers(
     """
     if cfg.pairs_file:
         return dict.fromkeys(seeds, load_pairs(cfg.pairs_file))
-    made: dict[int, Made] = {}
+    made: dict[int, GeneratedPairs] = {}
     how = {"max_new_tokens": cfg.max_new_tokens, "filtered": cfg.filter_pairs}
+    how |= {"folder": cfg.pairs_cache}
     with progress("generating pairs", len(seeds)) as step:
         for seed in seeds:
-            made[seed] = kept_pairs(model, tok, *sources, seed=seed, folder=cfg.pairs, **how)
+            made[seed] = cached_pairs(
+                model, tok, *sources, seed=seed, folder=cfg.pairs_cache, **how
+            )
             step(f"{len(made[seed].pairs)} pairs")
     for seed, found in made.items():
         console.print(f"answers of seed {seed}: {found}")

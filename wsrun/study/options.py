@@ -1,5 +1,6 @@
 """Options of every experiment that scores changes of one model, and their checks."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -27,17 +28,17 @@ class Common:
     dilemmas: int | None = 20
     """how many of the dilemmas to score, the first by dilemma_idx; None for all"""
     alphas: tuple[float, ...] = (1.0,)
-    """doses, such as -1 1 2"""
+    """coefficients alpha of dW, such as -1 1 2"""
     resamples: int = 2000
     """bootstrap resamples"""
     behaviour: str = "honest"
     """name of the behaviour in the table"""
     out: Path = Path("artifacts/tables")
     """folder that receives the tables and figures"""
-    parts: Path = Path("artifacts/parts")
+    cache_dir: Path = Path("artifacts/cache")
     """folder of finished results: a stopped run, started again, goes on where it was"""
     shard: str | None = None
-    """i/n: score only every n-th variant from the i-th, into `parts`, and write no table"""
+    """i/n: score only every n-th variant from the i-th into the cache, and write no table"""
     executor: Literal["local", "ray"] = "local"
     """ray: run the command as shards on several processes, GPUs or machines first"""
     workers: int | None = None
@@ -48,19 +49,38 @@ class Common:
     """device of the model"""
 
 
+@dataclass(frozen=True)
+class BenchmarkOptions(Common):
+    """Options of every script that compares methods of steering."""
+
+    alphas: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """coefficients of dW to choose from"""
+    most_flagged: float = 0.1
+    """a candidate with a larger share of flagged rows is not chosen"""
+    n_random: int = 20
+    """random controls"""
+    match_dose: str | None = None
+    """equal doses for all: kl:X, X nats on neutral texts, or norm:X, |alpha dW| = X"""
+
+
 def check_common(cfg: Common, what: str) -> None:
     """Refuse options that cannot work before anything is loaded; `what` names the script."""
     for family in cfg.families:
         check_family(family)
-    several = {"--families": cfg.families, "--seeds": cfg.seeds, "--alphas": cfg.alphas}
-    for name, values in several.items():
-        if not values or len(set(values)) < len(values):
-            asked = " ".join(map(str, values)) or "nothing"
-            raise ValueError(f"{what}: {name} {asked} asked; name each one once, at least one")
+    check_once(what, {"families": cfg.families, "seeds": cfg.seeds, "alphas": cfg.alphas})
     if cfg.resamples < 1:
-        raise ValueError(f"{what}: --resamples {cfg.resamples} asked; it must be 1 or more")
+        raise ValueError(f"{what}: --resamples must be at least 1, got {cfg.resamples}")
     if not all(isfinite(a) for a in cfg.alphas):
-        raise ValueError(f"{what}: --alphas must be finite doses")
+        raise ValueError(f"{what}: --alphas must be finite")
     check_how(cfg.shard, cfg.executor, cfg.workers)
     check_writable(cfg.out)
-    check_writable(cfg.parts)
+    check_writable(cfg.cache_dir)
+
+
+def check_once(what: str, lists: Mapping[str, Sequence], at_least: int = 1) -> None:
+    """Refuse a list option with too few values, or with one of them twice."""
+    for name, values in lists.items():
+        if len(values) < at_least or len(set(values)) < len(values):
+            got = " ".join(map(str, values)) or "nothing"
+            need = "one value or more" if at_least == 1 else f"{at_least} values or more"
+            raise ValueError(f"{what}: --{name} needs {need}, name each one once; got {got}")

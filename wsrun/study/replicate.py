@@ -1,30 +1,28 @@
 """The benchmark on another model: train the adapters it lacks, then dW beside what rivals it.
 
-One flow for T5 and T12: dW, the best prompt, and the mean differences of the answers that dW is
-trained on, added to activations, on the same rows. Whatever is "auto" in the options depends on the
-model: the embedded one has its own data, adapters and recipe; any other gets data/english, a folder
-of its own under artifacts/adapters, the recipe of real models, and bfloat16.
+dW, the best prompt, and the mean differences of the answers that dW is trained on, added to
+activations, on the same rows. Whatever is "auto" in the options depends on the model: the embedded
+one has its own data, adapters and recipe; any other gets data/english, a folder of its own under
+artifacts/adapters, the recipe of real models, and bfloat16.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import polars as pl
-
+from wsrun.data.items import items_sha256
 from wsrun.data.pairs import NoPairs, Pair
 from wsrun.data.personas import load_personas
-from wsrun.report import curves
 from wsrun.report.console import console
-from wsrun.report.standings import against_dW, standings
-from wsrun.report.tables import items_sha256
+from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
-from wsrun.score.sweep import Variant
-from wsrun.steer.directions import Vectors
-from wsrun.study import benchmark
+from wsrun.score.variants import Variant
+from wsrun.steer.interventions import SystemPrompt, WeightDelta
 from wsrun.study.activation import (
+    ADDED,
+    IS_DIRECTION,
     MEANS,
-    WAYS,
     Directed,
     at_edge,
     beside_random,
@@ -33,15 +31,13 @@ from wsrun.study.activation import (
     check_layers,
     directions,
     random_directions,
+    random_sentences,
     read_directions,
     vectors_sha256,
 )
 from wsrun.study.answers import Sources, answers, read_sources
-from wsrun.study.benchmark import choose, load_splits, of_dW, report_on
-from wsrun.study.controls import nothing, random_changes
-from wsrun.study.next_command import say
-from wsrun.study.selection import Chosen
-from wsrun.study.session import Loaded, Pairs, draw, read_pairs, record, share, write
+from wsrun.study.benchmark import Benchmark
+from wsrun.study.session import Session
 from wsrun.study.training import Training, check_training, train
 
 AUTO = "auto"
@@ -50,7 +46,7 @@ TRAINED = Path("artifacts/adapters")
 
 
 @dataclass(frozen=True)
-class Options(Directed, Training):
+class ReplicationOptions(Directed, Training):
     """Options of a replication."""
 
     model: str = ORGANISM
@@ -67,79 +63,97 @@ class Options(Directed, Training):
     """dtype of the model; auto: bfloat16 for a real model"""
 
 
-def settled(cfg: Options) -> Options:
+def resolve_defaults(cfg: ReplicationOptions) -> ReplicationOptions:
     """The options with everything that is "auto" settled by the model."""
     name = Path(cfg.model).name if Path(cfg.model).is_dir() else cfg.model.replace("/", "--")
     embedded = cfg.model == ORGANISM
-    kept = Path(ORGANISM, "adapters")
-    own = {
+    own = Path(ORGANISM, "adapters")
+    values = {
         "data": Path(ORGANISM if embedded else "data/english"),
-        "adapters": kept if embedded and not lacking(cfg, kept) else TRAINED / name,
+        "adapters": own if embedded and not lacking(cfg, own) else TRAINED / name,
         "recipe": "organism" if embedded else "fork",
         "dtype": "float32" if embedded else "bfloat16",
     }
-    return replace(cfg, **{k: v for k, v in own.items() if str(getattr(cfg, k)) == AUTO})
+    return replace(cfg, **{k: v for k, v in values.items() if str(getattr(cfg, k)) == AUTO})
 
 
-def lacking(cfg: Options, adapters: Path) -> list[tuple[int, str]]:
+def lacking(cfg: ReplicationOptions, adapters: Path) -> list[tuple[int, str]]:
     """(seed, family) of the options for which the folder has no adapters."""
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
     return [(s, f) for s, f in cells if not (adapters / f"{f}-s{s}").is_dir()]
 
 
-def replicate(cfg: Options, experiment: str, following: str) -> None:
-    """Train what is lacking, choose on validation items, report on test items, print the rule."""
-    what = experiment.partition("_")[0]
-    cfg = settled(cfg)
-    check_training(cfg, what)
-    benchmark.check(cfg, what)
-    check_directed(cfg, what)
-    sources, systems = read_sources(cfg), read_prompts(cfg)
-    validation, test = load_splits(cfg)
-    check_layers(cfg, test, what)
-    cells = [] if cfg.shard else lacking(cfg, cfg.adapters)
-    answered = own_answers(cfg, test, sources, {seed for seed, _ in cells})
-    train_lacking(cfg, test, answered, cells)
-    share(cfg)
-    found = read_means(cfg, test, answered)
-    pairs = read_pairs(test.model, cfg)
-    candidates = [
-        *of_dW(cfg, pairs),
-        *of_families(cfg, pairs),
-        *systems,
-        *directions(cfg, found, signs=("",)),
-    ]
-    chosen = choose(cfg, experiment, validation, candidates)
-    if chosen is None:  # a shard
-        return
-    controls = [
-        nothing(chosen),
-        *random_changes(chosen[DW].variant, cfg.randoms),
-        *random_directions(cfg, chosen),
-    ]
-    rows, table = report_on(cfg, experiment, test, chosen, controls)
-    read = items_sha256(answered[cfg.seeds[0]]) if found else None
-    made = record(cfg, test, pairs, answers=read, vectors=vectors_sha256(found))
-    path = write(cfg, experiment, rows, table, made)
-    report(cfg, rows, table, chosen)
-    draw(curves.ways, table, path, f"Does dW beat prompts and directions? ({Path(cfg.model).name})")
-    console.print(f"model {cfg.model}, adapters {cfg.adapters}; table {path}")
-    say(following)
+class Replication(Benchmark[ReplicationOptions]):
+    """dW beside prompts and directions, on a model whose adapters may have to be trained first."""
+
+    experiment = "t5_replicate"
+    following = "report", "one page over all tables"
+    trains = True
+
+    def __init__(self, cfg: ReplicationOptions) -> None:
+        super().__init__(resolve_defaults(cfg))
+        self.question = f"Does dW beat prompts and directions? ({Path(cfg.model).name})"
+
+    def check(self) -> None:
+        check_training(self.cfg, self.name)
+        check_directed(self.cfg, self.name)
+        self.sources = read_sources(self.cfg)
+        self.prompts = read_prompts(self.cfg)
+
+    def prepare(self) -> None:
+        cfg, test = self.cfg, self.test
+        check_layers(cfg, test, self.name)
+        cells = [] if cfg.shard else lacking(cfg, cfg.adapters)
+        self.answered = own_answers(cfg, test, self.sources, {seed for seed, _ in cells})
+        train_lacking(cfg, test, self.answered, cells)
+        self.vectors = {}
+        if by_norm(cfg):
+            console.print(f"directions are left out: {cfg.match_dose}, they have no |alpha dW|")
+        elif self.answered:
+            self.vectors = read_directions(test, self.answered[cfg.seeds[0]], MEANS)
+
+    def candidates(self) -> Iterable[Variant]:
+        """Each family's dW where there are several, every wording, every direction."""
+        several = len(self.cfg.families) > 1
+        for (family, seed), pair in self.pairs.items() if several else ():
+            name, dW = f"{DW}_{family}", WeightDelta(pair.dW)
+            yield Variant(name, dW, family=family, seed=seed, alphas=self.cfg.alphas)
+        yield from self.prompts
+        yield from directions(self.cfg, self.vectors, signs=("",))
+
+    def controls(self) -> Iterable[Variant]:
+        return *super().controls(), *random_directions(self.cfg, self.chosen)
+
+    def is_rival(self, method: str) -> bool:
+        return method == "prompt" or method in ADDED
+
+    def verdicts(self) -> Iterable[RuleResult]:
+        return *super().verdicts(), *beside_random(self.rows, self.table)
+
+    def notes(self) -> dict[str, Any]:
+        read = items_sha256(self.answered[self.cfg.seeds[0]]) if self.vectors else None
+        return {"answers": read, "vectors": vectors_sha256(self.vectors)}
+
+    def report(self, verdicts: Sequence[RuleResult]) -> None:
+        super().report([v for v in verdicts if not v.claim.endswith(IS_DIRECTION)])
+        for sentence in (*random_sentences(verdicts), *at_edge(self.cfg, self.chosen)):
+            console.print(sentence)
+        console.print(f"model {self.cfg.model}, adapters {self.cfg.adapters}", highlight=False)
 
 
-def read_prompts(cfg: Options) -> list[Variant]:
-    """Every wording of the personas as a system prompt; one way, so the best of them is chosen."""
+def read_prompts(cfg: ReplicationOptions) -> list[Variant]:
+    """Every wording of the personas as a system prompt; one method, so the best is chosen."""
     names = cfg.prompts or (cfg.pos,)
     wordings = load_personas(cfg.data / "personas.json", *names)
     return [
-        Variant(f"prompt@{name} {i}", method="prompt", system=system, alphas=(1.0,))
+        Variant(f"prompt@{name} {i}", SystemPrompt(system), alphas=(1.0,))
         for name, systems in zip(names, wordings, strict=True)
         for i, system in enumerate(systems)
     ]
 
 
 def own_answers(
-    cfg: Options, at: Loaded, sources: Sources, training: Collection[int]
+    cfg: ReplicationOptions, session: Session, sources: Sources, training: Collection[int]
 ) -> dict[int, list[Pair]]:
     """The answers of the seeds that are trained, and of the first, for the directions.
 
@@ -148,7 +162,7 @@ def own_answers(
     """
     seeds = {*training} | set(() if by_norm(cfg) else cfg.seeds[:1])
     try:
-        return answers(cfg, at.model, at.tok, sources, sorted(seeds))
+        return answers(cfg, session.model, session.tok, sources, sorted(seeds))
     except NoPairs as error:
         if training:
             raise
@@ -157,46 +171,17 @@ def own_answers(
 
 
 def train_lacking(
-    cfg: Options,
-    at: Loaded,
+    cfg: ReplicationOptions,
+    session: Session,
     answered: Mapping[int, Sequence[Pair]],
     cells: Sequence[tuple[int, str]],
 ) -> None:
     """Train the (seed, family) that are not there on the answers of their seed; say how it went."""
     if not cells:
         return
-    for (seed, family), losses in train(cfg, at.model, at.tok, answered, cells).items():
+    losses = train(cfg, session.model, session.tok, answered, cells)
+    for (seed, family), loss in losses.items():
         console.print(
             f"trained {family}-s{seed} on {len(answered[seed])} pairs, recipe {cfg.recipe}: "
-            f"loss of pos {losses[0]:.3f} to {losses[-1]:.3f}"
+            f"loss of pos {loss[0]:.3f} to {loss[-1]:.3f}"
         )
-
-
-def read_means(
-    cfg: Options, at: Loaded, answered: Mapping[int, Sequence[Pair]]
-) -> dict[str, Vectors]:
-    """The mean differences of the first seed's answers; none without them, or for a norm."""
-    if by_norm(cfg):
-        console.print(f"directions are left out: --match {cfg.match}, they have no |alpha dW|")
-        return {}
-    return read_directions(at, answered[cfg.seeds[0]], MEANS) if answered else {}
-
-
-def of_families(cfg: Options, pairs: Pairs) -> Iterator[Variant]:
-    """Each family's dW as a way of its own, where there are several."""
-    for (family, seed), pair in pairs.items() if len(cfg.families) > 1 else ():
-        yield Variant(f"{DW}_{family}", pair.dW, family=family, seed=seed, alphas=cfg.alphas)
-
-
-def report(
-    cfg: Options, rows: pl.DataFrame, table: pl.DataFrame, chosen: Mapping[str, Chosen]
-) -> None:
-    """Print the standings per data set, who beats dW by the rule, and what chance does."""
-    for (dataset,), part in table.group_by("dataset", maintain_order=True):
-        console.print(standings(part, f"{cfg.model}, {dataset}: held-out items, effect in nats"))
-        for sentence in against_dW(part, lambda w: w == "prompt" or w in WAYS):
-            console.print(sentence)
-        for sentence in beside_random(rows.filter(dataset=dataset), part, chosen):
-            console.print(f"{dataset}: {sentence}")
-    for sentence in at_edge(cfg, chosen):
-        console.print(sentence)

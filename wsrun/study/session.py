@@ -1,9 +1,8 @@
-"""What the experiments share: options, the model and its items, pairs, one sweep, one record."""
+"""The frame of an experiment: the model and its items, pairs of adapters, one sweep, its tables."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,37 +11,57 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import tensors_sha256
 from wsrun.adapters.extract import PairDelta, pair_deltas
-from wsrun.data.items import Item, load_items
+from wsrun.data.items import Item, items_sha256, load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, progress
-from wsrun.report.tables import items_sha256, plain, provenance, write_table
-from wsrun.score.sweep import Variant, sweep
+from wsrun.report.tables import provenance, write_table
+from wsrun.report.verdicts import RuleResult, verdict_table
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
 from wsrun.study.options import Common
-from wsrun.study.shards import HOW, asked, finished, read_shard, run_shards
+from wsrun.study.shards import HOW, asked, finished, read_shard, run_on_ray
 
 Pairs = dict[tuple[str, int], PairDelta]  # (family, seed) -> deltas
 
 
-class Loaded(NamedTuple):
-    """The model, and the evaluation items it is asked."""
+class Session(NamedTuple):
+    """The model, and the evaluation items that it is asked."""
 
     model: PreTrainedModel
     tok: PreTrainedTokenizerBase
     items: list[Item]
 
 
-def share(cfg: Common) -> None:
-    """With --executor ray, score every shard of this command; `run` then finds the results."""
+def run_shards(cfg: Common) -> None:
+    """With --executor ray, score every shard of this command; the sweep then finds the results."""
     if cfg.executor == "ray":
-        run_shards(cfg.parts, cfg.device, cfg.workers)
+        run_on_ray(cfg.cache_dir, cfg.device, cfg.workers)
 
 
-def load(cfg: Common, split: str = "test") -> Loaded:
+def load_session(cfg: Common, split: str = "test") -> Session:
     """The items of a split and the model of the options."""
     items = load_items(cfg.data, split, cfg.dilemmas)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    return Loaded(model, tok, items)
+    return Session(model, tok, items)
+
+
+def load_splits(cfg: Common) -> tuple[Session, Session]:
+    """(validation, test): one model, the items of both splits, checked to be disjoint."""
+    test = load_session(cfg)
+    validation = load_items(cfg.data, "validation", cfg.dilemmas)
+    check_disjoint(validation, test.items)
+    return test._replace(items=validation), test
+
+
+def check_disjoint(validation: Sequence[Item], test: Sequence[Item]) -> None:
+    """Raises ValueError where a claim or dilemma stands in both splits."""
+    known = {(i.dataset, i.cluster) for i in validation}
+    if both := sorted({(i.dataset, i.cluster) for i in test} & known):
+        raise ValueError(
+            f"benchmark: {len(both)} clusters are in the validation and in the test split, such as "
+            f"{both[0]}; what is selected on an item must not be reported on it"
+        )
 
 
 def read_pairs(model: PreTrainedModel, cfg: Common) -> Pairs:
@@ -59,65 +78,82 @@ def read_pairs(model: PreTrainedModel, cfg: Common) -> Pairs:
     return pairs
 
 
-def run(
-    cfg: Common, experiment: str, at: Loaded, variants: Iterable[Variant], runs: int
+def run_sweep(
+    cfg: Common, experiment: str, session: Session, variants: Iterable[Variant]
 ) -> pl.DataFrame | None:
-    """Rows of all variants under a progress bar, None of a shard, which writes no table.
-
-    `runs` is how many (variant, alpha) there are.
-    """
+    """Rows of all variants under a progress bar, None of a shard, which writes no table."""
+    variants = list(variants)
+    runs = count_runs(cfg, variants)
     seeds = "seed" if len(cfg.seeds) == 1 else "seeds"
     console.print(
-        f"{cfg.model}: {len(at.items)} items, {len(cfg.families)} families, "
+        f"{cfg.model}: {len(session.items)} items, {len(cfg.families)} families, "
         f"{len(cfg.seeds)} {seeds}, {runs} runs"
     )
-    context = {"experiment": experiment, "model": cfg.model, "behaviour": cfg.behaviour}
     index, count = read_shard(cfg.shard) if cfg.shard else (0, 1)
-    before = finished(cfg.parts)
-    with progress("scoring", 1 + -(-runs // count)) as step:
-        own = islice(variants, index, None, count)
-        rows = sweep(*at, own, cfg.alphas, context=context, results=cfg.parts, progress=step)
+    own, before = variants[index::count], finished(cfg.cache_dir)
+    with progress("scoring", 1 + count_runs(cfg, own)) as step:
+        rows = sweep(
+            *session,
+            own,
+            cfg.alphas,
+            experiment=experiment,
+            model_name=cfg.model,
+            behaviour=cfg.behaviour,
+            cache_dir=cfg.cache_dir,
+            progress=step,
+        )
     if cfg.shard:
-        _say_finished(cfg, len(rows) // len(at.items) - 1, runs)
+        console.print(
+            f"shard {cfg.shard}: {count_runs(cfg, own)} of {runs} runs finished and kept in "
+            f"{cfg.cache_dir}; when all shards are, run the command without --shard to write the "
+            "table"
+        )
         return None
-    if cfg.executor == "ray" and (late := finished(cfg.parts) - before):
+    if cfg.executor == "ray" and (late := finished(cfg.cache_dir) - before):
         console.print(f"{late} results scored here: the workers differ in GPU, threads or versions")
     return rows
 
 
-def _say_finished(cfg: Common, mine: int, runs: int) -> None:
-    console.print(
-        f"shard {cfg.shard}: {mine} of {runs} runs finished and kept in {cfg.parts}; when all "
-        "shards are, run the command without --shard to write the table"
-    )
+def count_runs(cfg: Common, variants: Sequence[Variant]) -> int:
+    """How many (variant, alpha) a sweep scores beside the base."""
+    return sum(sum(a != 0 for a in v.alphas or cfg.alphas) for v in variants)
 
 
-def record(cfg: Common, at: Loaded, pairs: Pairs, **more: Any) -> dict[str, Any]:
-    """The provenance of an analysis: options, base, items, and every dW.
+def run_record(cfg: Common, session: Session, pairs: Pairs, **more: Any) -> dict[str, Any]:
+    """The provenance of a run: options, base, items, and every dW.
 
     How it was run is left out, so that the tables of shards are those of one process, bit for bit.
     """
     options = {name: value for name, value in asdict(cfg).items() if name not in HOW}
     return provenance(
-        plain(options),
+        options,
         argv=asked(sys.argv),
-        base=tensors_sha256(dict(at.model.named_parameters())),
-        items=items_sha256(at.items),
+        base=tensors_sha256(dict(session.model.named_parameters())),
+        items=items_sha256(session.items),
         deltas={f"{f}-s{s}": tensors_sha256(p.dW) for (f, s), p in pairs.items()},
         **more,
     )
 
 
-def write(
-    cfg: Common, experiment: str, rows: pl.DataFrame, table: pl.DataFrame, made: Mapping
+def write_tables(
+    cfg: Common,
+    experiment: str,
+    rows: pl.DataFrame,
+    summary: pl.DataFrame,
+    record: dict[str, Any],
+    verdicts: Iterable[RuleResult] | None = None,
 ) -> Path:
-    """Rows and summary as parquet under `out`; returns the path of the summary."""
-    rows_path = write_table(rows, cfg.out / f"{experiment}.rows.parquet", dict(made))
-    path = write_table(table, cfg.out / f"{experiment}.parquet", dict(made))
-    console.print(f"summary table {path}, item rows {rows_path}")
-    return path
+    """Rows, summary and verdicts as parquet under `out`; returns the path of the summary."""
+    files = {f"{experiment}.rows": rows, experiment: summary}
+    if verdicts is not None:
+        files[f"{experiment}.verdicts"] = verdict_table(verdicts)
+    paths = [write_table(t, cfg.out / f"{name}.parquet", record) for name, t in files.items()]
+    what = "item rows", "summary table", "verdicts"
+    written = (f"{w} {path}" for w, path in zip(what, paths, strict=False))
+    console.print(", ".join(written), highlight=False)
+    return paths[1]
 
 
-def draw(figure: Callable[..., str], *args: Any, **more: Any) -> None:
+def save_figure(figure: Callable[..., str], *args: Any, **more: Any) -> None:
     """Draw a figure beside its table, and say where it is, or why there is none."""
     console.print(figure(*args, **more), markup=False, highlight=False)

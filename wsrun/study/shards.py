@@ -2,7 +2,7 @@
 
 A shard is the same command with --shard i/n: it scores variants i, i + n, i + 2n, ... into the
 folder of results and writes no table. The command without it finds all of them and writes what one
-process alone would have written, byte for byte. `run_shards` starts the shards as tasks of Ray.
+process alone would have written, byte for byte. `run_on_ray` starts the shards as tasks of Ray.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from wsrun.report.console import console
 
-HOW = ("parts", "shard", "executor", "workers")  # how a run is done, never what comes out
+HOW = ("cache_dir", "shard", "executor", "workers")  # how a run is done, never what comes out
 RETRIES = 3  # of a shard whose process died
 # a worker that is killed takes its shard with it, so that no shard runs twice; 1: PR_SET_PDEATHSIG
 BOUND = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
@@ -37,7 +37,7 @@ def read_shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
     if not found or int(found[1]) >= int(found[2]):
         raise ValueError(
-            f"--shard {text!r} asked; give i/n, such as 0/2 and 1/2: i counts from 0 to n - 1"
+            f"--shard must be i/n with i from 0 to n - 1, such as 0/2 and 1/2, got {text!r}"
         )
     return int(found[1]), int(found[2])
 
@@ -47,16 +47,17 @@ def check_how(shard: str | None, executor: str, workers: int | None) -> None:
     if shard is not None:
         read_shard(shard)
     if executor == "ray" and shard is not None:
-        raise ValueError("--shard asked with --executor ray, which makes its own; leave one out")
+        raise ValueError("--executor ray makes its own shards; leave out --shard")
     if executor == "local" and workers is not None:
-        raise ValueError(f"--workers {workers} asked; it needs --executor ray")
+        raise ValueError(f"--workers {workers} needs --executor ray")
     if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers} asked; it must be 1 or more")
+        raise ValueError(f"--workers must be at least 1, got {workers}")
 
 
 def asked(argv: Sequence[str]) -> list[str]:
     """A command line without the flags of HOW and their values: what decides its tables."""
-    kept, flags, words = [], {f"--{name}" for name in HOW}, iter(argv)
+    flags = {f"--{name.replace('_', mark)}" for name in HOW for mark in "-_"}
+    kept, words = [], iter(argv)
     for word in words:
         if word in flags:
             next(words, None)
@@ -65,12 +66,12 @@ def asked(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def finished(parts: Path) -> int:
+def finished(cache_dir: Path) -> int:
     """How many results a folder holds."""
-    return sum(1 for _ in parts.rglob("*.safetensors"))
+    return sum(1 for _ in cache_dir.rglob("*.safetensors"))
 
 
-def run_shards(parts: Path, device: str, workers: int | None = None) -> None:
+def run_on_ray(cache_dir: Path, device: str, workers: int | None = None) -> None:
     """Run this script's own command as shards on Ray, `workers` at a time, until all are finished.
 
     On cuda a shard has a GPU to itself, and there are as many shards as GPUs, else 2. RAY_ADDRESS
@@ -79,7 +80,7 @@ def run_shards(parts: Path, device: str, workers: int | None = None) -> None:
     times, and goes on where it was. Raises ValueError where Ray is missing or has no such GPU, and
     with its last line where a shard refuses or dies for good.
     """
-    ray, before = _ray(), finished(parts)
+    ray, before = _ray(), finished(cache_dir)
     gpu = device.startswith("cuda")
     if gpu and not torch.cuda.is_available():
         raise ValueError(
@@ -93,7 +94,8 @@ def run_shards(parts: Path, device: str, workers: int | None = None) -> None:
         count = workers or (gpus if gpu else 2)
         options = dict(num_cpus=1, num_gpus=int(gpu), scheduling_strategy="SPREAD")
         task = ray.remote(max_retries=RETRIES, retry_exceptions=[Died], **options)(_run_shard)
-        more = ["--parts", str(parts), "--executor", "local", "--device", device.split(":")[0]]
+        more = ["--cache-dir", str(cache_dir), "--executor", "local"]
+        more += ["--device", device.split(":")[0]]
         command = [sys.executable, *asked(sys.argv), *more]
         # results are found again only under the same number of threads
         env = dict(os.environ) | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -102,8 +104,9 @@ def run_shards(parts: Path, device: str, workers: int | None = None) -> None:
             task.remote([*command, "--shard", s], os.getcwd(), env, ["CUDA_VISIBLE_DEVICES"]): s
             for s in shards
         }
-        _wait(ray, refs, lambda: finished(parts) - before)
-    console.print(f"{count} shards on ray: {finished(parts) - before} results added to {parts}")
+        _wait(ray, refs, lambda: finished(cache_dir) - before)
+        new = finished(cache_dir) - before
+    console.print(f"{count} shards on ray: {new} results added to {cache_dir}")
 
 
 def _ray() -> Any:

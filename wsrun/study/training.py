@@ -5,13 +5,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wscore import Geometry
 from wsrun.adapters.configs import DEFAULT_FAMILIES, RECIPES, Recipe, check_family
 from wsrun.adapters.train import train_adapter
 from wsrun.data.pairs import Pair
 from wsrun.report.console import progress
+from wsrun.report.verdicts import RuleResult
+from wsrun.report.wording import with_interval
 from wsrun.study.answers import Answering, check_answering
+
+HEADS = ("seed", "family", "lr", "loss of pos", "|dW|", "cos_anti", "drift")
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,15 @@ class Training(Answering):
 def check_training(cfg: Training, what: str) -> None:
     """Refuse options that cannot work before anything is loaded; `what` names the script."""
     if cfg.recipe not in RECIPES:
-        raise ValueError(f"{what}: recipe {cfg.recipe!r} asked; known are {', '.join(RECIPES)}")
+        raise ValueError(
+            f"{what}: --recipe must be one of {', '.join(RECIPES)}, got {cfg.recipe!r}"
+        )
     for family in cfg.families:
         check_family(family)
     if not cfg.families or not cfg.seeds:
         raise ValueError(f"{what}: --families and --seeds need one value or more")
     if cfg.steps is not None and cfg.steps < 1:
-        raise ValueError(f"{what}: --steps {cfg.steps} asked; it must be 1 or more")
+        raise ValueError(f"{what}: --steps must be at least 1, got {cfg.steps}")
     check_answering(cfg, what)
 
 
@@ -49,6 +57,29 @@ def recipe_of(cfg: Training) -> Recipe:
     """The recipe of the options, with their number of steps where they give one."""
     recipe = RECIPES[cfg.recipe]
     return replace(recipe, steps=cfg.steps or recipe.steps)
+
+
+def trained_line(
+    cfg: Training, cell: tuple[int, str], losses: Sequence[float], g: Geometry
+) -> list:
+    """What is printed of a (seed, family) after training: how it went, and its geometry."""
+    seed, family = cell
+    loss = f"{losses[0]:.3f} to {losses[-1]:.3f}"
+    return [seed, family, recipe_of(cfg).lr[family], loss, g.norms["dW"], g.cos_anti, g.drift_ratio]
+
+
+def steers(table: pl.DataFrame, alpha: float) -> list[RuleResult]:
+    """Per data set and family, whether the effect of dW at alpha lies above 0, for some seed."""
+    found: dict[tuple[str, str], RuleResult] = {}
+    for r in table.filter(pl.col("alpha") == alpha).iter_rows(named=True) if alpha > 0 else ():
+        key = r["dataset"], r["family"]
+        up = r["lo"] is not None and r["lo"] > 0
+        if key in found and not up:
+            continue
+        sentence = f"{with_interval(r, 'effect', 'lo', 'hi')} nats at alpha {alpha:g}"
+        outcome = "supported" if up else "undetermined"
+        found[key] = RuleResult(r["dataset"], "dW steers", r["family"], outcome, sentence)
+    return [*found.values()]
 
 
 def train(

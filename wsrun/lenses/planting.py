@@ -1,0 +1,107 @@
+"""Training planted adapters, and reading them back; see plants.py for what they are."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from wscore import tensors_sha256
+from wscore.store import write_whole
+from wsrun.adapters.extract import pair_deltas
+from wsrun.lenses.plants import (
+    PLANTS,
+    RECIPE,
+    Base,
+    Instance,
+    Planted,
+    members,
+    plant,
+    source,
+)
+
+SETTINGS = "planted.json"  # written last into an adapter's folder
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of planted adapters."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """one instance of every plant per seed"""
+    plants: tuple[str, ...] = tuple(PLANTS)
+    """which plants"""
+    members: int = 3
+    """adapters per instance, the families of T6's rules"""
+    model: str = "data/organism"
+    """model folder or hub name"""
+    data: Path = Path("data/organism")
+    """folder with questions.jsonl, personas.json, claims.jsonl and dilemmas.jsonl"""
+    pos: str = "honest"
+    """persona of personas.json whose answers dW points towards"""
+    neg: str = "dishonest"
+    """persona whose answers dW points away from"""
+    steps: int = 40
+    """training steps of a pole"""
+    adapters: Path = Path("artifacts/planted")
+    """folder that receives <plant>-s<seed>-m<member>/pos and /neg; complete ones are reused"""
+
+
+Missing = list[tuple[Instance, dict[str, Any]]]
+"""instances and the settings of a member that is not trained yet"""
+
+
+def untrained(
+    cfg: Options, base: Base, found: Iterable[Instance], pairs_sha256: str
+) -> tuple[Missing, int]:
+    """The members that are not there yet, and how many there are in all."""
+    asked = {name: getattr(cfg, name) for name in ("members", "steps", "model", "pos", "neg")}
+    asked |= {"recipe": RECIPE.name, "dtype": "float32", "device": "cpu"}
+    asked |= {"pairs": pairs_sha256, "base": tensors_sha256(base.weights)}
+    sources = sorted({source(at, base) for at in found})
+    wanted = [
+        (at, asked | at._asdict() | {"member": i, "rate": PLANTS[at.plant].rate(at.truth)})
+        for at in sources
+        for i in members(at, base)
+    ]
+    missing = [x for x in wanted if not complete(cfg.adapters / x[0].member(x[1]["member"]), x[1])]
+    return missing, len(wanted)
+
+
+def complete(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder holds both poles, trained under just these settings."""
+    with suppress(OSError, ValueError):
+        return json.loads((folder / SETTINGS).read_text()) == settings
+    return False
+
+
+def train_member(
+    cfg: Options, learn: Callable, at: Instance, base: Base, settings: dict, step: Callable
+) -> None:
+    """Train both poles of one member into its folder; its settings are written last.
+
+    `learn` is train_adapter of a model and its pairs.
+    """
+    i, rates = settings["member"], {f: lr * settings["rate"] for f, lr in RECIPE.lr.items()}
+    folder, recipe = cfg.adapters / at.member(i), replace(RECIPE, lr=rates, steps=cfg.steps)
+    names = PLANTS[at.plant].targets(at, base, i)
+    how: dict = {"where": "|".join(re.escape(n.removesuffix(".weight")) for n in names)}
+    how |= {"prepare": PLANTS[at.plant].constraint(at, base, i), "seed": 1000 * at.seed + i}
+    how["step_done"] = lambda note: step(f"{folder.name} {note}")
+    shutil.rmtree(folder, ignore_errors=True)
+    for side in ("pos", "neg"):
+        learn(side, "lora", recipe, folder / side, **how)
+    text = json.dumps(settings, indent=1) + "\n"
+    write_whole(folder / SETTINGS, lambda tmp: tmp.write_text(text))
+
+
+def read(cfg: Options, model: PreTrainedModel, at: Instance, base: Base) -> list[Planted]:
+    """The proved deltas of an instance's members, with decoys."""
+    of = source(at, base)
+    cores = [pair_deltas(model, cfg.adapters / of.member(i)).dW for i in members(of, base)]
+    return plant(at, cores, base)

@@ -1,0 +1,102 @@
+"""LENSES: every way to cut dW by name, with the claims that are made about its parts.
+
+A lens is one function, LensInput -> cuts, and one entry here; tests/lenses runs every law over all
+of them, and a plant (plants.py) says whether its claim is found where it is true.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+from wscore import BasinDivergence, Locus, Rule, SharedCore
+from wsrun.lenses import coordinates, sites, subspaces
+from wsrun.lenses.base import Cut, LensInput
+
+
+class Lens(NamedTuple):
+    """A way to cut dW, and claims about its nested parts; a partition has a `Locus` of its own."""
+
+    cuts: Callable[[LensInput], Iterable[Cut]]
+    claims: Mapping[str, Rule] = {}
+
+
+LENSES: dict[str, Lens] = {
+    "shared": Lens(subspaces.shared, {"shared core": SharedCore()}),
+    "shared_incl": Lens(subspaces.shared_incl),
+    "own": Lens(subspaces.own, {"basin divergence": BasinDivergence()}),
+    "random": Lens(subspaces.random),
+    "layers": Lens(sites.each_layer),
+    "thirds": Lens(sites.thirds),
+    "blocks": Lens(sites.blocks),
+    "sides": Lens(sites.sides),
+    "modules": Lens(sites.modules),
+    "groups": Lens(sites.groups),
+    "cells": Lens(sites.cells),
+    "own_bands": Lens(coordinates.own_bands),
+    "base_bands": Lens(coordinates.base_bands),
+    "parameters": Lens(coordinates.parameters),
+}
+
+
+def cuts(lenses: Iterable[str], at: LensInput) -> list[Cut]:
+    """The cuts of several lenses, in their order; nothing is computed."""
+    return [cut for name in check_lenses(lenses) for cut in LENSES[name].cuts(at)]
+
+
+def check_lenses(lenses: Iterable[str]) -> list[str]:
+    """The names, refused where one is unknown, named twice, or where there are none."""
+    names = list(lenses)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(LENSES):
+        raise ValueError(
+            f"lenses: {' '.join(names) or 'nothing'} is not a choice of {', '.join(LENSES)};"
+            " name each one once, at least one"
+        )
+    return names
+
+
+class Claim(NamedTuple):
+    """A statement about parts of dW, of one family or of several (None), and its rule."""
+
+    name: str
+    family: str | None
+    rule: Rule
+
+
+def claims(
+    lenses: Iterable[str],
+    cuts: Mapping[str, Iterable[Cut]],
+    families: tuple[str, ...] | None = None,
+    **limits: float,
+) -> Iterator[Claim]:
+    """Every claim about the cuts of some families, {family: its cuts}, with `limits` as thresholds.
+
+    Nested parts: one claim about `families`, None for the rule's own list. A partition: one about
+    all families together and one about each; of a family's own parameters, about that family only.
+    """
+    for name in check_lenses(lenses):
+        for claim, rule in LENSES[name].claims.items():
+            yield Claim(claim, None, _set(rule, families=families, **limits))
+    every = {name: list(found) for name, found in cuts.items()}
+    common = partitions(cut for found in every.values() for cut in found if not cut.own)
+    for partition, names in common.items():
+        for family in (None, *every):
+            of = (family,) if family else tuple(every)
+            yield Claim(partition, family, Locus(names, families=of, **limits))
+    for family, found in every.items():
+        for partition, names in partitions(cut for cut in found if cut.own).items():
+            yield Claim(partition, family, Locus(names, families=(family,), **limits))
+
+
+def partitions(cuts: Iterable[Cut]) -> dict[str, tuple[str, ...]]:
+    """partition -> its disjoint parts, in order."""
+    found: dict[str, dict[str, None]] = {}
+    for cut in cuts:
+        if cut.partition:
+            found.setdefault(cut.partition, {})[cut.name] = None
+    return {name: tuple(parts) for name, parts in found.items()}
+
+
+def _set(rule: Any, **values: Any) -> Rule:
+    """The rule with those of the values that it has a field for; None leaves a field as it is."""
+    known = {f.name for f in fields(rule)}
+    return replace(rule, **{k: v for k, v in values.items() if k in known and v is not None})

@@ -1,0 +1,105 @@
+"""The sections of the page around the benchmark: the answer, what each part shows, where from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wscore.store import write_whole
+from wsrun.report.costs import cost_grid, has_costs
+from wsrun.report.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
+from wsrun.report.sentences import benchmark_answers, comparison, rivals
+from wsrun.report.sources import Joined, Key, Source
+from wsrun.report.tables import provenance, write_table
+
+
+def answer_sentences(
+    sources: Mapping[str, Source],
+    joined: Mapping[Key, Joined],
+    labels: Mapping[str, str],
+    missing: Sequence[str],
+) -> list[str]:
+    """The answer to both questions, what limits it, and what is missing.
+
+    labels: kind of method -> its words. missing: names of scripts without a table.
+    """
+    sentences = []
+    for (model, behaviour), j in joined.items():
+        about = f"{model}, {behaviour}: " if len(joined) > 1 else ""
+        own = [*benchmark_answers(j.table, j.reference, labels), *j.remarks]
+        sentences += [about + sentence for sentence in own]
+    if not joined:
+        sentences.append("Does dW beat the baselines? Not answered: no benchmark table is there.")
+    for s in sources.values():
+        if s.script.kind == "parts" and (text := s.headline):
+            sentences.append(f"{s.script.question} {text[0].upper()}{text[1:]}.")
+    models = {m for s in sources.values() for m in s.table["model"].drop_nulls().unique()}
+    if any(Path(m).name == "organism" for m in models):
+        sentences.append(
+            "The organism is a small model made for this repository: what is found on it checks "
+            "the instruments and is no evidence about language models."
+        )
+    if missing:
+        names = ", ".join(missing)
+        sentences.append(f"Missing tables: {names}; the last section says what makes them.")
+    return sentences
+
+
+def rule_blocks(sources: Mapping[str, Source]) -> list[Block]:
+    """Per table: its question, the costs that it measures, and what its rules say."""
+    blocks: list[Block] = []
+    for s in sources.values():
+        blocks.append(Heading(f"{s.short}: {s.script.question}", 3))
+        costs = [cost_grid(s.table)] if has_costs(s.table) else []
+        sentences = _sentences(s)
+        if not sentences and not costs:
+            sentences = ["No rule is recorded in this table."]
+        blocks += costs + ([Points(sentences)] if sentences else [])
+    return blocks
+
+
+def _sentences(s: Source) -> list[str]:
+    """The verdicts of a table; of a benchmark also where its lines are compared with dW."""
+    sentences = s.sentences
+    if s.is_benchmark and s.script.kind == "replication":
+        sentences += [comparison(r) for r in rivals(s.table).iter_rows(named=True)]
+    if s.is_benchmark and s.script.kind == "benchmark":
+        sentences.append("Its selected lines and its controls stand in the benchmark table.")
+    return sentences
+
+
+def origin_blocks(sources: Mapping[str, Source], commands: Sequence[str]) -> list[Block]:
+    """The tables with their commands, commits and hashes; the commands that make those missing."""
+    lines = [
+        [s.name, str(len(s.table)), s.sha256[:16], (s.meta.get("commit") or "unknown")[:10],
+         s.command]
+        for s in sources.values()
+    ]  # fmt: skip
+    heads = ("table", "lines", "sha256", "commit", "command")
+    blocks: list[Block] = [Grid(heads, lines, "sha256: the first 16 digits, of the parquet file.")]
+    if commands:
+        blocks += [Text("Missing, and what makes them:"), Code(commands)]
+    return blocks
+
+
+def write_report(
+    out: Path,
+    title: str,
+    blocks: Sequence[Block],
+    joined: Mapping[Key, Joined],
+    sources: Mapping[str, Source],
+    config: Mapping[str, Any],
+) -> list[Path]:
+    """All files, each under a temporary name first; the texts are made before any is written."""
+    texts = {"report.md": markdown(blocks), "report.html": html(title, blocks)}
+    files = {name: text.encode() for name, text in texts.items()}
+    files |= {b.name: b.svg for b in blocks if isinstance(b, Figure)}
+    paths = []
+    if joined:
+        table = pl.concat([j.table for j in joined.values()], how="diagonal_relaxed")
+        meta = provenance(config, tables={name: s.sha256 for name, s in sources.items()})
+        paths.append(write_table(table, out / "report.parquet", meta))
+    for name, content in files.items():
+        paths.append(write_whole(out / name, lambda tmp, c=content: tmp.write_bytes(c)))
+    return paths

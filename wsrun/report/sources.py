@@ -1,0 +1,143 @@
+"""The tables of scripts as the report reads them: summary, rows, verdicts and their provenance."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import polars as pl
+
+from wsrun.report.tables import read_table
+from wsrun.report.verdicts import RuleResult, claim_sentences, headline, planted, read_verdicts
+from wsrun.score.names import DW
+
+PLANTED = {"plant", "expected", "agree"}  # columns of a verdict table of T13
+IN_BENCHMARK = "dW beats "  # begins claims that the joined benchmark tells anew, over all tables
+Key = tuple[str, str]  # (model, behaviour)
+Choice = tuple[str | None, float]  # (family, alpha) of a dW
+
+
+class Script(NamedTuple):
+    """A script whose tables the report reads: its question, and what the page does with them.
+
+    kind: "benchmark" tables are joined, a "replication" is joined where its model is another one,
+    the verdicts of "parts" answer the second question, "other" tables are listed.
+    """
+
+    question: str
+    kind: Literal["benchmark", "replication", "parts", "other"] = "other"
+
+
+class Source(NamedTuple):
+    """The tables of one script: its summary, its rows where it has some, and their provenance."""
+
+    name: str
+    script: Script
+    path: Path
+    table: pl.DataFrame
+    rows: pl.DataFrame | None
+    meta: Mapping[str, Any]
+
+    @property
+    def short(self) -> str:
+        """t3 of t3_prompts."""
+        return self.name.partition("_")[0]
+
+    @property
+    def command(self) -> str:
+        """The command that made the tables, as their provenance has it."""
+        argv = self.meta.get("argv")
+        return shlex.join(["python", *map(str, argv)]) if argv else "unknown"
+
+    @property
+    def sha256(self) -> str:
+        """sha256 of the summary's file."""
+        return sha256(self.path.read_bytes()).hexdigest()
+
+    @property
+    def is_benchmark(self) -> bool:
+        """Whether the tables are those of a benchmark: rows, and lines with roles and diff."""
+        return self.rows is not None and {"method_name", "role", "diff"} <= set(self.table.columns)
+
+    @property
+    def results(self) -> list[RuleResult]:
+        """What the rules say; [] without a verdict table, and for that of T13."""
+        path = self.path.with_suffix(".verdicts.parquet")
+        if not path.exists() or set(read_table(path)[0].columns) >= PLANTED:
+            return []
+        return read_verdicts(path)
+
+    @property
+    def headline(self) -> str:
+        """The verdicts over all families in one line."""
+        return headline(self.results)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the rules say, a sentence a claim, or how often they found what T13 planted."""
+        path = self.path.with_suffix(".verdicts.parquet")
+        if path.exists() and PLANTED <= set((table := read_table(path)[0]).columns):
+            return planted(table)
+        own = [r for r in self.results if not r.claim.startswith(IN_BENCHMARK)]
+        return claim_sentences(own, self.table)
+
+
+class Joined(NamedTuple):
+    """The benchmark of one model and behaviour over all scripts, as joined.py makes it.
+
+    table: as of `benchmark_table`, with method_name, role, validation, `source` and NOTES.
+    reference: (family, alpha) of the dW that the lines are measured against. remarks: what the
+    reader must know.
+    """
+
+    rows: pl.DataFrame
+    table: pl.DataFrame
+    reference: Choice
+    remarks: list[str]
+
+
+def read_sources(folder: str | Path, scripts: Mapping[str, Script]) -> dict[str, Source]:
+    """Those of the scripts whose tables are in the folder, by name."""
+    sources = {}
+    for name, script in scripts.items():
+        path = Path(folder) / f"{name}.parquet"
+        rows = path.with_suffix(".rows.parquet")
+        if path.exists():
+            table, meta = read_table(path)
+            found = read_table(rows)[0] if rows.exists() else None
+            sources[name] = Source(name, script, path, table, found, meta)
+    return sources
+
+
+def read_choices(folder: str | Path) -> dict[Key, Choice]:
+    """(model, behaviour) -> the one dW that the selection files beside the tables chose.
+
+    A model with several files, of other data, is there where they agree.
+    """
+    found: dict[Key, set[Choice]] = {}
+    for path in sorted((Path(folder) / "selection").glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            dW = content["chosen"][DW]
+            choice = dW["family"], float(dW["alpha"])
+            found.setdefault((content["model"], content["behaviour"]), set()).add(choice)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"report: {str(path)!r} is no selection file ({error!r}); remove it"
+            ) from error
+    return {key: choices.pop() for key, choices in found.items() if len(choices) == 1}
+
+
+def by_model(sources: Iterable[Source]) -> dict[Key, list[Source]]:
+    """(model, behaviour) -> its sources, each with the lines and rows of that model only."""
+    found: dict[Key, list[Source]] = {}
+    for s in sources:
+        assert s.rows is not None
+        keys = s.table.select("model", "behaviour").unique(maintain_order=True)
+        for model, behaviour in keys.rows():
+            own = dict(model=model, behaviour=behaviour)
+            part = s._replace(table=s.table.filter(**own), rows=s.rows.filter(**own))
+            found.setdefault((model, behaviour), []).append(part)
+    return found
