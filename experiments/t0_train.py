@@ -20,10 +20,10 @@ from pathlib import Path
 from wscore import effect_table, geometry, save_delta, tensors_sha256
 from wscore.stats.schema import KEYS
 from wsrun.adapters.extract import PairDelta, pair_deltas
-from wsrun.data.items import load_items
+from wsrun.data.items import items_sha256, load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, effects, grid, guarded, progress
-from wsrun.report.tables import check_writable, items_sha256, provenance, write_table
+from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.report.verdicts import verdict_table
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant

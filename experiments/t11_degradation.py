@@ -31,9 +31,9 @@ from typing import Any
 import polars as pl
 
 from wscore import benchmark_table, tensors_sha256
+from wsrun.data.items import items_sha256
 from wsrun.data.replies import NEUTRAL, load_neutral
 from wsrun.report.console import console, guarded, progress
-from wsrun.report.tables import items_sha256
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.capability import QUESTIONS, Capability, costs, load_questions
 from wsrun.score.names import DW, method_name

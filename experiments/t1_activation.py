@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from wscore import effect_table
+from wsrun.data.items import items_sha256
 from wsrun.report.console import console, guarded
-from wsrun.report.tables import items_sha256, write_table
+from wsrun.report.tables import write_table
 from wsrun.report.tile_figures import effects_by_layer
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.variants import Variant

@@ -146,7 +146,7 @@ def test_refusals(qwen, tok, trained, tmp_path):
         (folder / "adapter_model.safetensors").write_bytes(data)
     niter = edited(trained / "pissa" / "pos", tmp_path / "niter", init_lora_weights="pissa_niter_4")
     for path, match in [
-        (tmp_path / "none", "not found"),
+        (tmp_path / "none", "no folder"),
         (bare, "has no adapter_config.json"),
         (cut, "truncated or no safetensors"),
         (text, "truncated or no safetensors"),

@@ -89,9 +89,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The adapter_config.json of a PEFT checkpoint folder that is complete; else ValueError."""
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(
-            f"adapter: folder {str(folder)!r} not found; train the adapter or name another"
-        )
+        raise ValueError(f"adapter: no folder {str(folder)!r}; train one or name another")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"adapter: {str(folder)!r} has no {name}; save it with PEFT again")

@@ -1,6 +1,5 @@
 """Tables: parquet written whole or not at all, with the provenance of the run in its metadata."""
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -81,9 +80,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def items_sha256(items: Any) -> str:
-    """sha256 of a list of items, over every field in order."""
-    text = json.dumps([vars(i) for i in items], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

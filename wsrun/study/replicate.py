@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wsrun.data.items import items_sha256
 from wsrun.data.pairs import NoPairs, Pair
 from wsrun.data.personas import load_personas
 from wsrun.report.console import console
-from wsrun.report.tables import items_sha256
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
 from wsrun.score.variants import Variant

@@ -16,9 +16,9 @@ import polars as pl
 
 from wscore import effect_table, tensors_sha256
 from wscore.store import write_whole
+from wsrun.data.items import items_sha256
 from wsrun.data.replies import NEUTRAL, load_neutral
 from wsrun.report.console import console, progress
-from wsrun.report.tables import items_sha256
 from wsrun.score.doses import SPLIT, TEXTS, Divergence, matched, read_match
 from wsrun.score.names import DW, method_name
 from wsrun.score.scorer import PROMPT_STYLE

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import tensors_sha256
 from wsrun.adapters.extract import PairDelta, pair_deltas
-from wsrun.data.items import Item, load_items
+from wsrun.data.items import Item, items_sha256, load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, progress
-from wsrun.report.tables import items_sha256, provenance, write_table
+from wsrun.report.tables import provenance, write_table
 from wsrun.report.verdicts import RuleResult, verdict_table
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
