@@ -199,7 +199,8 @@ def test_lenses_are_those_of_the_experiments(tiny):
     reading = outputs({at: ms}, (8,))
     (first, *_) = reading.cuts
     mine = {cut.name: cut for cut in reading.cuts[first]}
-    theirs = {cut.name: cut for cut in cuts(experiment("t6_shared_svd").Config().lenses, first)}
+    lenses = experiment("t6_shared_svd").Config().lenses
+    theirs = {cut.name: cut for cut in cuts(lenses, first)}
     assert set(mine) == set(theirs) - {"shared_incl"}
     for name, cut in mine.items():
         a, b = cut.kept(), theirs[name].kept()

@@ -18,7 +18,7 @@ PLANTS: what it trains, under which constraint, beside which decoys, and which c
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -245,12 +245,14 @@ def factors(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter, torch.n
             yield f"{of}.weight", named[name.replace(".lora_B.", ".lora_A.")], B
 
 
-FRAMED = dict(
+FRAMED = Plant(
     several=True, rates={None: 3.0}, targets=writing, constraint=in_frame, decoys=outside_frames
 )
 PLANTS: dict[str, Plant] = {
-    "shared-core": Plant(("shared core",), ("basin divergence",), **FRAMED),
-    "divergent-basins": Plant(("basin divergence",), ("shared core",), apart=True, **FRAMED),
+    "shared-core": replace(FRAMED, true=("shared core",), false=("basin divergence",)),
+    "divergent-basins": replace(
+        FRAMED, true=("basin divergence",), false=("shared core",), apart=True
+    ),
     "one-layer": Plant(("layers",), slices=layers, decoys=in_other_layers),
     "one-module": Plant(
         ("modules",),

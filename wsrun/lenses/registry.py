@@ -66,13 +66,15 @@ def claims(
     lenses: Iterable[str],
     cuts: Mapping[str, Iterable[Cut]],
     families: tuple[str, ...] | None = None,
-    **limits: float,
+    keep_at_least: float = 0.7,
+    drop_at_most: float = 0.3,
 ) -> Iterator[Claim]:
-    """Every claim about the cuts of some families, {family: its cuts}, with `limits` as thresholds.
+    """Every claim about the cuts of some families, {family: its cuts}, under these thresholds.
 
     Nested parts: one claim about `families`, None for the rule's own list. A partition: one about
     all families together and one about each; of a family's own parameters, about that family only.
     """
+    limits = {"keep_at_least": keep_at_least, "drop_at_most": drop_at_most}
     for name in check_lenses(lenses):
         for claim, rule in LENSES[name].claims.items():
             yield Claim(claim, None, _set(rule, families=families, **limits))
@@ -81,10 +83,10 @@ def claims(
     for partition, names in common.items():
         for family in (None, *every):
             of = (family,) if family else tuple(every)
-            yield Claim(partition, family, Locus(names, families=of, **limits))
+            yield Claim(partition, family, Locus(names, keep_at_least, drop_at_most, of))
     for family, found in every.items():
         for partition, names in partitions(cut for cut in found if cut.own).items():
-            yield Claim(partition, family, Locus(names, families=(family,), **limits))
+            yield Claim(partition, family, Locus(names, keep_at_least, drop_at_most, (family,)))
 
 
 def partitions(cuts: Iterable[Cut]) -> dict[str, tuple[str, ...]]:
