@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from wscore import BasinDivergence, Locus, Rule, SharedCore
-from wsrun.lenses import coordinates, sites, subspaces
+from wsrun.lenses import coordinates, sites, stacked, subspaces
 from wsrun.lenses.base import Cut, LensInput
 
 
@@ -25,6 +25,9 @@ LENSES: dict[str, Lens] = {
     "shared_incl": Lens(subspaces.shared_incl),
     "own": Lens(subspaces.own, {"basin divergence": BasinDivergence()}),
     "random": Lens(subspaces.random),
+    "stacked": Lens(
+        stacked.stacked, {"stacked core": SharedCore(keep="keep_stacked", drop="drop_stacked")}
+    ),
     "layers": Lens(sites.each_layer),
     "thirds": Lens(sites.thirds),
     "blocks": Lens(sites.blocks),
