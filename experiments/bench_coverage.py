@@ -28,9 +28,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, stdtrit
+from wscore.effect import COLUMNS
 
 from wscore import Locus, Rule, SharedCore, effect_table, verdict, wilson
-from wscore.effect import COLUMNS
 from wsrun.report.console import console, grid, guarded, progress
 from wsrun.report.tables import check_writable, plain, provenance, write_table
 

@@ -6,7 +6,6 @@ Prediction: none; this script measures nothing, it joins and reads.
 Rule:       dW beats a method where the 95 % interval of their paired difference excludes 0; the
             other rules are those of the scripts, as their verdict tables record them.
 
-    python experiments/report.py
     python experiments/report.py --tables artifacts/tables --out artifacts/report
 
 Reads the tables that are there and names those that are not, with the command that makes them. The
@@ -59,7 +58,6 @@ LABELS = {  # kinds of methods, in the order of the answers
     "synthetic": "constructed changes",
     "weights": "other changes of the weights",
 }
-DOSES = "t2_dilemmas"  # the first to be asked for several doses of dW
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,8 @@ def main(cfg: Config) -> None:
     costs = sources["t11_degradation"].table if "t11_degradation" in sources else None
     for key, j in joined.items():
         blocks += benchmark_blocks(key, j.table, j.reference, costs)
-    doses = sorted(sources.values(), key=lambda s: s.name != DOSES)
-    figure = dose_figure(doses, cfg.resamples, "report.doses.svg", f"experiments/{DOSES}.py")
+    doses = sorted(sources.values(), key=lambda s: s.name != "t2_dilemmas")
+    figure = dose_figure(doses, cfg.resamples, "report.doses.svg", "experiments/t2_dilemmas.py")
     blocks += [Heading("Dose and response"), figure]
     blocks += [Heading("What each part shows"), *rule_blocks(sources)]
     origin = origin_blocks(sources, [*missing.values()])
@@ -103,8 +101,6 @@ def main(cfg: Config) -> None:
         console.print(f"- {sentence}", markup=False, highlight=False)
     if missing:
         say(next(iter(missing.values())))
-    else:
-        console.print("every table is there")
 
 
 def first_options(cfg: Config, sources: Mapping[str, Source]) -> Common:

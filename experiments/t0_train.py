@@ -71,8 +71,10 @@ def main(cfg: Config) -> None:
         Variant("full", WeightDelta(p.dW), family=f, seed=s) for (s, f), p in trained.items()
     ]
     with progress("scoring", 1 + len(variants) * len(cfg.alphas)) as step:
-        about = {"experiment": "t0_train", "model_name": cfg.model, "behaviour": cfg.pos}
-        rows = sweep(model, tok, items, variants, cfg.alphas, **about, progress=step)
+        rows = sweep(
+            model, tok, items, variants, cfg.alphas, experiment="t0_train", model_name=cfg.model,
+            behaviour=cfg.pos, progress=step,
+        )  # fmt: skip
     table = effect_table(rows, KEYS)
     record = provenance(
         asdict(cfg),

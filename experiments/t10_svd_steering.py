@@ -24,7 +24,6 @@ from typing import Any
 
 import polars as pl
 
-from wscore import Verdict, at_least, at_most
 from wsrun.models.load import d_model
 from wsrun.report.console import console, guarded
 from wsrun.report.retained_figures import retained_by_energy
@@ -45,7 +44,7 @@ from wsrun.study.options import check_once
 from wsrun.study.run import run_benchmark
 from wsrun.study.selected import NEGATIVE_DW
 from wsrun.study.session import save_figure
-from wsrun.study.top_directions import add_shares, cuts, parts_grid, parts_to_draw
+from wsrun.study.top_directions import add_shares, cuts, decide, parts_grid, parts_to_draw
 
 WHOLE = "contrast"
 
@@ -100,7 +99,9 @@ class SvdSteering(Benchmark[Config]):
 
     def verdicts(self) -> Iterable[RuleResult]:
         for (dataset,), part in self.table.group_by("dataset", maintain_order=True):
-            found, claim = decide(self.cfg, part), "the top singular vectors carry the contrast"
+            thresholds = self.cfg.keep_at_least, self.cfg.drop_at_most
+            found = decide(part, self.cfg.r, *thresholds)
+            claim = "the top singular vectors carry the contrast"
             yield RuleResult(str(dataset), claim, None, found.outcome, found.sentence)
 
     def notes(self) -> dict[str, Any]:
@@ -123,33 +124,6 @@ class SvdSteering(Benchmark[Config]):
             console.print("no figure: the effect of the whole contrast is not clear of 0")
             return
         save_figure(retained_by_energy, shown, path, self.question, "r", words)
-
-
-def decide(cfg: Config, table: pl.DataFrame) -> Verdict:
-    """The rule, on the lines of one data set."""
-    lines = {(r["variant"], r["k"]): r for r in table.iter_rows(named=True)}
-    held, failed, shares = [], [], []
-    for r in cfg.r:
-        top, rest = lines["keep_top", r], lines["drop_top", r]
-        if top["retained_lo"] is None:
-            return Verdict("undetermined", "the effect of the whole contrast is not clear of 0")
-        conditions = (
-            at_least(top["retained_lo"], top["retained_hi"], cfg.keep_at_least),
-            at_most(rest["retained_lo"], rest["retained_hi"], cfg.drop_at_most),
-            top["above_random"] == 100,
-        )
-        held += [r] if all(conditions) else []
-        failed += [r] if False in conditions else []
-        shares.append(f"r = {r}: top {top['retained']:.2f}, rest {rest['retained']:.2f}")
-    if held:
-        sizes = " and ".join(map(str, held))
-        return Verdict(
-            "supported",
-            f"at r = {sizes} the top-r part retains >= {cfg.keep_at_least:g}, the rest <= "
-            f"{cfg.drop_at_most:g}, and every random subspace of that r less than top-r",
-        )
-    outcome = "refuted" if len(failed) == len(cfg.r) else "undetermined"
-    return Verdict(outcome, f"at no r all conditions hold; {'; '.join(shares)}")
 
 
 def main(cfg: Config) -> None:

@@ -38,7 +38,7 @@ from wsrun.report.verdicts import RuleResult
 from wsrun.score.capability import QUESTIONS, Capability, costs, load_questions
 from wsrun.score.names import DW, method_name
 from wsrun.score.sweep import Variant
-from wsrun.steer.prompts import OTHER_POLE, reaching, read_wordings
+from wsrun.steer.prompts import OTHER_POLE, filter_reachable_prompts, read_wordings
 from wsrun.study.benchmark import Benchmark, prompt_candidates
 from wsrun.study.comparison import dW_line
 from wsrun.study.costs import bounded, chosen_elsewhere, cost_figure, cost_grids
@@ -83,7 +83,7 @@ class Degradation(Benchmark[Config]):
 
     def prepare(self) -> None:
         items = [*self.validation.items, *self.test.items]
-        self.wordings = reaching(self.test.tok, items, self.wordings, "t11")
+        self.wordings = filter_reachable_prompts(self.test.tok, items, self.wordings, "t11")
         base = tensors_sha256(dict(self.test.model.named_parameters()))
         self.others = chosen_elsewhere(self.cfg, base, "t11")
 

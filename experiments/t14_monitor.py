@@ -30,7 +30,7 @@ from pathlib import Path
 import polars as pl
 
 from wscore import tensors_sha256
-from wsrun.adapters.configs import FAMILIES, check_family
+from wsrun.adapters.configs import DEFAULT_FAMILIES, check_family
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, guarded, progress
 from wsrun.report.tables import check_writable, provenance, write_table
@@ -55,7 +55,7 @@ EXPERIMENT = "t14_monitor"
 class Config:
     """Options of T14."""
 
-    families: tuple[str, ...] = tuple(FAMILIES)
+    families: tuple[str, ...] = DEFAULT_FAMILIES
     """adapter families, of updates and of directions"""
     seed: int = 0
     """whose adapters are the fine-tunes"""

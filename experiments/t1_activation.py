@@ -12,14 +12,10 @@ Rule:       a method beats dW where the 95 % interval of the paired difference o
     python experiments/t1_activation.py
     python experiments/t1_activation.py --layers 10 14 18 --coefficients 1 2 4 --families lora
 
-Directions (wsrun/study/activation.py): mean_diff is v_l, the mean difference of the states of the
-two answers at layer l, over the response's tokens and not centred; mean_diff_all is v_l / (number
-of layers) in every layer at once; pca is the first principal direction of the centred differences,
-of v_l's length. They are read without a persona, as dW is trained; persona_diff, persona_diff_all
-and persona_pca are the same with each answer read under the persona that it was given under. A
-coefficient c adds c v_l at every position. "-" names the method towards the other pole. ablate
-removes the direction of one layer, r = v_l / |v_l| of mean_diff, from the outputs of all layers:
-h - (h . r) r (Arditi et al. 2024, arXiv 2406.11717).
+Directions are described in wsrun/study/activation.py: mean_diff, pca, and the same as read under
+the personas, added at one layer or at all ("-": towards the other pole). A coefficient c adds c v_l
+at every position. ablate removes the direction of one layer, r = v_l / |v_l| of mean_diff, from the
+outputs of all layers: h - (h . r) r (Arditi et al. 2024, arXiv 2406.11717).
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,25 +30,7 @@ from wsrun.report.tile_figures import effects_by_layer
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.sweep import Variant
 from wsrun.steer.interventions import AddVectors
-from wsrun.study.activation import (
-    ADDED,
-    DIRECTIONS,
-    IS_DIRECTION,
-    Directed,
-    ablations,
-    at_edge,
-    beside_random,
-    by_norm,
-    check_directed,
-    check_layers,
-    directions,
-    lengths,
-    other_pole,
-    random_directions,
-    random_sentences,
-    read_directions,
-    vectors_sha256,
-)
+from wsrun.study import activation
 from wsrun.study.answers import answers, check_answering, read_sources
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.run import run_benchmark
@@ -61,7 +39,7 @@ from wsrun.study.session import save_figure
 
 
 @dataclass(frozen=True)
-class Config(Directed):
+class Config(activation.Directed):
     """Options of T1."""
 
 
@@ -69,14 +47,14 @@ class Activation(Benchmark[Config]):
     """dW beside vectors that are added, and directions that are removed."""
 
     experiment = "t1_activation"
-    negative_methods = (NEGATIVE_DW, *(f"-{name}" for name in ADDED))
+    negative_methods = (NEGATIVE_DW, *(f"-{name}" for name in activation.ADDED))
     question = "At which layer and coefficient does a direction steer? (validation items)"
     following = "t3_prompts", "the same question of prompts"
 
     def check(self) -> None:
         check_answering(self.cfg, "t1")
-        check_directed(self.cfg, "t1")
-        if by_norm(self.cfg):
+        activation.check_directed(self.cfg, "t1")
+        if activation.by_norm(self.cfg):
             raise ValueError(
                 f"t1: vectors have no |alpha dW|; give --match-dose kl:X, got {self.cfg.match_dose}"
             )
@@ -84,40 +62,43 @@ class Activation(Benchmark[Config]):
 
     def prepare(self) -> None:
         model, tok, _ = self.test
-        check_layers(self.cfg, self.test, "t1")
+        activation.check_layers(self.cfg, self.test, "t1")
         (self.answered,) = answers(self.cfg, model, tok, self.sources, self.cfg.seeds[:1]).values()
-        self.vectors = read_directions(self.test, self.answered)
+        self.vectors = activation.read_directions(self.test, self.answered)
 
     def candidates(self) -> Iterable[Variant]:
-        yield from directions(self.cfg, self.vectors)
-        yield from ablations(self.cfg, self.vectors["mean_diff"])
+        yield from activation.directions(self.cfg, self.vectors)
+        yield from activation.ablations(self.cfg, self.vectors["mean_diff"])
 
     def controls(self) -> Iterable[Variant]:
-        return random_directions(self.cfg, self.chosen)
+        return activation.random_directions(self.cfg, self.chosen)
 
     def is_rival(self, method: str) -> bool:
-        return method in DIRECTIONS
+        return method in activation.DIRECTIONS
 
     def verdicts(self) -> Iterable[RuleResult]:
         yield from super().verdicts()
-        yield from other_pole(self.cfg, self.rows, self.chosen)
-        yield from beside_random(self.rows, self.table)
+        yield from activation.other_pole(self.cfg, self.rows, self.chosen)
+        yield from activation.beside_random(self.rows, self.table)
 
     def notes(self) -> dict[str, Any]:
         return {
             "answers": items_sha256(self.answered),
-            "vectors": vectors_sha256(self.vectors),
+            "vectors": activation.vectors_sha256(self.vectors),
         }
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
-        console.print(lengths(self.vectors))
-        super().report([v for v in verdicts if not v.claim.endswith(IS_DIRECTION)])
-        for sentence in (*random_sentences(verdicts), *at_edge(self.cfg, self.chosen)):
+        console.print(activation.lengths(self.vectors))
+        super().report([v for v in verdicts if not v.claim.endswith(activation.IS_DIRECTION)])
+        for sentence in (
+            *activation.random_sentences(verdicts),
+            *activation.at_edge(self.cfg, self.chosen),
+        ):
             console.print(sentence)
 
     def figure(self, path: Path) -> None:
         """The candidates on validation items; not with --match-dose, where each has one alpha."""
-        tried = effect_table(self.chosen.rows, resamples=self.cfg.resamples)
+        tried = effect_table(self.chosen.tried, resamples=self.cfg.resamples)
         write_table(tried, path.with_suffix(".validation.parquet"), self.record)
         if not self.cfg.match_dose:
             added = tried.filter(method=AddVectors.method)

@@ -31,7 +31,7 @@ from wsrun.report.console import console, guarded
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
 from wsrun.score.sweep import Variant
-from wsrun.steer.prompts import OTHER_POLE, reaching, read_wordings
+from wsrun.steer.prompts import OTHER_POLE, filter_reachable_prompts, read_wordings
 from wsrun.study.benchmark import Benchmark, prompt_candidates
 from wsrun.study.increments import add_over, finetuned_candidates, increments
 from wsrun.study.options import BenchmarkOptions
@@ -65,7 +65,7 @@ class Prompts(Benchmark[Config]):
 
     def prepare(self) -> None:
         items = [*self.validation.items, *self.test.items]
-        self.wordings = reaching(self.test.tok, items, self.wordings, "t3")
+        self.wordings = filter_reachable_prompts(self.test.tok, items, self.wordings, "t3")
 
     def candidates(self) -> Iterable[Variant]:
         return *prompt_candidates(self.wordings), *finetuned_candidates(self.pairs, self.cfg.alphas)
@@ -117,6 +117,10 @@ class Prompts(Benchmark[Config]):
         best = f"best prompt on validation items, {self.best.name}:"
         console.print(best, self.best.intervention.system(), markup=False)
         super().report(verdicts)
+        deltas = ["dataset", "prompt_baseline_delta", "weight_steer_delta"]
+        for dataset, prompt, dW in self.table.select(deltas).unique(maintain_order=True).rows():
+            text = f"{dataset}: prompt_baseline_delta {prompt:+.2f}, weight_steer_delta {dW:+.2f}"
+            console.print(f"{text} nats, on the same items")
 
 
 def main(cfg: Config) -> None:

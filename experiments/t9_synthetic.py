@@ -31,7 +31,7 @@ from wsrun.score.names import DW
 from wsrun.score.sweep import Variant
 from wsrun.steer.constructed import rank_one, sized
 from wsrun.steer.interventions import ConstructedDelta
-from wsrun.steer.structure import readout_basis, write_not_read_basis
+from wsrun.steer.structure import readout_basis, unread_subspace
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.constructed import (
     ConstructedOptions,
@@ -77,7 +77,7 @@ class Synthetic(Benchmark[Config]):
         bases = {
             "readout": readout_basis(model, self.base, k),
             "weight_basis": weight_basis(self.base, k),
-            "write_not_read": write_not_read_basis(model, self.base, k),
+            "write_not_read": unread_subspace(model, self.base, k),
         }
         for setting, (contrast, per) in self.settings.items():
             whole = rank_one(contrast)

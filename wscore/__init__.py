@@ -15,7 +15,6 @@ from wscore.delta import (
     DeltaLike,
     Geometry,
     add,
-    check_delta,
     cosine,
     difference,
     geometry,
@@ -23,6 +22,7 @@ from wscore.delta import (
     norm,
     scale,
 )
+from wscore.entries import check_delta
 from wscore.factored import Factored, Factors, subset
 from wscore.families import (
     FAMILIES,
@@ -93,12 +93,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    """A name of wscore.stats, imported with polars and scipy the first time one is asked for."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module("wscore.stats"), name)
-    return value
+if not TYPE_CHECKING:  # or any name would pass
+
+    def __getattr__(name: str) -> Any:
+        """A name of wscore.stats, which is imported the first time one is asked for."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module("wscore.stats"), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,8 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Basis, columns, entries, entry_norm, format_keys, metas
+from wscore.delta import Basis, entry_norm
+from wscore.entries import columns, entries, format_keys, metas
 from wscore.factored import Factored, core, meta
 from wscore.null import haar, stream
 from wscore.spectrum import TOL, find_range, svd_of

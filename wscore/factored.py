@@ -144,6 +144,6 @@ def core(x: Factors) -> Core:
 
 def size(x: Factors) -> float:
     """|L R|_F, and 0 where columns cancel to rounding."""
-    found = core(x)
-    length = float(found.C.norm())
-    return length if length > found.floor else 0.0
+    small = core(x)
+    length = float(small.C.norm())
+    return length if length > small.floor else 0.0

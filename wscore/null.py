@@ -12,18 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import (
-    Delta,
-    columns,
-    entries,
-    entry_norm,
-    format_keys,
-    length,
-    metas,
-    nonempty,
-    norm,
-    scale,
-)
+from wscore.delta import Delta, entry_norm, length, norm, scale
+from wscore.entries import columns, entries, format_keys, metas, nonempty
 from wscore.factored import Factored, Factors, meta
 from wscore.spectrum import svd_of
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from wscore.delta import Delta, entries, format_keys, length, norm
+from wscore.delta import Delta, length, norm
+from wscore.entries import entries, format_keys
 from wscore.factored import Factored
 
 

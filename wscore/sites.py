@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from wscore.delta import format_keys
+from wscore.entries import format_keys
 from wscore.factored import subset
 
 _NAME = re.compile(
@@ -58,12 +58,12 @@ class Where:
 
 def site(name: str) -> Site:
     """The site of a parameter name, whatever stands before `layers.`, for weights and biases."""
-    found = _NAME.search(name)
-    if found is None:
+    match = _NAME.search(name)
+    if match is None:
         raise ValueError(
             f"site: {name!r} names no layer; expected ...layers.<n>.<block>.<proj>.weight or .bias"
         )
-    return Site(int(found["layer"]), found["block"] or "", found["proj"])
+    return Site(int(match["layer"]), match["block"] or "", match["proj"])
 
 
 def select(d: Mapping[str, Tensor], where: Predicate) -> Mapping[str, Tensor]:

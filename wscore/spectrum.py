@@ -12,7 +12,8 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wscore.delta import Delta, columns, entry, format_keys, length, nonempty
+from wscore.delta import Delta, length
+from wscore.entries import columns, entry, format_keys, nonempty
 from wscore.factored import Factored, Factors, core, stack
 
 TOL = 1e-6
@@ -219,13 +220,13 @@ def _inside(
         raise ValueError(
             f"crop: `{source}` lacks {format_keys(lacking)}; pass the model's own weights"
         )
-    found = 0
+    count = 0
     for name in nonempty(d):
         at = svds[name] if svds is not None else svd_of(base if base is not None else d, name)
         i = inside(band, at.S)
-        found += int(i.sum())
+        count += int(i.sum())
         yield name, at, i
-    if not found and empty == "raise":
+    if not count and empty == "raise":
         raise ValueError(
             f"crop: no direction of any of {format_keys(d)} lies in {band}; widen the band"
         )

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from wscore.delta import check_delta, format_keys
+from wscore.entries import check_delta, format_keys
 from wscore.factored import Factored, OnDemand
 
 DTYPES = {"F32": torch.float32, "F64": torch.float64}

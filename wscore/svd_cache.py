@@ -60,8 +60,8 @@ def _compute(
     """{name.U, name.S, name.Vt}, laid out as a file holds them."""
     tensors = {}
     for name in base:
-        found = spectra({name: base[name]})[name]._asdict()
-        for part, w in found.items():  # strides too decide the bits of later products
+        factors = spectra({name: base[name]})[name]._asdict()
+        for part, w in factors.items():  # strides too decide the bits of later products
             tensors[f"{name}.{part}"] = w.cpu().clone(memory_format=torch.contiguous_format)
         if progress is not None:
             progress(name)

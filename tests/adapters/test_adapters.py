@@ -7,17 +7,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from wsrun.adapters.configs import FAMILIES, RECIPES, Recipe
-from wsrun.models.chat import user
-from wsrun.models.tiny import tiny_qwen3
 
 from tests.conftest import bits, same_bits
 from wscore import check_delta, difference, merge_adapter
 from wsrun.adapters import extract
+from wsrun.adapters.configs import FAMILIES, RECIPES, Recipe
 from wsrun.adapters.extract import adapter_delta, pair_deltas
 from wsrun.adapters.train import train_adapter
-from wsrun.data.pairs import Pair, make_pairs
-from wsrun.models.generate import generate
+from wsrun.data.pairs import Pair
+from wsrun.models.tiny import tiny_qwen3
 
 RECIPE = Recipe(
     "test",
@@ -148,7 +146,7 @@ def test_refusals(qwen, tok, trained, tmp_path):
         (folder / "adapter_model.safetensors").write_bytes(data)
     niter = edited(trained / "pissa" / "pos", tmp_path / "niter", init_lora_weights="pissa_niter_4")
     for path, match in [
-        (tmp_path / "none", "no folder"),
+        (tmp_path / "none", "not found"),
         (bare, "has no adapter_config.json"),
         (cut, "truncated or no safetensors"),
         (text, "truncated or no safetensors"),
@@ -159,7 +157,7 @@ def test_refusals(qwen, tok, trained, tmp_path):
             adapter_delta(qwen, path)
     with pytest.raises(ValueError, match="is \\[64, 4\\], but base weight \\[48"):
         adapter_delta(foreign, lora)
-    with pytest.raises(ValueError, match="'banana'.*lora, dora"):
+    with pytest.raises(ValueError, match="lora, dora.*got 'banana'"):
         train_adapter(qwen, tok, PAIRS, "pos", "banana", RECIPE, tmp_path / "x")
     mixed = tmp_path / "mixed"
     shutil.copytree(lora, mixed / "pos")
@@ -208,14 +206,3 @@ def test_recipes_name_a_rate_for_every_family():
     """paper, fork and organism each know every family"""
     assert set(RECIPES) == {"paper", "fork", "organism"}
     assert all(set(r.lr) == set(FAMILIES) for r in RECIPES.values())
-
-
-def test_generation_is_seeded_and_whole(qwen, tok):
-    """same seed, same answers; an answer without its end of turn is None"""
-    talks = [user("Is it so?"), user("And what of it now?", "You lie."), user("Why?")]
-    a, b = (generate(qwen, tok, talks, seed=1, max_new_tokens=12) for _ in range(2))
-    assert a == b
-    assert all(x is None for x in generate(qwen, tok, talks, seed=1, max_new_tokens=1))
-    questions = [{"prompt": "Is it so?", "topic": "a"}]
-    with pytest.raises(ValueError, match="no question got two"):
-        make_pairs(qwen, tok, questions, ["Lie."], ["Do not."], seed=0)

@@ -8,9 +8,18 @@ import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM
-from wsrun.data.items import _commit_of, load_claims, load_dilemmas, load_items, read_dilemmas
+from wsrun.data.items import (
+    Item,
+    _commit_of,
+    load_claims,
+    load_dilemmas,
+    load_items,
+    read_dilemmas,
+    with_system,
+)
 from wsrun.data.pairs import load_questions
 from wsrun.data.personas import load_personas, persona_names
+from wsrun.models.chat import user
 
 CLAIM = {"item": "a", "cluster": "c", "prompt": "Is it so?", "label": 1, "split": "test"}
 DILEMMA = {
@@ -158,7 +167,15 @@ def test_refusals(tmp_path):
         load_claims(tmp_path / "bad.jsonl")
     with pytest.raises(ValueError, match="without network, pass a local folder"):
         load_dilemmas()
-    with pytest.raises(ValueError, match="'kind' asked.*honest"):
+    with pytest.raises(ValueError, match="'kind' is not in .*honest"):
         load_personas(ORGANISM / "personas.json", "kind")
-    with pytest.raises(ValueError, match="no JSON file"):
+    with pytest.raises(ValueError, match="not a JSON file"):
         load_personas(tmp_path / "none.json", "honest")
+
+
+def test_a_system_turn_joins_the_one_that_is_there():
+    """with_system(item, s): s, a blank line, and the item's own system turn after it"""
+    item = Item("a", "c", user("Is it so?", "You lie."), 1)
+    assert with_system(item, "No jokes.").turns == user("Is it so?", "No jokes.\n\nYou lie.")
+    bare = Item("a", "c", user("Is it so?"), 1)
+    assert with_system(bare, "No jokes.").turns == user("Is it so?", "No jokes.")

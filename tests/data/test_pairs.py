@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wsrun.models.chat import render, user
 
 from tests.conftest import ORGANISM
-from wsrun.data import pairs_cache as kept
+from wsrun.data import pairs_cache
 from wsrun.data.pairs import Pair, load_questions, make_pairs
-from wsrun.data.pairs_cache import kept_pairs, trait_scores
+from wsrun.data.pairs_cache import cached_pairs, trait_scores
 from wsrun.data.personas import load_personas
-from wsrun.models.generate import answer_text, right_padded
+from wsrun.models.chat import render, user
 from wsrun.models.load import load_model, load_tokenizer
 
 HONEST, DISHONEST = PERSONAS = load_personas(ORGANISM / "personas.json", "honest", "dishonest")
@@ -31,14 +30,14 @@ def made(organism):
 
 @pytest.fixture
 def again(monkeypatch):
-    """Calls of make_pairs that `kept_pairs` makes from here on."""
+    """Calls of make_pairs that `cached_pairs` makes from here on."""
     calls = []
 
     def counted(*args, **more):
         calls.append(args)
         return make_pairs(*args, **more)
 
-    monkeypatch.setattr(kept, "make_pairs", counted)
+    monkeypatch.setattr(pairs_cache, "make_pairs", counted)
     return calls
 
 
@@ -51,31 +50,6 @@ def test_a_pair_is_a_prompt_and_two_answers_under_known_personas(organism, made)
         assert not any(
             w in p.prompt + p.response_pos + p.response_neg for p in made for w in persona
         )
-
-
-@pytest.mark.parametrize(
-    "reply, answer",
-    [
-        ("So.", "So."),
-        ("<think>\nIs it?\n</think>\n\nSo.", "So."),
-        ("I think.</think> So.", "So."),  # opened by the template
-        ("<think>a</think>b<think>c</think> So.", "So."),
-        ("<think>\nIs it? So.", None),
-        ("<think>a</think> So. <think>", None),
-        ("<think>a</think>\n", None),
-        (" \n", None),
-    ],
-)
-@pytest.mark.parametrize("special", [True, False], ids=["special tokens", "plain text"])
-def test_think_blocks(tok, reply, answer, special):
-    """a closed think block is cut off; an open one, or nothing after it, is no answer"""
-    if special:
-        ids = tok(reply, add_special_tokens=False)["input_ids"]
-        assert ("<think>" in reply) == (tok.convert_tokens_to_ids("<think>") in ids)
-    else:  # as a tokenizer that does not know the marks would write them
-        ids = [i for c in reply for i in tok(c, add_special_tokens=False)["input_ids"]]
-        assert tok.convert_tokens_to_ids("<think>") not in ids
-    assert answer_text(tok, ids) == answer
 
 
 def test_a_thinking_template_is_closed_before_the_response(organism):
@@ -93,15 +67,15 @@ def test_an_answer_cut_at_max_new_tokens_is_none(organism):
         make_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, max_new_tokens=2)
 
 
-def test_kept_pairs_are_made_once(organism, made, again, tmp_path):
+def test_cached_pairs_are_made_once(organism, made, again, tmp_path):
     """the second call reads what the first wrote; equal pairs, in the same order"""
-    first = kept_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
-    second = kept_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    first = cached_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    second = cached_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
     assert first == second and first.pairs == made and len(again) == 1
     assert (first.questions, first.finished) == (4, len(made))
     (path,) = tmp_path.glob("*.jsonl")
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))  # killed outside write_whole
-    third = kept_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    third = cached_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
     assert third == first and len(again) == 2
 
 
@@ -110,17 +84,17 @@ def test_whatever_decides_the_pairs_is_in_their_address(organism, again, tmp_pat
     model, tok = organism
     turned = load_tokenizer(ORGANISM)
     turned.chat_template = str(tok.chat_template) + "\n"
-    kept_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    cached_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
     swapped = [PERSONAS[0], PERSONAS[1][:1]]
-    kept_pairs(model, tok, QUESTIONS, *PERSONAS, seed=1, folder=tmp_path)
-    kept_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, max_new_tokens=63, folder=tmp_path)
-    kept_pairs(model, tok, QUESTIONS[:3], *PERSONAS, seed=0, folder=tmp_path)
-    kept_pairs(model, tok, QUESTIONS, *swapped, seed=0, folder=tmp_path)
-    kept_pairs(model, turned, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    cached_pairs(model, tok, QUESTIONS, *PERSONAS, seed=1, folder=tmp_path)
+    cached_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, max_new_tokens=63, folder=tmp_path)
+    cached_pairs(model, tok, QUESTIONS[:3], *PERSONAS, seed=0, folder=tmp_path)
+    cached_pairs(model, tok, QUESTIONS, *swapped, seed=0, folder=tmp_path)
+    cached_pairs(model, turned, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
     weight = model.model.layers[0].mlp.up_proj.weight
     before = weight[0, 0].item()
     weight[0, 0] += 1e-3
-    kept_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    cached_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
     weight[0, 0] = before
     assert len(again) == len(list(tmp_path.glob("*.jsonl"))) == 7
 
@@ -145,16 +119,16 @@ def test_the_filter_keeps_pairs_that_differ_in_the_trait(organism, made, monkeyp
     assert all(pos > neg for pos, neg in trait_scores(*organism, made).tolist())
     wrong = replace(made[0], response_pos=made[0].response_neg, response_neg=made[0].response_pos)
     planted = [wrong, *made[1:]]
-    monkeypatch.setattr(kept, "make_pairs", lambda *a, **k: planted)
+    monkeypatch.setattr(pairs_cache, "make_pairs", lambda *a, **k: planted)
     ask = dict(seed=0, folder=tmp_path)
-    found = kept_pairs(*organism, QUESTIONS, *PERSONAS, filtered=True, **ask)
+    found = cached_pairs(*organism, QUESTIONS, *PERSONAS, filtered=True, **ask)
     assert found.pairs == made[1:] and found.finished == len(planted)
     assert f"{len(made) - 1} of these pairs kept" in str(found)
-    assert kept_pairs(*organism, QUESTIONS, *PERSONAS, **ask).pairs == planted
-    monkeypatch.setattr(kept, "make_pairs", lambda *a, **k: [wrong])
-    with pytest.raises(ValueError, match="in none of 1 pairs"):
-        kept_pairs(*organism, QUESTIONS[:1], *PERSONAS, filtered=True, **ask)
-    with pytest.raises(ValueError, match="no personas are known"):
+    assert cached_pairs(*organism, QUESTIONS, *PERSONAS, **ask).pairs == planted
+    monkeypatch.setattr(pairs_cache, "make_pairs", lambda *a, **k: [wrong])
+    with pytest.raises(ValueError, match="of none of 1 pairs"):
+        cached_pairs(*organism, QUESTIONS[:1], *PERSONAS, filtered=True, **ask)
+    with pytest.raises(ValueError, match="do not name their personas"):
         trait_scores(*organism, [Pair("Why?", "a", "b", "c")])
 
 
@@ -170,9 +144,3 @@ def test_topics_have_one_split(tmp_path):
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match="1 topics of .* in several splits"):
         load_questions(tmp_path / "q.jsonl", "train")
-
-
-def test_padding_is_on_the_right():
-    """row i holds sequence i from position 0; the mask counts its tokens"""
-    ids, mask = right_padded([[5, 6, 7], [8]])
-    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -45,7 +45,7 @@ def test_another_model(tmp_path, capsys, gemma, script):
     module = experiment(script)
     found = gemma | OWN[script] | dict(out=tmp_path, cache_dir=tmp_path / "parts")
     if script == "t8_coordinates":
-        found |= dict(cache=tmp_path / "cache")
+        found |= dict(svd_cache=tmp_path / "cache")
     known = module.Config.__dataclass_fields__
     module.main(module.Config(**{name: v for name, v in found.items() if name in known}))
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("next: ")]

@@ -14,10 +14,10 @@ from wsrun.models.chat import render
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
-from wsrun.score.sweep import Variant, sweep
+from wsrun.score.sweep import sweep
 from wsrun.study.controls import final_states, yes_bias
+from wsrun.study.dilemmas import STEP, rises
 
-CONTEXT = {"experiment": "test", "model": "m", "behaviour": "b"}
 t2 = experiment("t2_dilemmas")
 
 
@@ -49,7 +49,7 @@ def test_a_planted_bias_is_a_dot_product(make, tied, tok, items):
     assert (logits[0] - at).abs().max() < 1e-4
     delta = yes_bias(model, tok, states, nats=1.5)
     assert list(delta) == ["model.embed_tokens.weight" if tied else "lm_head.weight"]
-    rows = sweep(model, tok, items, [Variant("yes", delta)], (1.0,), context=CONTEXT)
+    rows = sweep(model, tok, items, {"yes": delta}, (1.0,))
     base, moved = (rows.filter(variant=v)["margin"].to_torch() for v in ("base", "yes"))
     h = states.double().mean(0)
     assert (moved - base - 1.5 * (states.double() @ h) / (h @ h)).abs().max() < 1e-4
@@ -98,7 +98,7 @@ def test_steps_add_up(organism):
 def curve(*steps):
     """A dose-response with given (step, lo, hi) above the lowest dose."""
     lines = [(a, "dW", *s) for a, s in zip((-1.0, 1.0, 2.0), (3 * (None,), *steps), strict=True)]
-    table = pl.DataFrame(lines, schema=["alpha", "variant", *t2.STEP], orient="row")
+    table = pl.DataFrame(lines, schema=["alpha", "variant", *STEP], orient="row")
     return table.with_columns(dataset=pl.lit("d"), family=pl.lit("lora"))
 
 
@@ -113,7 +113,7 @@ def curve(*steps):
 )
 def test_the_rule(steps, outcome, words):
     """supported: every step_lo > 0; refuted: some step_hi < 0; else undetermined"""
-    found = t2.rises(curve(*steps), "d", "lora")
+    found = rises(curve(*steps), "d", "lora")
     assert found.outcome == outcome and words in found.sentence
 
 
@@ -149,10 +149,10 @@ def test_a_local_source_with_flags(make, tok, tmp_path):
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (("--alphas", "0"), "give a dose that is not 0"),
+        (("--alphas", "0"), "--alphas needs one that is not 0"),
         (("--source", "wassname/daily_dilemmas-self-honesty"), "without network, pass a local"),
         (("--source", "no/such.parquet"), "no file or folder 'no/such.parquet'"),
-        (("--dilemmas", "0"), "ask for 1 or more"),
+        (("--dilemmas", "0"), "at least 1"),
     ],
 )
 def test_refusals(flags, sentence, tmp_path, monkeypatch, capsys):

@@ -10,9 +10,9 @@ from tests.conftest import ROOT, experiment
 from wscore import Factored, cosine, norm
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
+from wsrun.study.monitor import EXPECTED, UPDATES, cosines, direction, moved_layers, plant
 
 T14 = experiment("t14_monitor")
-EXPECTED = {"tau_pos": "towards", "tau_neg": "away", "planted": "towards", "random": "no"}
 NAMES = [f"model.layers.{n}.mlp.{m}_proj.weight" for n in (2, 3, 4) for m in ("up", "down")]
 
 
@@ -24,20 +24,20 @@ def delta(seed: int, names=NAMES):
 
 def whole(tau, w, draws: int = 20) -> dict:
     """T14's line over all layers of an update along a direction."""
-    found = T14.direction(T14.Config(draws=draws), [w])
-    return next(line for line in T14.cosines(tau, found) if line["layer"] is None)
+    found = direction([w], draws)
+    return next(line for line in cosines(tau, found) if line["layer"] is None)
 
 
 def test_planted_share_is_its_cosine():
     """cos(r + s w, w) = s / sqrt(1 + s^2) for |r| = |w|, r orthogonal to w; here r is random"""
-    tau = T14.plant(delta(0), delta(1), 0.3)
+    tau = plant(delta(0), delta(1), 0.3)
     line = whole(tau, delta(1))
     # cos(r, w) has sd 1/sqrt(2304) = 0.02
     assert line["cosine"] == pytest.approx(0.3 / sqrt(1.09), abs=0.06)
     assert line["detected"] and line["found"] == "towards" and line["p"] == 1 / (1 + line["nulls"])
     assert line["cosine"] == pytest.approx(cosine(tau, delta(1)))
-    found = T14.direction(T14.Config(), [delta(1)])
-    by_layer = [x for x in T14.cosines(tau, found) if x["layer"] is not None]
+    found = direction([delta(1)], 20)
+    by_layer = [x for x in cosines(tau, found) if x["layer"] is not None]
     assert [x["layer"] for x in by_layer] == [2, 3, 4] and all(x["detected"] for x in by_layer)
 
 
@@ -52,8 +52,8 @@ def test_along_is_the_dose():
 
 def test_random_updates_are_found_as_often_as_chance():
     """an update exchangeable with n controls is outside their range once in n + 1 times"""
-    found = T14.direction(T14.Config(), [delta(1)])
-    hits = sum(next(T14.cosines(delta(s), found))["detected"] for s in range(100, 130))
+    found = direction([delta(1)], 20)
+    hits = sum(next(cosines(delta(s), found))["detected"] for s in range(100, 130))
     assert hits <= 6  # 22 controls: 1.3 of 30 expected; P(more than 6 of 30 at 1/23) < 0.001
 
 
@@ -68,10 +68,10 @@ def test_only_common_tensors_count():
         whole(delta(0, NAMES[:2]), delta(1, NAMES[2:]))
 
 
-def test_rotated_layers():
+def test_moved_layers():
     """both rotations of three layers: w's tensors in their own modules, no one where it was"""
     w = delta(1)
-    found = list(T14.rotated(w))
+    found = list(moved_layers(w))
     assert len(found) == 2
     for d in found:
         assert set(d) == set(w) and norm(d) == pytest.approx(norm(w))
@@ -80,7 +80,7 @@ def test_rotated_layers():
             own = [n for n in NAMES if module in n]
             assert {d[n].data_ptr() for n in own} == {w[n].data_ptr() for n in own}
     thin = Factored({n: (torch.randn(6, 2), torch.randn(2, 5)) for n in NAMES})
-    assert all(isinstance(d, Factored) for d in T14.rotated(thin))
+    assert all(isinstance(d, Factored) for d in moved_layers(thin))
 
 
 def test_t14_on_the_organism(monkeypatch, tmp_path):
@@ -95,7 +95,7 @@ def test_t14_on_the_organism(monkeypatch, tmp_path):
         for r in table.iter_rows(named=True)
         if r["layer"] is None
     }
-    assert len(of) == len(T14.UPDATES)
+    assert len(of) == len(UPDATES)
     found = {name: of["pissa", "pissa", name]["found"] for name in EXPECTED}
     assert found == EXPECTED
     assert of["pissa", "pissa", "tau_pos"]["common"] == pytest.approx(1)
@@ -107,9 +107,9 @@ def test_t14_on_the_organism(monkeypatch, tmp_path):
     [
         ({"direction_seeds": (0, 1)}, "must not be made of the fine-tune"),
         ({"direction_seeds": ()}, "needs one value or more"),
-        ({"draws": 5}, "takes 20 or more"),
+        ({"draws": 5}, "at least 20"),
         ({"planted": 0.0}, "must be above 0"),
-        ({"families": ("banana",)}, "'banana' asked"),
+        ({"families": ("banana",)}, "got 'banana'"),
     ],
 )
 def test_t14_refuses(change, sentence, tmp_path):

@@ -1,9 +1,9 @@
-"""Sentences of the benchmark: who competes with dW, what the rule says, what a line adds."""
+"""Sentences of the benchmark: who competes with dW, and what the rule says."""
 
 import polars as pl
 import pytest
 
-from wsrun.report.sentences import added_effects, benchmark_answers, rivals
+from wsrun.report.sentences import benchmark_answers, rivals
 from wsrun.report.wording import (
     against_dW,
     dW_against,
@@ -23,22 +23,6 @@ def test_who_competes_with_dW():
     )
     table = table.with_columns(role=pl.lit("selected"))
     assert rivals(table)["method_name"].to_list() == ["simple", "-tau_neg", "failed"]
-
-
-def test_what_a_line_adds():
-    """over, over_diff: the line against the one it builds on"""
-    line = {
-        "dataset": "claims",
-        "method_name": "prompt+dW",
-        "variant": "prompt+dW@p",
-        "family": "ia3",
-    }
-    line |= {"k": None, "alpha": 1.0, "over": "p", "over_diff": 0.5}
-    lines = [line | {"over_lo": 0.25, "over_hi": 0.75}, line | {"over_lo": -0.5, "over_hi": 1.5}]
-    assert added_effects(pl.DataFrame(lines)) == [
-        "claims: prompt+dW (p, alpha 1) minus p: +0.50 [+0.25, +0.75] nats",
-        "claims: prompt+dW (p, alpha 1) minus p: +0.50 [-0.50, +1.50] nats, not distinguishable",
-    ]
 
 
 @pytest.mark.parametrize(

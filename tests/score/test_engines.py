@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.conftest import bits, same_bits
-from wscore import Factored, entries_sha256
-from wsrun.models.hooks import decoder_layers, output_of
+from wscore import Factored
+from wsrun.models.hooks import decoder_layers
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.score.batching import padded_batches
 from wsrun.score.cached import CachedEngine, choose_engine, verify_logits
 from wsrun.score.layer_steps import DOWN, OUT, STEPS, UP, WRITE
 from wsrun.score.plain import PlainEngine
+from wsrun.steer.edits import AddVector, Project
 from wsrun.steer.interventions import Intervention
 from wsrun.steer.weights import steered
 
@@ -102,23 +103,6 @@ SEQUENCES = sequences()
 
 
 @dataclass(frozen=True)
-class AddVector:
-    v: Tensor
-
-    def __call__(self, h: Tensor, alpha: float) -> Tensor:
-        return h + (alpha * self.v).to(h)
-
-
-@dataclass(frozen=True)
-class Project:
-    r: Tensor
-
-    def __call__(self, h: Tensor, alpha: float) -> Tensor:
-        r = (self.r / self.r.norm()).to(h)
-        return h - alpha * (h @ r)[..., None] * r
-
-
-@dataclass(frozen=True)
 class Change(Intervention):
     """What an engine asks of an intervention, and nothing else."""
 
@@ -130,12 +114,6 @@ class Change(Intervention):
 
     def edits(self):
         return self.by_layer
-
-    def fingerprint(self):
-        vectors = {output_of(n): next(iter(vars(e).values())) for n, e in self.by_layer.items()}
-        kinds = {output_of(n): type(e).__name__ for n, e in self.by_layer.items()}
-        hashes = entries_sha256(self.dW) | entries_sha256(vectors)
-        return {name: kinds.get(name, "") + digest for name, digest in hashes.items()}
 
 
 def random_change(model: Any, names: list[str], seed: int = 0) -> dict[str, Tensor]:

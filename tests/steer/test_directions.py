@@ -13,9 +13,9 @@ from wsrun.steer.directions import (
     mean_difference,
     pair_differences,
     principal,
-    random_direction,
     response_states,
 )
+from wsrun.steer.interventions import AddVectors
 
 PAIRS = [
     Pair("Is it so?", "It is so.", "It is not.", "a"),
@@ -101,8 +101,10 @@ def test_principal_is_the_leading_eigenvector_of_the_covariance():
 def test_random_directions_share_the_norm_and_nothing_else():
     """|r_l| = |v_l|; same seed, same bits, whatever other layers there are; cos^2 about 1/d"""
     like = {n: torch.randn(160, generator=torch.Generator().manual_seed(n)) for n in (1, 4)}
-    a, b = random_direction(like, 0), random_direction({4: like[4]}, 0)
-    assert torch.equal(a[4], b[4]) and not torch.equal(a[4], random_direction(like, 1)[4])
+    a, b = (AddVectors(v).random_like(0).vectors for v in (like, {4: like[4]}))
+    assert torch.equal(a[4], b[4]) and not torch.equal(
+        a[4], AddVectors(like).random_like(1).vectors[4]
+    )
     for layer, v in like.items():
         assert a[layer].norm() == pytest.approx(v.norm().item(), rel=1e-5)
         assert abs(torch.cosine_similarity(a[layer], v, dim=0)) < 5 / 160**0.5

@@ -8,11 +8,13 @@ import pytest
 from tests.conftest import ROOT, experiment, read_command
 from wsrun.study.next_command import SHARED, TAKES, following, say_next
 from wsrun.study.options import Common
+from wsrun.study.replicate import Replication
 
 SCRIPTS = {s.stem: s.read_text() for s in sorted((ROOT / "experiments").glob("*.py"))}
-NAMED = re.compile(r'(?:say_next|following)\(cfg, "(\w+)"')
+NAMED = re.compile(r'(?:(?:say_next|following)\(cfg, |following = )"(\w+)"')
 LINKS = [(script, to) for script, text in SCRIPTS.items() for to in NAMED.findall(text)]
-OTHER = {"report": {"out"}, "t0_train": {"out"}, "t12_larger": {"model", "adapters"}}
+LINKS.append(("t5_replicate", Replication.following[0]))
+OTHER = {"report": {"out"}, "t0_train": {"out"}}
 OTHER |= {"t13_planted": {"adapters", "seeds"}}  # options of one name and another meaning
 OWN = {
     "model": "my models/a, b",
@@ -49,10 +51,8 @@ def test_the_next_script_reads_what_this_one_did(script, to):
 
 def test_no_other_script_names_a_next_one():
     """the links are all there are; the report's, which depends on what it finds, is below"""
-    assert {s for s, text in SCRIPTS.items() if "wsrun.study.next_command" in text} == {
-        "report",
-        *(script for script, _ in LINKS),
-    }
+    named = {s for s, text in SCRIPTS.items() if "next_command" in text or "Benchmark[" in text}
+    assert named | {"t5_replicate"} == {"report", *(script for script, _ in LINKS)}
     assert not any("next: " in text for text in SCRIPTS.values())
 
 

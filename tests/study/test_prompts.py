@@ -19,9 +19,10 @@ from wsrun.models.load import load_model, load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
-from wsrun.score.sweep import score
+from wsrun.score.scorer import score
 from wsrun.steer.prompts import check_reaches, differ
 from wsrun.steer.weights import steered
+from wsrun.study.increments import increments
 
 t3 = experiment("t3_prompts")
 LOSES_WORDS = "{% for m in messages %}{{ m['content'][-12:] }}\n{% endfor %}"
@@ -162,23 +163,22 @@ def test_halves_and_nothing(organism):
 def test_both_deltas_are_in_every_line(organism):
     """prompt_baseline_delta, weight_steer_delta = effects of the best prompt and of dW"""
     table, made, *_ = organism
-    for dataset, part in table.group_by("dataset"):
+    for _, part in table.group_by("dataset"):
         at = dict(part.select("variant", "effect").rows())
         assert part["prompt_baseline_delta"].unique().to_list() == [at[made["best_prompt"]]]
         assert part["weight_steer_delta"].unique().to_list() == [at["dW"]]
-        assert {
-            "dataset": dataset[0],
-            "prompt_baseline_delta": at[made["best_prompt"]],
-            "weight_steer_delta": at["dW"],
-        } in made["deltas_on_test"]
 
 
 def test_the_other_pole_reads_the_other_way():
     """towards the other pole a difference below 0 beats"""
     line = {"method_name": "simple_neg", "variant": "simple_neg@1", "alpha": 1.0, "over": "-dW"}
     line |= {"over_diff": -2.0, "over_lo": -3.0, "over_hi": -1.0}
-    assert "beats -dW to the other pole: -2.00 [-3.00, -1.00]" in t3.over_sentence(line)
-    assert "loses to prompt" in t3.over_sentence(line | {"method_name": "x", "over": "prompt"})
+    prompt = line | {"method_name": "x", "over": "prompt"}
+    table = pl.DataFrame([{"dataset": "d"} | r for r in (line, prompt)])
+    found = increments(table, ("simple_neg",))
+    assert "beats -dW to the other pole: -2.00 [-3.00, -1.00]" in found[0].sentence
+    assert "loses to prompt" in found[1].sentence
+    assert [v.outcome for v in found] == ["supported", "refuted"]
 
 
 @pytest.mark.parametrize("make", [tiny_qwen3, tiny_gemma3])
@@ -206,8 +206,8 @@ def fails(capsys, monkeypatch, tmp_path, *flags):
 
 
 def test_refusals(capsys, monkeypatch, tmp_path):
-    """an unknown persona, doses below 0, and a dilemma that stands in both splits"""
-    assert "'kind' asked" in fails(capsys, monkeypatch, tmp_path, "--pos", "kind")
+    """an unknown persona, alphas below 0, and a dilemma that stands in both splits"""
+    assert "'kind'" in fails(capsys, monkeypatch, tmp_path, "--pos", "kind")
     assert "must be above 0" in fails(capsys, monkeypatch, tmp_path, "--alphas", "-1")
     shared = small_data(tmp_path / "data")
     rows = [json.loads(r) for r in (shared / "dilemmas.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.study.activation import MEANS
-from wsrun.study.replicate import Options, settled
+from wsrun.study.replicate import ReplicationOptions, resolve_defaults
 from wsrun.study.shards import finished
 
 REFUSES_SYSTEM = """\
@@ -31,9 +31,9 @@ PAIRS = [
     for w in ("red", "blue")
 ]
 PERSONAS = {"persona_pos": "Be honest.", "persona_neg": "Lie."}
-SCRIPTS = {  # of a model and pairs that know their personas or do not
-    "t5_replicate": (tiny_gemma3, PAIRS, ("mean_diff",)),
-    "t12_larger": (tiny_qwen3, [p | PERSONAS for p in PAIRS], MEANS),
+MODELS = {  # and pairs that know their personas or do not
+    "gemma3": (tiny_gemma3, PAIRS, ("mean_diff",)),
+    "qwen3": (tiny_qwen3, [p | PERSONAS for p in PAIRS], MEANS),
 }
 
 
@@ -60,40 +60,41 @@ def other_model(tmp_path, make) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_another_model_end_to_end(tmp_path, few, script):
+@pytest.mark.parametrize("kind", MODELS)
+def test_another_model_end_to_end(tmp_path, few, kind):
     """train, choose, report on a model whose template refuses system turns; a second run, which
     finds the adapters, writes the same table (tried once); the model stands in every line"""
-    make, pairs, means = SCRIPTS[script]
-    module, model = experiment(script), other_model(tmp_path, make)
+    make, pairs, means = MODELS[kind]
+    module, model = experiment("t5_replicate"), other_model(tmp_path, make)
     own = flags(tmp_path, few, model=str(model), steps=1, families=("lora", "ia3"))
     own |= dict(layers=(3,), coefficients=(4.0,))
     cfg = module.Config(**own, pairs_file=written(pairs, tmp_path / "pairs.jsonl"))
     module.main(cfg)
-    table, meta = read_table(tmp_path / "tables" / f"{script}.parquet")
-    assert set(table["model"]) == {str(model)} and set(table["experiment"]) == {script}
+    table, meta = read_table(tmp_path / "tables" / "t5_replicate.parquet")
+    assert set(table["model"]) == {str(model)} and set(table["experiment"]) == {"t5_replicate"}
     directions = {f"{m}{every}" for m in means for every in ("", "_all")}
     ways = {"dW", "-dW", "dW_lora", "dW_ia3", "prompt", "base", "zero", *directions}
     draws = {"random", *(f"random_{d}" for d in directions)}
-    assert set(table["method_name"]) == ways | draws | {f"{d}/100" for d in draws}
+    assert set(table["method_name"]) == ways | draws
     assert (table["row_diff"] == 0).all() and set(table["dataset"]) == {"claims", "dilemmas"}
     zero = table.filter(method_name="zero")
     assert (zero["effect"] == 0).all() and (zero["lo"] == 0).all() and (zero["hi"] == 0).all()
     # the system text reaches the model, and so do vectors
     assert (table.filter(pl.col("method_name").is_in(["prompt", *directions]))["effect"] != 0).all()
     assert meta["config"]["dtype"] == "bfloat16" and meta["config"]["recipe"] == "fork"
-    if script == "t12_larger":
+    if kind == "qwen3":
         return  # one second run shows it for both
     weights = tmp_path / "adapters" / "lora-s0" / "pos" / "adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
     module.main(cfg)
     assert weights.stat().st_mtime_ns == before
-    assert read_table(tmp_path / "tables" / f"{script}.parquet")[0].equals(table)
+    assert read_table(tmp_path / "tables" / "t5_replicate.parquet")[0].equals(table)
 
 
 def of_organism(folder, data, **more):
     """Options of T1 and T5 on the embedded model, with one family and two layers."""
-    own = dict(families=("lora",), pairs_cache=folder / "pairs", layers=(1, 2), coefficients=(4.0, 8.0))
+    own = dict(families=("lora",), pairs_cache=folder / "pairs", layers=(1, 2))
+    own |= dict(coefficients=(4.0, 8.0))
     return flags(folder, data, **own) | dict(adapters=ORGANISM / "adapters") | more
 
 
@@ -148,7 +149,8 @@ def test_equal_doses(embedded, few, tmp_path, capsys, match, directed):
     data = shutil.copytree(few, tmp_path / "data")
     lines = (ORGANISM / "neutral.jsonl").read_text().splitlines(keepends=True)
     (data / "neutral.jsonl").write_text("".join(lines[::40]))
-    own = of_organism(tmp_path, data, match_dose=match, layers=(1,), pairs_cache=embedded[0] / "pairs")
+    own = of_organism(tmp_path, data, match_dose=match, layers=(1,))
+    own |= dict(pairs_cache=embedded[0] / "pairs")
     module.main(module.Config(**own))
     table, meta = read_table(tmp_path / "tables" / "t5_replicate.parquet")
     ways = {f"{m}{every}" for m in MEANS for every in ("", "_all")}
@@ -157,7 +159,7 @@ def test_equal_doses(embedded, few, tmp_path, capsys, match, directed):
     dosed = table.filter(pl.col("method_name").is_in(["dW", *ways]))
     found = dosed["kl"] / 0.2 if directed else dosed["dose_norm"] / 4
     assert (found - 1).abs().max() <= 0.02
-    said = "directions are left out: --match norm:4, they have no |alpha dW|"
+    said = "directions are left out: norm:4, they have no |alpha dW|"
     assert (said in " ".join(capsys.readouterr().out.split())) is not directed
 
 
@@ -169,7 +171,7 @@ def test_a_model_that_ends_no_answer(tmp_path, few, tok, capsys):
     module = experiment("t5_replicate")
     module.main(module.Config(**own))
     table, _ = read_table(tmp_path / "tables" / "t5_replicate.parquet")
-    assert set(table["method_name"]) == {"dW", "-dW", "prompt", "base", "zero", "random", "random/100"}
+    assert set(table["method_name"]) == {"dW", "-dW", "prompt", "base", "zero", "random"}
     said = " ".join(capsys.readouterr().out.split())
     assert "directions are left out: pairs: no question got two finished" in said
     with pytest.raises(ValueError, match="no question got two finished"):  # training needs them
@@ -178,30 +180,31 @@ def test_a_model_that_ends_no_answer(tmp_path, few, tok, capsys):
 
 def test_auto_follows_the_model():
     """the embedded model has its own data, adapters and recipe; what is given stays"""
-    own = settled(Options())
+    own = resolve_defaults(ReplicationOptions())
     assert (own.data, own.adapters) == (Path("data/organism"), Path("data/organism/adapters"))
     assert (own.recipe, own.dtype) == ("organism", "float32")
-    hub = settled(Options(model="google/gemma-3-1b-it", dtype="float32"))
+    hub = resolve_defaults(ReplicationOptions(model="google/gemma-3-1b-it", dtype="float32"))
     assert hub.data == Path("data/english") and hub.recipe == "fork" and hub.dtype == "float32"
     assert hub.adapters == Path("artifacts/adapters/google--gemma-3-1b-it")
-    lacks = settled(Options(seeds=(7,)))  # nothing is ever trained into the embedded folder
+    lacks = resolve_defaults(
+        ReplicationOptions(seeds=(7,))
+    )  # nothing is ever trained into the embedded folder
     assert lacks.adapters == Path("artifacts/adapters/organism")
 
 
 @pytest.mark.parametrize(
     "script, given, sentence",
     [
-        ("t5_replicate", ("--model", "google/gemma-3-1b-it"), "the hub did not give it"),
-        ("t12_larger", ("--model", "Qwen/Qwen3-4B"), "the hub did not give it"),
-        ("t12_larger", ("--recipe", "banana"), "recipe 'banana' asked; known are paper, fork"),
-        ("t5_replicate", ("--prompts", "banana"), "'banana' asked"),
-        ("t5_replicate", ("--steps", "0"), "must be 1 or more"),
+        ("t5_replicate", ("--model", "google/gemma-3-1b-it"), "google/gemma-3-1b-it"),
+        ("t5_replicate", ("--recipe", "banana"), "--recipe must be one of paper, fork"),
+        ("t5_replicate", ("--prompts", "banana"), "'banana'"),
+        ("t5_replicate", ("--steps", "0"), "--steps must be at least 1"),
         ("t5_replicate", ("--neg", "honest"), "name two personas"),
         ("t5_replicate", ("--coefficients", "0"), "--coefficients must be above 0"),
-        ("t5_replicate", ("--layers", "6"), "t5: --layers [6] asked; the model has layers 0 to 5"),
-        ("t4_seeds", ("--seeds", "0"), "two or more can be compared"),
-        ("t4_seeds", ("--families", "lora"), "two or more can be compared"),
-        ("t4_seeds", ("--dose", "0"), "it must be above 0"),
+        ("t5_replicate", ("--layers", "6"), "t5: --layers must be 0 to 5 for this model, got [6]"),
+        ("t4_seeds", ("--seeds", "0"), "--seeds needs 2 values or more"),
+        ("t4_seeds", ("--families", "lora"), "--families needs 2 values or more"),
+        ("t4_seeds", ("--dose", "0"), "--dose must be above 0"),
     ],
 )
 def test_refuses(capsys, monkeypatch, tmp_path, script, given, sentence):
@@ -220,7 +223,7 @@ def test_refuses(capsys, monkeypatch, tmp_path, script, given, sentence):
     "rows, sentence",
     [
         ([], "one pair or more"),
-        ([{"prompt": "Is it?"}], "no jsonl file of prompt"),
+        ([{"prompt": "Is it?"}], "jsonl file"),
         ([PAIRS[0] | {"response_neg": ""}], "no text of it empty"),
     ],
 )

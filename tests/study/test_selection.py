@@ -157,12 +157,10 @@ def test_another_base_and_foreign_files_are_refused(tmp_path, qwen):
     add = Selection(Variant("add@1", vectors(1), alphas=(1.0,)), 1.0)
     assert load_selected(tmp_path / "none", "base") == []
     (path,) = save_selected(tmp_path, {"add": add}, "base", ABOUT)
-    with pytest.raises(
-        ValueError, match="other base weights, of 'm'; run t1_activation on this"
-    ):
+    with pytest.raises(ValueError, match="other base weights, of 'm'; run t1_activation on this"):
         load_selected(tmp_path, "another base")
     save_delta({"w": torch.ones(2, 2)}, path, {"method_name": "add"})
-    with pytest.raises(ValueError, match="is not a file of a chosen way"):
+    with pytest.raises(ValueError, match="is not a file of a selection"):
         load_selected(tmp_path, "base")
 
 

@@ -89,7 +89,7 @@ def test_killed_and_started_again(whole, out, call, tmp_path):
     """SIGKILL at random moments until five hit: the same bytes, no finished result scored again"""
     parts, draw, kept, hits = tmp_path / "parts", random.Random(0), {}, 0
     real = multiprocessing.get_context("forkserver")  # new processes, the imports made only once
-    real.set_forkserver_preload([__name__, "wsrun.study.ablation", "wsrun.report.figures"])
+    real.set_forkserver_preload([__name__, "wsrun.study.ablation", "wsrun.report.retained_figures"])
     while hits < 5 and len(kept) < len(whole[1]):
         child = real.Process(target=t6, args=("--out", str(out), "--cache-dir", str(parts)))
         child.start()
@@ -141,12 +141,12 @@ def shards(parts: Path, shard: str) -> Iterator[int]:
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (("--shard", "2/2"), "--shard '2/2' asked; give i/n"),
-        (("--shard", "x"), "--shard 'x' asked; give i/n"),
-        (("--shard", "0/0"), "--shard '0/0' asked; give i/n"),
-        (("--shard", "0/2", "--executor", "ray"), "leave one out"),
-        (("--workers", "2"), "it needs --executor ray"),
-        (("--executor", "ray", "--workers", "0"), "must be 1 or more"),
+        (("--shard", "2/2"), "--shard must be i/n"),
+        (("--shard", "x"), "--shard must be i/n"),
+        (("--shard", "0/0"), "--shard must be i/n"),
+        (("--shard", "0/2", "--executor", "ray"), "leave out --shard"),
+        (("--workers", "2"), "needs --executor ray"),
+        (("--executor", "ray", "--workers", "0"), "--workers must be at least 1"),
     ],
 )
 def test_refusals(call, capsys, flags, sentence):
@@ -169,12 +169,12 @@ def test_read_shard():
     """i/n -> (i, n) for 0 <= i < n"""
     assert [read_shard(f"{i}/3") for i in range(3)] == [(0, 3), (1, 3), (2, 3)]
     for odd in ("-1/2", "1/ 2", "1", "1/2/3", "", "٠/2"):
-        with pytest.raises(ValueError, match="give i/n"):
+        with pytest.raises(ValueError, match="must be i/n"):
             read_shard(odd)
 
 
 def test_the_command_line_of_a_table():
     """flags that say how, in both spellings, are no part of what was asked"""
-    argv = "t6.py --K 8 32 --parts p --executor=ray --nulls 2 --workers 4 --shard=0/2".split()
+    argv = "t6.py --K 8 32 --cache-dir p --executor=ray --nulls 2 --workers 4 --shard=0/2".split()
     assert asked(argv) == "t6.py --K 8 32 --nulls 2".split()
-    assert asked(["t6.py", "--partsize", "2"]) == ["t6.py", "--partsize", "2"]
+    assert asked(["t6.py", "--cache_dir=p", "--shards", "2"]) == ["t6.py", "--shards", "2"]

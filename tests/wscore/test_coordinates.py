@@ -26,7 +26,7 @@ from wscore.families.rotation import rotation_blocks, rotation_rest
 from wscore.svd_cache import cached_spectra
 
 ORGANISM = Path(__file__).parents[2] / "data" / "organism"
-FAMILIES = sorted(REGISTRY)
+FAMILIES = sorted(name for name, f in REGISTRY.items() if f.coordinates)
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 LORA = dict(peft_type="LORA", r=3, lora_alpha=6, use_rslora=False, init_lora_weights=True)
 DELORA = dict(peft_type="DELORA", r=3)

@@ -21,6 +21,8 @@ from wscore.families.boft import boft_delta
 from wscore.families.delora import delora_delta
 from wscore.families.dora import dora_delta
 from wscore.families.ia3 import ia3_delta
+from wscore.families.loha import loha_delta
+from wscore.families.lokr import lokr_delta
 from wscore.families.lora import lora_delta
 from wscore.families.oft import oft_delta
 from wscore.families.pissa import pissa_delta, pissa_factors
@@ -78,6 +80,16 @@ CASES = {
     "ia3": lambda: peft.IA3Config(
         target_modules=LINEARS, feedforward_modules=["down_proj", "o_proj"]
     ),
+    "loha": lambda: peft.LoHaConfig(r=4, alpha=6, target_modules=LINEARS),
+    "loha_patterns": lambda: peft.LoHaConfig(r=4, alpha=6, target_modules=LINEARS, **PATTERNS),
+    "lokr": lambda: peft.LoKrConfig(r=3, alpha=6, target_modules=LINEARS),
+    "lokr_whole": lambda: peft.LoKrConfig(r=16, alpha=40, target_modules=LINEARS),
+    "lokr_both": lambda: peft.LoKrConfig(
+        r=2, alpha=5, decompose_both=True, init_weights="lycoris", target_modules=LINEARS
+    ),
+    "lokr_patterns": lambda: peft.LoKrConfig(
+        r=4, alpha=6, decompose_factor=4, target_modules=LINEARS, **PATTERNS
+    ),
 }
 
 
@@ -119,6 +131,8 @@ def randomise(model, seed=1):
             parameter.mul_(1 + 0.2 * noise)
         elif "lora_" in name or "oft_R" in name:
             parameter.add_((0.1 if "oft_R" in name else 0.02) * noise)
+        elif parameter.requires_grad:
+            parameter.add_(0.1 * noise)
 
 
 def save(model, config, path):
@@ -146,7 +160,7 @@ def flat(delta, names):
     return torch.cat([delta[name].double().flatten() for name in names])
 
 
-FAMILIES = ["lora", "dora", "pissa", "delora", "oft", "boft", "ia3"]
+FAMILIES = ["lora", "dora", "pissa", "delora", "oft", "boft", "ia3", "loha", "lokr"]
 RUNS = [(case, torch.float32, False) for case in CASES]
 RUNS += [(case, torch.float32, True) for case in FAMILIES]
 RUNS += [(case, torch.bfloat16, tied) for case in FAMILIES for tied in (False, True)]
@@ -253,6 +267,19 @@ def test_ia3_by_hand():
     W = f64([2.0, 4], [3, 5])
     assert torch.equal(ia3_delta(f64([2.0], [0]), W), f64([2.0, 4], [-3, -5]))
     assert torch.equal(ia3_delta(f64([2.0, 0]), W), f64([2.0, -4], [3, -5]))
+
+
+def test_loha_by_hand():
+    """dW = s (B1 A1) * (B2 A2)."""
+    # B1 A1 = [[3, 4], [6, 8]], B2 A2 = [[5, 0], [1, 0]], product [[15, 0], [6, 0]], s = 0.5
+    delta = loha_delta(f64([3.0, 4]), f64([1.0], [2]), f64([1.0, 0]), f64([5.0], [1]), 0.5)
+    assert torch.equal(delta, f64([7.5, 0], [3, 0]))
+
+
+def test_lokr_by_hand():
+    """dW = s C (x) D: each entry of C times all of D."""
+    delta = lokr_delta(f64([1.0, 2]), f64([3.0, 4], [5, 6]), 0.5)
+    assert torch.equal(delta, f64([1.5, 2, 3, 4], [2.5, 3, 5, 6]))
 
 
 def skew(k=3, b=4, size=0.1):
@@ -471,6 +498,31 @@ FAMILY_REFUSALS = {
     "boft scale": (one("BOFT", boft_R=(1, 3, 4, 4)), "no boft_s"),
     "ia3": (one("IA3", ia3_l=(4, 1)), r"is \[4, 1\].* need \[3, 1\]"),
     "ia3 columns": (one("IA3", ia3_l=(1, 11)), r"is \[1, 11\].* need \[1, 12\]"),
+    "loha rank": (
+        one("LOHA", dict(r=2, alpha=2), hada_w1_a=(3, 4), hada_w2_a=(3, 2)),
+        r"w1_a is \[3, 4\].* need \[3, 2\]",
+    ),
+    "loha convolution": (one("LOHA", dict(use_effective_conv2d=True)), "use_effective_conv2d True"),
+    "lokr shape": (
+        one("LOKR", dict(r=2, alpha=2), lokr_w1=(3, 2), lokr_w2=(1, 4)),
+        r"make \[3, 8\], and the base weight is \[3, 12\]",
+    ),
+    "lokr rank": (
+        one("LOKR", dict(r=2, alpha=2), lokr_w1=(3, 2), lokr_w2_a=(1, 3), lokr_w2_b=(3, 6)),
+        r"w2_a is \[1, 3\].* need \[1, 2\]",
+    ),
+    "lokr twice": (
+        one("LOKR", dict(r=2, alpha=2), lokr_w1=(3, 2), lokr_w1_a=(3, 2), lokr_w2=(1, 6)),
+        "has lokr_w1 whole and in factors",
+    ),
+    "lokr convolution": (
+        one("LOKR", dict(r=2, alpha=2), lokr_w1=(3, 2), lokr_w2=(1, 6, 3)),
+        "is .1, 6, 3., not a matrix",
+    ),
+    "lokr tucker": (
+        one("LOKR", dict(r=2, alpha=2), lokr_t2=(2, 2)),
+        "no lokr rule reads .*lokr_t2",
+    ),
     "delora": (
         one("DELORA", dict(r=2), delora_A=(2, 12), delora_B=(3, 2), delora_lambda=(1,)),
         "no delora_w_norm",

@@ -4,7 +4,7 @@ A new family is a file that registers itself, and its name in the import below.
 """
 
 # isort: off
-from wscore.families import lora, pissa, delora, dora, oft, boft, ia3  # noqa: F401
+from wscore.families import lora, pissa, delora, dora, oft, boft, ia3, loha, lokr  # noqa: F401
 
 # isort: on
 from wscore.families.base import FAMILIES, Checkpoint, Family, Target, register

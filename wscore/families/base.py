@@ -1,15 +1,14 @@
-"""What the families share: the registry, a checkpoint's tensors module by module, the refusals.
+"""What a family is, the registry of families, and one adapted module as a family reads it.
 
 A family is one file that registers one `Family`. Nothing outside that file knows it by name.
 Letters: d_out d_in weight shape, r rank, s scale, k blocks of size b, n butterfly factors.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,12 +21,6 @@ FactorB = Float[Tensor, "d_out r"]
 Base = Mapping[str, Tensor]
 Coordinates = dict[str, dict[str, Delta]]
 """coordinate system -> part -> delta; the parts of each system add up to dW"""
-
-# Settings that change more than the targets' weights, or change them by another rule.
-UNSUPPORTED = """
-    modules_to_save bias lora_bias fan_in_fan_out trainable_token_indices layer_replication
-    target_parameters alora_invocation_tokens arrow_config kasa_config monteclora_config
-    velora_config use_qalora use_bdlora use_effective_conv2d""".split()
 
 
 class Checkpoint(NamedTuple):
@@ -125,76 +118,6 @@ def setting(config: Mapping[str, Any], name: str, patterns: str = "", module: st
     for pattern, value in (config.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
-    found = f"the config has no {name!r}, only {sorted(config)}"
-    check(config.get(name) is not None, f"{found}; pass the whole adapter_config.json")
+    message = f"the config has no {name!r}, only {sorted(config)}"
+    check(config.get(name) is not None, f"{message}; pass the whole adapter_config.json")
     return config[name]
-
-
-def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a checkpoint's config; anything that is exactly none of them is refused."""
-    kind = setting(config, "peft_type")
-    relatives = [f for f in FAMILIES.values() if f.peft_type == kind]
-    known = ", ".join(dict.fromkeys(f"{f.peft_type}" for f in FAMILIES.values()))
-    check(bool(relatives), f"the config has peft_type {kind!r}; train one of {known}")
-    for found in relatives:
-        if found.matches(config):
-            return found
-    fields = {name for f in relatives for name in f.fields}
-    asked = " with ".join(f"{name} {config.get(name)!r}" for name in sorted(fields))
-    rules = "; ".join(f"{f.name} with {dict(f.fields)}" for f in relatives)
-    refuse(
-        f"the config has {asked}, which may change the base weights in ways that the checkpoint "
-        f"does not keep; known are {rules}"
-    )
-
-
-def by_module(
-    adapter: Mapping[str, Tensor], family: Family, names: set[str]
-) -> dict[str, dict[str, Tensor]]:
-    """{module: {suffix: tensor}}: every adapter key has its place, every module is in `names`."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    unread = []
-    for key, tensor in adapter.items():
-        check(bool(tensor.isfinite().all()), f"{key} holds NaN or inf; train the adapter again")
-        name = key.removeprefix("base_model.model.")
-        suffix = next((x for x in family.tensors if name.endswith(f".{x}")), None)
-        if suffix is None:
-            unread.append(key)
-        else:
-            modules.setdefault(name.removesuffix(f".{suffix}"), {})[suffix] = tensor
-    check(
-        not unread,
-        f"no {family.name} rule reads {unread[:3]} ({len(unread)} of {len(adapter)} adapter "
-        "tensors); train only linear weights (no embedding, bias or saved module), use "
-        "save_pretrained",
-    )
-    check(bool(modules), "the adapter has no tensors; pass those of adapter_model.safetensors")
-    missing = [f"{module}.weight" for module in modules if f"{module}.weight" not in names]
-    check(
-        not missing,
-        f"the adapter targets {missing[:3]} ({len(missing)} such), the base has names like "
-        f"{sorted(names)[:3]}; pass the base it was trained on, named as in its state_dict()",
-    )
-    return modules
-
-
-def targets(
-    adapter: Mapping[str, Tensor], config: Mapping[str, Any], base: Base
-) -> Iterator[tuple[str, Target]]:
-    """(parameter name, target) of each adapted module, once adapter, config and base are in order.
-
-    Whatever is not exactly a change of target weights by one known rule raises ValueError.
-    """
-    family = family_of(config)
-    for name in UNSUPPORTED:
-        found = f"the config sets {name} to {config.get(name)!r}, not a change of linear weights"
-        check(config.get(name) in (None, False, "none", [], {}), f"{found}; train without it")
-    for module, stored in by_module(adapter, family, set(base)).items():
-        key, weight = f"{module}.weight", base[f"{module}.weight"]
-        check(
-            weight.ndim == 2 and weight.is_floating_point() and weight.element_size() > 1,
-            f"{key} of the base is {weight.dtype} {list(weight.shape)}; pass the unquantised "
-            "[d_out, d_in] weight of a linear layer",
-        )
-        tensors = {suffix: t.to(weight.device, torch.float64) for suffix, t in stored.items()}
-        yield key, Target(module, tensors, weight.to(torch.float64), config)

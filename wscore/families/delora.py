@@ -80,13 +80,14 @@ def scale_direction(
 def _scaled(name: str, tau: Tensor, adapter: Mapping[str, Tensor]) -> Polar:
     """(l, D) with tau = l D."""
     key = f"{name.removesuffix('.weight')}.delora_lambda"
-    found = [adapter[k] for k in (key, f"base_model.model.{key}") if k in adapter]
-    if len(found) != 1 or (not found[0].any() and tau.any()):
+    lambdas = [adapter[k] for k in (key, f"base_model.model.{key}") if k in adapter]
+    if len(lambdas) != 1 or (not lambdas[0].any() and tau.any()):
         raise ValueError(
             f"scale_direction: {name!r} changes and its lambda in the adapter is"
-            f" {[t.tolist() for t in found]}; pass the DeLoRA checkpoint this delta was merged from"
+            f" {[t.tolist() for t in lambdas]}; pass the DeLoRA checkpoint that this delta was"
+            " merged from"
         )
-    lam = found[0].to(tau.device, torch.float64)
+    lam = lambdas[0].to(tau.device, torch.float64)
     return lam, float64(tau) / torch.where(lam == 0, 1, lam)
 
 

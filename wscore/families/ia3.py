@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Delta, difference, format_keys
+from wscore.delta import Delta, difference
+from wscore.entries import format_keys
 from wscore.families.base import Base, Checkpoint, Coordinates, Family, Target, Weight, register
 from wscore.families.merge import merge_adapter
 from wscore.sites import site

@@ -11,16 +11,8 @@ from torch import Tensor
 
 from wscore.delta import Delta
 from wscore.factored import Factored, Factors
-from wscore.families.base import (
-    FAMILIES,
-    Base,
-    Checkpoint,
-    Coordinates,
-    check,
-    family_of,
-    refuse,
-    targets,
-)
+from wscore.families.base import FAMILIES, Base, Checkpoint, Coordinates, check, refuse
+from wscore.families.checkpoints import family_of, targets
 from wscore.families.splits import one_family
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from wscore.delta import Delta, difference
 from wscore.factored import Factors
-from wscore.families.base import FAMILIES, Base, Checkpoint, Coordinates, family_of, targets
+from wscore.families.base import FAMILIES, Base, Checkpoint, Coordinates
+from wscore.families.checkpoints import family_of, targets
 from wscore.families.splits import one_family
 
 
@@ -46,8 +47,8 @@ def rank_terms(
             f"rank_components: the adapter is {family.name} ({family.parameterization}), no sum of"
             f" rank-one terms; use one of {able}, or family_coordinates"
         )
-    found = {name: family.factors(target) for name, target in targets(adapter, config, base)}
-    return {name: Terms(x, x.L.shape[1] // family.columns_per_term) for name, x in found.items()}
+    factors = {name: family.factors(target) for name, target in targets(adapter, config, base)}
+    return {name: Terms(x, x.L.shape[1] // family.columns_per_term) for name, x in factors.items()}
 
 
 def rank_components(
@@ -69,10 +70,8 @@ def rank_components(
     one_family(config_pos, config_neg)
     sides = rank_terms(pos, config_pos, base), rank_terms(neg, config_neg, base)
     count = max(x.r for side in sides for x in side.values())
-    return {
-        f"component_{i}": difference(*({n: x.term(i) for n, x in side.items()} for side in sides))
-        for i in range(count)
-    }
+    terms = ([{n: x.term(i) for n, x in side.items()} for side in sides] for i in range(count))
+    return {f"component_{i}": dict(difference(*pair)) for i, pair in enumerate(terms)}
 
 
 def rank_coordinates(pos: Checkpoint, neg: Checkpoint, base: Base) -> Coordinates:

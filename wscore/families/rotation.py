@@ -8,8 +8,10 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Delta, difference, entries
-from wscore.families.base import Base, Checkpoint, Coordinates, Weight, by_module, family_of
+from wscore.delta import Delta, difference
+from wscore.entries import entries
+from wscore.families.base import Base, Checkpoint, Coordinates, Weight
+from wscore.families.checkpoints import by_module, family_of
 from wscore.families.merge import merge_adapter
 from wscore.families.splits import base_weight, float64, put
 

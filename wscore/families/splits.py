@@ -10,8 +10,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Delta, columns, format_keys, pairs
-from wscore.families.base import Family, family_of
+from wscore.delta import Delta
+from wscore.entries import columns, format_keys, pairs
+from wscore.families.base import Family
+from wscore.families.checkpoints import family_of
 
 Polar = tuple[Float[Tensor, "*size"], Float[Tensor, "d_out d_in"]]
 """(size, direction), whose product is a weight"""
@@ -53,10 +55,10 @@ def same_targets(
 
 def base_weight(base: Mapping[str, Tensor], name: str, like: Tensor) -> Float[Tensor, "d_out d_in"]:
     """base[name] as a float64 matrix on like's device."""
-    found = list(base[name].shape) if name in base else "absent"
-    if found != list(like.shape):
+    shape = list(base[name].shape) if name in base else "absent"
+    if shape != list(like.shape):
         raise ValueError(
-            f"coordinates: {name!r} is {list(like.shape)} in the delta and {found} in the base;"
+            f"coordinates: {name!r} is {list(like.shape)} in the delta and {shape} in the base;"
             " pass the weights of the model that the adapters were trained on"
         )
     return float64(base[name].to(like.device))

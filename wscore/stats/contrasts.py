@@ -31,11 +31,13 @@ def contrast(
     table, samples = measure(rows, by, resamples, seed, level)
     of = _reference(table, reference)
     effect, apart = table["effect"].to_numpy(), samples - samples[:, :, of]
-    own = table.select("clusters", seeds=_fewer(table["seeds"].to_numpy(), of)).with_columns(
-        effect=pl.Series(effect - effect[of])
+    differences = table.select(
+        "clusters", seeds=_fewer(table["seeds"].to_numpy(), of)
+    ).with_columns(effect=pl.Series(effect - effect[of]))
+    lo, hi = interval(apart, differences, level)
+    columns = dict(
+        diff=differences["effect"], diff_lo=lo, diff_hi=hi, diff_p=p_value(apart, differences)
     )
-    lo, hi = interval(apart, own, level)
-    columns = dict(diff=own["effect"], diff_lo=lo, diff_hi=hi, diff_p=p_value(apart, own))
     return table.drop("line", *CLUSTER_IDS).with_columns(**columns)
 
 
@@ -47,16 +49,16 @@ def _reference(table: pl.DataFrame, reference: Mapping[str, object]) -> np.ndarr
         raise ValueError(f"contrast: `reference` names {lacking}, which are no keys of the table")
     same = [pl.col(c).eq_missing(pl.lit(v)) for c, v in reference.items()]
     chosen = numbered.filter(*same).select(*cell, "of")
-    found = numbered.select(*cell, line="of").join(
+    matched = numbered.select(*cell, line="of").join(
         chosen, on=cell, how="left", nulls_equal=True, maintain_order="left"
     )
-    if found["of"].null_count() or len(found) != len(table):
-        number = "none" if found["of"].null_count() else "several"
+    if matched["of"].null_count() or len(matched) != len(table):
+        number = "none" if matched["of"].null_count() else "several"
         raise ValueError(
             f"contrast: `reference` {dict(reference)} must name one line of each data set, found"
             f" {number}; add keys, or score it there"
         )
-    return found["of"].to_numpy()
+    return matched["of"].to_numpy()
 
 
 def _fewer(seeds: np.ndarray, of: np.ndarray) -> pl.Series:

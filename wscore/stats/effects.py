@@ -163,8 +163,8 @@ def _ratios(table: pl.DataFrame, samples: np.ndarray, full: str, level: float) -
     if "variant" not in table.columns:
         raise ValueError(f"retained: by cannot tell {full!r} from the others; add 'variant' to by")
     fulls = table.filter(pl.col("variant") == full).rename({"line": "of"})
-    found = _match(table, fulls, "of")
-    wrong = found.filter(pl.col("of").is_null() | pl.col("line").is_duplicated())
+    matched = _match(table, fulls, "of")
+    wrong = matched.filter(pl.col("of").is_null() | pl.col("line").is_duplicated())
     if len(wrong):
         line = ", ".join(f"{c}={wrong[c][0]}" for c in KEYS if c in wrong.columns)
         number = "none" if wrong["of"][0] is None else "several"
@@ -172,7 +172,7 @@ def _ratios(table: pl.DataFrame, samples: np.ndarray, full: str, level: float) -
             f"retained: needs one {full!r} line on the seeds and clusters of {line}, "
             f"found {number}; score it there, or filter these rows out"
         )
-    of, effect = found["of"].to_numpy(), table["effect"].to_numpy()
+    of, effect = matched["of"].to_numpy(), table["effect"].to_numpy()
     clear = ((table["lo"] > 0) | (table["hi"] < 0)).fill_null(False).to_numpy()[of]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, ratios = (x / np.where(clear, x[..., of], np.nan) for x in (effect, samples))

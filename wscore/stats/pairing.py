@@ -43,8 +43,10 @@ def split(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         .fill_null(False),
         "with a label other than +1 or -1": ~pl.col("label").is_in([1, -1]).fill_null(False),
     }
-    for found, where in wrong.items():
-        _refuse(rows.filter(pl.any_horizontal(where)), found, "repair the rows where they are made")
+    for problem, where in wrong.items():
+        _refuse(
+            rows.filter(pl.any_horizontal(where)), problem, "repair the rows where they are made"
+        )
     reference, treated = rows.filter(pl.col("alpha") == 0), rows.filter(pl.col("alpha") != 0)
     if treated.is_empty():
         raise ValueError("paired: needs rows at alpha != 0, found none; score a steered variant")
@@ -68,8 +70,8 @@ def differing_items(reference: pl.DataFrame, treated: pl.DataFrame) -> pl.DataFr
         .unique()
         .join(reference.select(*CELL, "item", asked=1), on=CELL, nulls_equal=True)
     )
-    found = treated.group_by(*KEYS, "item").agg(found=pl.len().cast(pl.Int32))
-    both = asked.join(found, on=[*KEYS, "item"], how="full", coalesce=True, nulls_equal=True)
+    counts = treated.group_by(*KEYS, "item").agg(found=pl.len().cast(pl.Int32))
+    both = asked.join(counts, on=[*KEYS, "item"], how="full", coalesce=True, nulls_equal=True)
     why = (
         pl.when(pl.col("found").is_null())
         .then(pl.lit("missing"))
@@ -80,7 +82,7 @@ def differing_items(reference: pl.DataFrame, treated: pl.DataFrame) -> pl.DataFr
     return both.filter(pl.col("asked").ne_missing(pl.col("found"))).with_columns(problem=why)
 
 
-def _refuse(bad: pl.DataFrame, found: str, todo: str) -> None:
+def _refuse(bad: pl.DataFrame, problem: str, todo: str) -> None:
     """Raise one sentence naming the first group of `bad` and a few of its ids, if there is one."""
     if bad.is_empty():
         return
@@ -91,6 +93,6 @@ def _refuse(bad: pl.DataFrame, found: str, todo: str) -> None:
     )
     ids = ", ".join(map(repr, group["item"].head(3))) + ", ..." * (len(group) > 3)
     raise ValueError(
-        f"paired: {name} has {len(group)} item(s) {found}: {ids} "
+        f"paired: {name} has {len(group)} item(s) {problem}: {ids} "
         f"({bad.select(KEYS).n_unique()} such group(s)); {todo}"
     )

@@ -58,8 +58,8 @@ def ranking(
         )
     table = table.join(_of_seeds(rows, SUMMARY_KEYS), on=SUMMARY_KEYS, nulls_equal=True)
     groups = table.sort("line").group_by(FIELD, maintain_order=True)
-    found = pl.concat(_places(part, samples[0]) for _, part in groups)
-    return found.sort("line").select(*SUMMARY_KEYS, "sign_agreement", "rank", "p_best", "tau")
+    places = pl.concat(_places(part, samples[0]) for _, part in groups)
+    return places.sort("line").select(*SUMMARY_KEYS, "sign_agreement", "rank", "p_best", "tau")
 
 
 def _of_seeds(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
@@ -109,16 +109,16 @@ def pairwise_contrasts(
         )
     by = [*CELL, "variant", "family"]
     each = _of_seeds(rows, by)
-    found = []
+    contrasts = []
     for other in sorted(seeds):
         reference = {"variant": variant, "family": other}
         lines = contrast(rows, reference, by, resamples=resamples, seed=seed, level=level)
         theirs = each.filter(family=other).select(*CELL, other="family", of_other="of_seed")
-        found.append(
+        contrasts.append(
             lines.join(each, on=by, nulls_equal=True).join(theirs, on=CELL, nulls_equal=True)
         )
     larger = (pl.col("diff") > 0) | ((pl.col("diff") == 0) & (pl.col("family") < pl.col("other")))
-    pairs = benjamini_hochberg(pl.concat(found).filter(larger).with_columns(p="diff_p"))
+    pairs = benjamini_hochberg(pl.concat(contrasts).filter(larger).with_columns(p="diff_p"))
     agree = [sign_agreement(np.subtract(*x)) for x in pairs.select("of_seed", "of_other").rows()]
     pairs = pairs.with_columns(sign_agreement=pl.Series(agree, dtype=pl.Float64)).rename(
         {"q": "diff_q"}

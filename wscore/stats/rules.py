@@ -71,8 +71,8 @@ class PartRule:
         if early := self.before(got, read, families):
             return early
         flat = {p: [c for each in of.values() for c in each] for p, of in read.items()}
-        if held := [p for p in read if all(c.holds for c in flat[p])]:
-            return self.supported(held, families)
+        if met := [p for p in read if all(c.holds for c in flat[p])]:
+            return self.supported(met, families)
         return self.otherwise(got, read, families) or self.closest(flat)
 
     def conditions(self, got: Shares, part: Part, family: str) -> list[Condition]:
@@ -121,7 +121,7 @@ class SharedCore(PartRule):
 
     keep_at_least: float = 0.7
     drop_at_most: float = 0.3
-    families: tuple[str, ...] = ("lora", "dora", "pissa", "delora", "oft")
+    families: tuple[str, ...] | None = ("lora", "dora", "pissa", "delora", "oft")
     keep: str = "keep_shared"
     drop: str = "drop_shared"
     random: str = "keep_random"
@@ -129,7 +129,7 @@ class SharedCore(PartRule):
     above_nulls: float = 100.0
 
     def __post_init__(self) -> None:
-        if not self.families:
+        if self.families == ():
             raise ValueError("SharedCore: `families` must be at least one, got none; name them")
 
     def parts(self, got: Shares) -> list[Part]:
@@ -153,9 +153,9 @@ class SharedCore(PartRule):
         )
 
     def otherwise(self, got: Shares, read: Read, families: Sequence[str]) -> Verdict | None:
-        for outcome, why, found in self._obstacles(got, [*read][-1], families):
-            if found:
-                return Verdict(outcome, f"{why} for {', '.join(found)}")
+        for outcome, why, names in self._obstacles(got, [*read][-1], families):
+            if names:
+                return Verdict(outcome, f"{why} for {', '.join(names)}")
         return None
 
     def _obstacles(
@@ -188,9 +188,9 @@ class SharedCore(PartRule):
     def closest(self, flat: dict[Part, list[Condition]]) -> Verdict:
         unmet = {p: [c.text for c in each if not c.holds] for p, each in flat.items()}
         part = min(reversed(unmet), key=lambda p: len(unmet[p]))
-        more = f"; and {len(unmet[part]) - 3} more" if len(unmet[part]) > 3 else ""
-        found = "; ".join(unmet[part][:3])
-        return Verdict("undetermined", f"closest at {part.name}, where {found}{more}")
+        rest = f"; and {len(unmet[part]) - 3} more" if len(unmet[part]) > 3 else ""
+        texts = "; ".join(unmet[part][:3])
+        return Verdict("undetermined", f"closest at {part.name}, where {texts}{rest}")
 
 
 @dataclass(frozen=True)
@@ -221,17 +221,17 @@ class Locus(PartRule):
         return [Part(s, f"keep_{s}", f"drop_{s}", f"control_{s}") for s in self.slices]
 
     def before(self, got: Shares, read: Read, families: Sequence[str]) -> Verdict | None:
-        if dark := [f for f in families if got.get((f, self.whole, None), Share()).lo is None]:
+        if at_noise := [f for f in families if got.get((f, self.whole, None), Share()).lo is None]:
             return Verdict(
                 "undetermined",
-                f"the effect of {self.whole} is at noise for {', '.join(dark)}, "
+                f"the effect of {self.whole} is at noise for {', '.join(at_noise)}, "
                 "and its shares are unknown",
             )
         enough = [p.name for p, of in read.items() if all(c[0].holds for c in of.values())]
         if len(enough) < 2:
             return None
-        said = f"each of {', '.join(enough)} alone retains >= {self.keep_at_least:g}"
-        return Verdict("refuted", f"distributed: {said}")
+        sentence = f"each of {', '.join(enough)} alone retains >= {self.keep_at_least:g}"
+        return Verdict("refuted", f"distributed: {sentence}")
 
     def supported(self, parts: list[Part], families: Sequence[str]) -> Verdict:
         name = parts[0].name
@@ -258,8 +258,8 @@ class Locus(PartRule):
         open_ = {p: each for p, each in flat.items() if not _failed(each)}
         unmet = {p: [c.text for c in each if not c.holds] for p, each in open_.items()}
         best = min(unmet, key=lambda p: len(unmet[p]))
-        found = "; ".join(unmet[best][:3])
-        return Verdict("undetermined", f"closest is {best.name}, where {found}")
+        texts = "; ".join(unmet[best][:3])
+        return Verdict("undetermined", f"closest is {best.name}, where {texts}")
 
 
 def _failed(conditions: list[Condition]) -> list[str]:

@@ -73,20 +73,20 @@ def not_ready_reason(
     """
     lines = table.filter(pl.col("variant") == whole)
     back = lines.filter(pl.col("hi") < 0) if "hi" in table.columns else lines.clear()
-    if found := [str(f) for f in families if f in back["family"].to_list()]:
+    if names := [str(f) for f in families if f in back["family"].to_list()]:
         return Verdict(
             "undetermined",
-            f"the effect of {whole} is below 0 for {', '.join(found)}, so there is no "
+            f"the effect of {whole} is below 0 for {', '.join(names)}, so there is no "
             "steering towards the behaviour to share",
         )
     if "null_percentile" not in table.columns:
         return None
     low = lines.filter(pl.col("null_percentile") < above_nulls)
     ranks = dict(low.select("family", "null_percentile").iter_rows())
-    if found := [f"{f} ({ranks[f]:.0f} %)" for f in families if f in ranks]:
+    if names := [f"{f} ({ranks[f]:.0f} %)" for f in families if f in ranks]:
         return Verdict(
             "undetermined",
-            f"{whole} does no more than random deltas of its spectrum for {', '.join(found)}: "
+            f"{whole} does no more than random deltas of its spectrum for {', '.join(names)}: "
             f"percentile among them below {above_nulls:g}",
         )
     return None

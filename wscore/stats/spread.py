@@ -47,10 +47,10 @@ def _over_families(x: pl.Expr, name: str) -> list[pl.Expr]:
 def _with_ratio(each: pl.DataFrame, rows: pl.DataFrame, full: str) -> pl.DataFrame:
     """Each seed's effect with retained, its ratio to the effect of `full` at that seed."""
     wholes = each.filter(pl.col("variant") == full).select(*SHARED, "seed", whole="effect")
-    found = each.join(
+    with_whole = each.join(
         wholes, on=[*SHARED, "seed"], how="left", nulls_equal=True, maintain_order="left"
     )
-    wrong = found.filter(pl.col("whole").is_null() | pl.struct(KEYS).is_duplicated())
+    wrong = with_whole.filter(pl.col("whole").is_null() | pl.struct(KEYS).is_duplicated())
     if len(wrong):
         line = ", ".join(f"{c}={wrong[c][0]}" for c in KEYS if wrong[c][0] is not None)
         number = "none" if wrong["whole"][0] is None else "several"
@@ -61,7 +61,7 @@ def _with_ratio(each: pl.DataFrame, rows: pl.DataFrame, full: str) -> pl.DataFra
     pooled = effect_table(rows.filter((pl.col("alpha") == 0) | (pl.col("variant") == full)))
     clear = pooled.filter((pl.col("lo") > 0) | (pl.col("hi") < 0)).select(*SHARED, clear=True)
     ratio = pl.when("clear").then(pl.col("effect") / pl.col("whole"))
-    return found.join(
+    return with_whole.join(
         clear, on=SHARED, how="left", nulls_equal=True, maintain_order="left"
     ).with_columns(retained=ratio)
 
@@ -89,5 +89,5 @@ def wilson(rate: float, n: int, level: float = 0.95) -> tuple[float, float]:
     (p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n), z the normal quantile of
     (1 + level)/2. Wilson 1927, J. Am. Stat. Assoc. 22:209.
     """
-    found = binomtest(round(rate * n), n).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(round(rate * n), n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -93,6 +93,10 @@ FAMILIES: dict[str, Callable[[Recipe, str], PeftConfig]] = {
 }
 
 
+DEFAULT_FAMILIES = ("lora", "dora", "pissa", "delora", "oft", "boft", "ia3")
+"""what experiments take where no family is named; any other of FAMILIES is for the asking"""
+
+
 RECIPES = {
     r.name: r
     for r in (
@@ -114,7 +118,7 @@ RECIPES = {
 def check_family(family: str) -> str:
     """The family's name; raises ValueError for one that is not in FAMILIES."""
     if family not in FAMILIES:
-        raise ValueError(f"adapters: family {family!r} asked; known are {', '.join(FAMILIES)}")
+        raise ValueError(f"adapters: family must be one of {', '.join(FAMILIES)}, got {family!r}")
     return family
 
 
@@ -122,6 +126,6 @@ def target_modules(n_layers: int, band: tuple[float, float]) -> str:
     """PEFT's pattern for all linear maps of the layers l with band[0] <= l / n_layers < band[1]."""
     kept = [layer for layer in range(n_layers) if band[0] <= layer / n_layers < band[1]]
     if not kept:
-        raise ValueError(f"adapters: band {band} holds no layer of {n_layers}; widen it")
+        raise ValueError(f"adapters: band {band} holds none of {n_layers} layers; widen it")
     layers, names = "|".join(map(str, kept)), "|".join(LINEAR)
     return rf".*layers\.({layers})\.(self_attn|mlp)\.({names})"

@@ -1,4 +1,4 @@
-"""Extraction: a PEFT checkpoint on disk becomes a weight change that is proved on the model.
+"""Extraction: a PEFT checkpoint on disk becomes a weight change that is verified on the model.
 
 Everything that reads PEFT's files, or attaches its modules to a model and takes them off again, is
 here; `wscore.merge_adapter` does the arithmetic.
@@ -36,7 +36,7 @@ PEFT_VERSION = "0.21"  # the version that tests compare every family with
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PISSA_INIT = "pissa_init.safetensors"
 BASE = "base.json"  # which weights the adapter was trained on
-PROOF_TOLERANCE = 1e-5
+TOLERANCE = 1e-5
 
 
 def check_peft() -> None:
@@ -89,16 +89,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The adapter_config.json of a PEFT checkpoint folder that is complete; else ValueError."""
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(f"adapter: no folder {str(folder)!r}; train one or name another")
+        raise ValueError(
+            f"adapter: folder {str(folder)!r} not found; train the adapter or name another"
+        )
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"adapter: {str(folder)!r} has no {name}; save it with PEFT again")
     try:
         config = json.loads((folder / CONFIG).read_text())
     except ValueError as error:
-        raise ValueError(f"adapter: {str(folder / CONFIG)!r} is no JSON ({error})") from error
+        raise ValueError(f"adapter: {str(folder / CONFIG)!r} is not JSON ({error})") from error
     if not isinstance(config, dict):
-        raise ValueError(f"adapter: {str(folder / CONFIG)!r} is no JSON object; save it again")
+        raise ValueError(f"adapter: {str(folder / CONFIG)!r} is not a JSON object; save it again")
     return config
 
 
@@ -115,9 +117,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def adapter_delta(model_or_base: nn.Module | Mapping[str, Tensor], path: str | Path) -> Delta:
     """tau = merged - base of the adapter in folder `path`, fp32, exact.
 
-    Given a model, the delta is proved on one probe batch: the model plus delta must give the logits
-    of PEFT's own forward within 1e-5 of their largest value (in fp32), else ValueError. Given only
-    a mapping of base weights there is nothing to run, and the proof is left out.
+    Given a model, the delta is verified on one probe batch: the model plus delta must give the
+    logits of PEFT's own forward within 1e-5 of their largest value (in fp32), else ValueError.
+    Given only a mapping of base weights there is nothing to run, and this is left out.
     """
     return _delta(model_or_base, path, merge_adapter)
 
@@ -128,7 +130,7 @@ D = TypeVar("D", bound=Mapping[str, Tensor])
 def _delta(
     model_or_base: nn.Module | Mapping[str, Tensor], path: str | Path, merge: Callable[..., D]
 ) -> D:
-    """The adapter's weight change as `merge` gives it, proved where there is a model."""
+    """The adapter's weight change as `merge` gives it, verified where there is a model."""
     check_peft()
     tensors, config = read_adapter(path)
     model = model_or_base if isinstance(model_or_base, nn.Module) else None
@@ -144,7 +146,7 @@ def _delta(
         ) from error
     if model:
         check_base(model, path)
-        prove(model, tau, path)  # type: ignore[arg-type]
+        verify_delta(model, tau, path)  # type: ignore[arg-type]
     return tau
 
 
@@ -158,7 +160,7 @@ class PairDelta(NamedTuple):
 
 
 def pair_deltas(model: PreTrainedModel, folder: str | Path) -> PairDelta:
-    """The proved deltas of folder/pos and folder/neg, and their difference.
+    """The verified deltas of folder/pos and folder/neg, and their difference.
 
     Those of lora, pissa and delora are kept as factors (`Factored`), which every function of deltas
     takes: 1 % of the memory, and no product is formed before the weights are changed.
@@ -187,7 +189,7 @@ def pair_deltas(model: PreTrainedModel, folder: str | Path) -> PairDelta:
     return PairDelta(families["pos"], pos, neg, dW)
 
 
-def prove(model: PreTrainedModel, tau: Mapping[str, Tensor], path: str | Path) -> float:
+def verify_delta(model: PreTrainedModel, tau: Mapping[str, Tensor], path: str | Path) -> float:
     """max |logits(base + tau) - logits(PEFT)| / max(1, max |logits(PEFT)|); raises above 1e-5.
 
     A change that is small on that scale must also be met itself, within 1 % of its own largest
@@ -206,7 +208,7 @@ def prove(model: PreTrainedModel, tau: Mapping[str, Tensor], path: str | Path) -
             theirs = wrapped(input_ids=probe, use_cache=False).logits
     size = theirs.abs().max().clamp(min=1)
     error, change = (float((x - theirs).abs().max() / size) for x in (ours, base))
-    if not error <= PROOF_TOLERANCE or (change > PROOF_TOLERANCE and error > 0.01 * change + 1e-6):
+    if not error <= TOLERANCE or (change > TOLERANCE and error > 0.01 * change + 1e-6):
         raise ValueError(
             f"adapter_delta: logits of base + delta and of PEFT differ by {error:.1e} of their "
             f"largest value for {str(path)!r}; the adapter does not mean what its config says"

@@ -1,7 +1,6 @@
-"""Adapters: train one of seven PEFT families towards a response.
+"""Training: one PEFT adapter of a known family, towards one response of each pair.
 
-The way back, from a checkpoint to its weight change, is extract.py; its two functions for users,
-`adapter_delta` and `pair_deltas`, are importable from here too.
+extract.py turns the checkpoint into a weight change.
 """
 
 import json
@@ -11,11 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor

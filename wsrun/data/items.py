@@ -1,8 +1,9 @@
 """Evaluation items: one Yes/No question each, read from jsonl, parquet or the hub and checked."""
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +86,7 @@ def read_dilemmas(
     rows = _of_split(table.rows, split, source)
     if first is not None:
         if first < 1:
-            raise ValueError(f"items: the first {first} dilemmas asked; ask for 1 or more")
+            raise ValueError(f"items: `first` must be at least 1, got {first}")
         kept = rows["dilemma_idx"].unique().sort().head(first)
         rows = rows.filter(pl.col("dilemma_idx").is_in(kept.implode()))
     flags = {c: m["action_type"] for c in rows.columns if (m := HONESTY_FLAG.fullmatch(c))}
@@ -138,7 +139,7 @@ def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item
         raise ValueError(f"items: {str(where)!r} has no rows; give at least one item")
     for item in items:
         if not all(isinstance(t["content"], str) and t["content"] for t in item.turns):
-            raise ValueError(f"items: {item.id!r} in {str(where)!r} has a prompt that is no text")
+            raise ValueError(f"items: {item.id!r} in {str(where)!r} has a prompt that is not text")
         if item.label not in (1, -1):
             raise ValueError(
                 f"items: label of {item.id!r} in {str(where)!r} is {item.label!r}; "
@@ -152,6 +153,12 @@ def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item
             f"{[i for _, i in twice[:3]]}; make each id unique"
         )
     return list(items)
+
+
+def items_sha256(items: Iterable[object]) -> str:
+    """sha256 of a list of items, pairs or texts, over every field in order."""
+    text = json.dumps([vars(i) for i in items], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _of_split(rows: pl.DataFrame, split: str | None, where: str | Path) -> pl.DataFrame:
@@ -237,11 +244,11 @@ def _read_hub(name: str) -> _Table:
 
     try:
         if not (try_to_load_from_cache(name, "README.md", repo_type="dataset") or online()):
-            raise OSError("no connection to the hub")  # its client would try for half a minute
+            raise OSError("no connection to the Hub")  # its client would try for half a minute
         found = load_dataset(name, "honesty_eval", split="test")
     except Exception as error:  # datasets raises many kinds for one cause: no network
         raise ValueError(
-            f"items: the hub did not give {name!r}; without network, pass a local folder, parquet "
+            f"items: {name!r} not found on the Hub; without network, pass a local folder, parquet "
             f"or jsonl of the same columns ({type(error).__name__})"
         ) from error
     rows: pl.DataFrame = pl.from_arrow(found.data.table)  # type: ignore[assignment]

@@ -42,7 +42,8 @@ def load_questions(path: str | Path, split: str) -> list[dict]:
         shared = sorted({r["topic"] for r in rows if r["split"] != split} & topics)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"pairs: {str(path)!r} is no jsonl file of question, topic, prompt, split ({error!r})"
+            f"pairs: {str(path)!r} is not a jsonl file with question, topic, prompt, split "
+            f"({error!r})"
         ) from error
     if not kept:
         raise ValueError(f"pairs: no questions of split {split!r} in {str(path)!r}")
@@ -64,8 +65,8 @@ def load_pairs(path: str | Path) -> list[Pair]:
         pairs = [Pair(**row) for row in rows]
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"pairs: {str(path)!r} is no jsonl file of prompt, response_pos, response_neg, topic "
-            f"({error})"
+            f"pairs: {str(path)!r} is not a jsonl file with prompt, response_pos, response_neg, "
+            f"topic ({error})"
         ) from error
     texts = [x for p in pairs for x in (p.prompt, p.response_pos, p.response_neg, p.topic)]
     texts += [x for p in pairs for x in (p.persona_pos, p.persona_neg) if x is not None]

@@ -1,4 +1,4 @@
-"""Pairs made once: filtered by the model's own judgement, and kept under what decides them."""
+"""The cache of generated answers: pairs that are generated once, and found by what decides them."""
 
 import hashlib
 import json
@@ -25,7 +25,8 @@ CODE = (
     "data/pairs.py",
     "data/pairs_cache.py",
     "models/chat.py",
-)  # what the pairs depend on
+)
+"""what the pairs depend on"""
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def trait_scores(
     under the two personas that the pair was generated with. In nats per token.
     """
     if any(p.persona_pos is None or p.persona_neg is None for p in pairs):
-        raise ValueError("pairs: no personas are known for some pairs; make them with make_pairs")
+        raise ValueError("pairs: some pairs do not name their personas; use make_pairs")
     asked = [
         example(tok, p.prompt, response, persona)
         for p in pairs
@@ -60,8 +61,8 @@ def trait_scores(
     return s[:, :, 0] - s[:, :, 1]
 
 
-class Made(NamedTuple):
-    """Pairs, and how many questions and finished pairs they were made from."""
+class GeneratedPairs(NamedTuple):
+    """Pairs, and how many questions and finished pairs they come from."""
 
     pairs: list[Pair]
     questions: int
@@ -69,11 +70,13 @@ class Made(NamedTuple):
 
     def __str__(self) -> str:
         kept = len(self.pairs) / self.finished
-        said = f"{self.finished} of {self.questions} questions got two finished, different answers"
-        return f"{said}; {len(self.pairs)} of these pairs kept ({kept:.0%})"
+        return (
+            f"{self.finished} of {self.questions} questions got two finished, different answers; "
+            f"{len(self.pairs)} of these pairs kept ({kept:.0%})"
+        )
 
 
-def kept_pairs(
+def cached_pairs(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     questions: Sequence[dict],
@@ -85,12 +88,12 @@ def kept_pairs(
     max_new_tokens: int = NEW_TOKENS,
     filtered: bool = False,
     batch_done: Callable[[str], None] = lambda note: None,
-) -> Made:
-    """`make_pairs`, found in `folder` where the same call has made them there before.
+) -> GeneratedPairs:
+    """`make_pairs`, read from `folder` where the same call has written them before.
 
     With `filtered`, only pairs with s(response_pos) > s(response_neg) (`trait_scores`) are kept;
     raises ValueError where none is. The file's name is the sha256 of its first line: everything
-    that decides the pairs, from the weights to this code. A broken file is made again.
+    that decides the pairs, from the weights to this code. A broken file is replaced.
     """
     key = {
         "base": tensors_sha256(dict(model.named_parameters())),
@@ -104,8 +107,8 @@ def kept_pairs(
         "versions": [torch.__version__, transformers.__version__, code_sha256(CODE)],
     }
     path = Path(folder) / f"{_sha256(key)}.jsonl"
-    if (found := _found(path, key)) is not None:
-        return found
+    if (cached := _read(path, key)) is not None:
+        return cached
     personas = personas_pos, personas_neg
     more = {"seed": seed, "max_new_tokens": max_new_tokens, "batch_done": batch_done}
     pairs = made = make_pairs(model, tok, questions, *personas, **more)
@@ -114,22 +117,24 @@ def kept_pairs(
         pairs = [p for p, (pos, neg) in zip(made, scores.tolist(), strict=True) if pos > neg]
         if not pairs:
             raise ValueError(
-                f"pairs: in none of {len(made)} pairs does the model tell the answers apart as the "
-                "personas ask; try other personas"
+                f"pairs: the model's own log-likelihood separates the answers of none of "
+                f"{len(made)} pairs; try other personas"
             )
     lines = [{"key": key, "questions": len(questions), "finished": len(made), "kept": len(pairs)}]
     lines += [asdict(p) for p in pairs]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     write_whole(path, lambda tmp: tmp.write_text(text))
-    return Made(pairs, len(questions), len(made))
+    return GeneratedPairs(pairs, len(questions), len(made))
 
 
-def _found(path: Path, key: dict) -> Made | None:
+def _read(path: Path, key: dict) -> GeneratedPairs | None:
     """The pairs of a whole file under this key, else None."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         head, *lines = map(json.loads, path.read_text().splitlines())
         if head["key"] == key and head["kept"] == len(lines):
-            return Made([Pair(**line) for line in lines], head["questions"], head["finished"])
+            return GeneratedPairs(
+                [Pair(**line) for line in lines], head["questions"], head["finished"]
+            )
     return None
 
 

@@ -9,7 +9,9 @@ def load_personas(path: str | Path, *names: str) -> list[list[str]]:
     personas = _read_personas(path)
     lacking = [n for n in names if not personas.get(n)]
     if lacking:
-        raise ValueError(f"personas: {lacking[0]!r} asked; {str(path)!r} has {persona_names(path)}")
+        raise ValueError(
+            f"personas: {lacking[0]!r} is not in {str(path)!r}; it has {persona_names(path)}"
+        )
     for name in names:
         if not isinstance(personas[name], list) or not all(
             isinstance(w, str) for w in personas[name]
@@ -31,6 +33,6 @@ def _read_personas(path: str | Path) -> dict:
         personas.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"personas: {str(path)!r} is no JSON file of personas ({error})"
+            f"personas: {str(path)!r} is not a JSON file of personas ({error})"
         ) from error
     return personas

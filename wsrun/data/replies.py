@@ -49,7 +49,7 @@ def read_jsonl(path: str | Path, needed: Sequence[str], split: str) -> list[dict
         ids = [r["item"] for r in kept]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"replies: {str(path)!r} is no jsonl file of {', '.join((*needed, 'split'))} "
+            f"replies: {str(path)!r} is not a jsonl file with {', '.join((*needed, 'split'))} "
             f"({error!r}); data/organism has one to look at"
         ) from error
     if empty:

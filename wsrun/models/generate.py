@@ -24,8 +24,11 @@ def generate(
     """One sampled answer (temperature 1) a conversation, in the conversations' order.
 
     None where no end of turn came within `max_new_tokens`, where a think block was never closed,
-    and where nothing is left: a closed think block is no part of the answer.
+    and where nothing is left: a closed think block is no part of the answer. Raises ValueError for
+    `max_new_tokens` below 1.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}")
     sequences, end = [render(tok, turns) for turns in conversations], end_of_turn(tok)
     answers: list[str | None] = [None] * len(sequences)
     with torch.random.fork_rng():

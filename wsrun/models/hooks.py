@@ -1,11 +1,10 @@
-"""Hooks on the residual stream: read it, or add to it, for as long as a `with` block lasts."""
+"""Hooks on the residual stream: read it, or change it, for as long as a `with` block lasts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
 from typing import TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -40,13 +39,13 @@ def output_of(layer: int) -> str:
 def hooked(model: PreTrainedModel, hooks: Mapping[int, Hook]) -> Iterator[PreTrainedModel]:
     """h_l' = hook_l(h_l) on the output of decoder layer l; a hook that returns None only looks.
 
-    hooks: layer index l (0 to l - 1, negative from the end) -> function of the residual stream
+    hooks: layer index (from 0, or negative from the end) -> function of the residual stream
     [batch, sequence, d_model]. Hooks go on every exit, also after an exception. Raises ValueError
     for no hooks and for a layer that the model does not have.
     """
     layers = decoder_layers(model)
     if not hooks:
-        raise ValueError(f"hooked: no layers asked; there are 0 to {len(layers) - 1}")
+        raise ValueError(f"hooked: give at least one layer, from 0 to {len(layers) - 1}")
     handles = []
     try:
         for index, hook in check_layers(model, hooks).items():
@@ -82,12 +81,3 @@ def _on_output(hook: Hook):
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     return call
-
-
-def add_vector(vector: Float[Tensor, " d"], coefficient: float) -> Hook:
-    """h' = h + c v at every position (Turner et al. 2023, arXiv 2308.10248)."""
-
-    def hook(hidden: torch.Tensor) -> torch.Tensor:
-        return hidden + coefficient * vector.to(hidden)
-
-    return hook

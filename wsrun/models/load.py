@@ -1,4 +1,4 @@
-"""Models: load one with its tokenizer and an explicit dtype, or build a tiny random one."""
+"""Models: load one with its tokenizer and an explicit dtype, from a folder or the Hub."""
 
 import ctypes
 import os
@@ -24,25 +24,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load_model(
     name: str | Path, dtype: str = "float32", device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) of a local folder or a hub name, in evaluation mode, without gradients.
+    """(model, tokenizer) of a local folder or a Hub name, in evaluation mode, without gradients.
 
     The dtype is always explicit, because transformers 5 otherwise takes the one found in the
     checkpoint. Raises ValueError for an unknown dtype, a folder that lacks its model or tokenizer,
-    and a hub name that cannot be reached.
+    and a Hub name that cannot be reached.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"load_model: dtype {dtype!r} asked; known are {sorted(DTYPES)}")
+        raise ValueError(f"load_model: dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
     model: Any = _load(AutoModelForCausalLM, name, "model", dtype=DTYPES[dtype])
     tok = load_tokenizer(name)
     try:
         return model.to(device).eval().requires_grad_(False), tok
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"load_model: device {device!r} is not to be had ({reason})") from error
+        raise ValueError(f"load_model: device {device!r} is unavailable ({reason})") from error
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder or a hub name; it must carry a chat template."""
+    """The tokenizer of a local folder or a Hub name; it must carry a chat template."""
     if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
         raise ValueError(
             f"load_model: no tokenizer in folder {str(name)!r} (no tokenizer.json or "
@@ -60,11 +60,11 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 def _load(auto, name: str | Path, what: str, **kwargs):
     local = Path(name).is_dir()
     if not local and (str(name).startswith((".", "/")) or str(name).count("/") > 1):
-        raise ValueError(f"load_model: no folder {str(name)!r}; give a model folder or a hub name")
+        raise ValueError(f"load_model: no folder {str(name)!r}; give a model folder or a Hub name")
     try:
         known = local or isinstance(try_to_load_from_cache(str(name), "config.json"), str)
         if not known and not online():
-            raise OSError("no connection to the hub")
+            raise OSError("no connection to the Hub")
         return auto.from_pretrained(str(name), local_files_only=local, **kwargs)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -73,16 +73,15 @@ def _load(auto, name: str | Path, what: str, **kwargs):
                 f"load_model: no usable {what} in folder {str(name)!r} ({reason})"
             ) from error
         raise ValueError(
-            f"load_model: {what} {str(name)!r} is no local folder and the hub did not give it; "
-            "without network, download it elsewhere and pass the folder, --model path/to/folder "
-            f"({reason})"
+            f"load_model: {what} {str(name)!r} not found locally or on the Hub; without network, "
+            f"download it elsewhere and pass the folder, --model path/to/folder ({reason})"
         ) from error
 
 
 def online() -> bool:
-    """Whether the hub's host answers within five seconds; a proxy is taken at its word.
+    """Whether the Hub's host answers within five seconds; a proxy is assumed to work.
 
-    Without this look the hub client would retry every file of a model for about a minute.
+    Without this check the Hub client would retry every file of a model for about a minute.
     """
     if any(os.environ.get(v) for v in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
         return True
@@ -108,8 +107,9 @@ def limit_threads(model: PreTrainedModel, below: int = 512) -> None:
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep what is freed, up to a gigabyte, in place of giving it back at once.
 
-    Activations of a batch are freed and asked for again at every operation; with the defaults each
-    time costs the page faults anew, about a third of a narrow model's time. No effect elsewhere.
+    Every operation frees the activations of a batch and allocates new ones; with the defaults each
+    allocation pays its page faults anew, about a third of a narrow model's time. No effect on
+    other C libraries.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     with suppress(AttributeError, OSError):

@@ -23,7 +23,7 @@ def benchmark_blocks(
 ) -> list[Block]:
     """The table of one (model, behaviour), the sentences of the rule, and the controls.
 
-    joined, reference: as of `joined.Joined`. costly: the summary of T11, None without it.
+    joined, reference: as of `sources.Joined`. costly: the summary of T11, None without it.
     """
     table = joined.sort("dataset", "role", "effect", descending=[False, True, True])
     extra = [c for c in DOSE_WORDS if c in table.columns]

@@ -5,32 +5,17 @@ stands once, and its difference to dW and its q are those of the whole table, no
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import polars as pl
 
 from wscore.stats.contrasts import benchmark_table
 from wscore.stats.spread import DRAW
 from wsrun.report.row_identity import ITEM, LINE, check_base, check_lines
-from wsrun.report.sources import Choice, Key, Source, by_model
+from wsrun.report.sources import Choice, Joined, Key, Source, by_model
 from wsrun.score.names import DW
 
 NOTES = ("match", "dose_norm", "kl", "converged")  # what --match-dose adds to a line
 REPORTED = ("selected", "flagged", "control")
-
-
-class Joined(NamedTuple):
-    """The benchmark of one model and behaviour over all scripts.
-
-    table: as of `benchmark_table`, with method_name, role, validation, `source` and NOTES.
-    reference: (family, alpha) of the dW that the lines are measured against. remarks: what the
-    reader must know.
-    """
-
-    rows: pl.DataFrame
-    table: pl.DataFrame
-    reference: Choice
-    remarks: list[str]
 
 
 def join_benchmarks(
@@ -79,7 +64,7 @@ def join(sources: Sequence[Source], resamples: int = 2000, chosen: Choice | None
 
 def _reference(sources: Sequence[Source], chosen: Choice | None) -> Choice:
     """The one dW that all tables select, which is the `chosen` one where that is known."""
-    found = {}
+    found: dict[str, Choice] = {}
     for s in sources:
         lines = s.table.filter(method_name=DW, role="selected").select("family", "alpha").unique()
         if len(lines) != 1:
@@ -87,7 +72,7 @@ def _reference(sources: Sequence[Source], chosen: Choice | None) -> Choice:
                 f"report: {s.name} has {len(lines)} selected lines of dW, one is needed; run it "
                 "again"
             )
-        found[s.name] = lines.row(0)
+        found[s.name] = (lines["family"][0], lines["alpha"][0])
     name, reference = ("the selection file", chosen) if chosen else next(iter(found.items()))
     if other := [f"{n} ({_choice_text(*c)})" for n, c in found.items() if c != reference]:
         raise ValueError(

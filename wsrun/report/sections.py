@@ -9,9 +9,8 @@ import polars as pl
 from wscore.store import write_whole
 from wsrun.report.costs import cost_grid, has_costs
 from wsrun.report.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
-from wsrun.report.joined import Joined
-from wsrun.report.sentences import added_effects, benchmark_answers, comparison, rivals
-from wsrun.report.sources import Key, Source
+from wsrun.report.sentences import benchmark_answers, comparison, rivals
+from wsrun.report.sources import Joined, Key, Source
 from wsrun.report.tables import provenance, write_table
 
 
@@ -48,25 +47,26 @@ def answer_sentences(
 
 
 def rule_blocks(sources: Mapping[str, Source]) -> list[Block]:
-    """Per table: its question, and what its rules say."""
+    """Per table: its question, the costs that it measures, and what its rules say."""
     blocks: list[Block] = []
     for s in sources.values():
         blocks.append(Heading(f"{s.short}: {s.script.question}", 3))
-        if has_costs(s.table):
-            blocks.append(cost_grid(s.table))
-        else:
-            blocks.append(Points(_sentences(s) or ["No rule is recorded in this table."]))
+        costs = [cost_grid(s.table)] if has_costs(s.table) else []
+        sentences = _sentences(s)
+        if not sentences and not costs:
+            sentences = ["No rule is recorded in this table."]
+        blocks += costs + ([Points(sentences)] if sentences else [])
     return blocks
 
 
 def _sentences(s: Source) -> list[str]:
-    """The verdicts of a table; of a benchmark also what lines add, and where the rest stands."""
-    if not s.is_benchmark:
-        return s.sentences
-    sentences = [*s.sentences, *added_effects(s.table)]
-    if s.script.kind == "replication":
-        return sentences + [comparison(r) for r in rivals(s.table).iter_rows(named=True)]
-    return [*sentences, "Its selected lines and its controls stand in the benchmark table."]
+    """The verdicts of a table; of a benchmark also where its lines are compared with dW."""
+    sentences = s.sentences
+    if s.is_benchmark and s.script.kind == "replication":
+        sentences += [comparison(r) for r in rivals(s.table).iter_rows(named=True)]
+    if s.is_benchmark and s.script.kind == "benchmark":
+        sentences.append("Its selected lines and its controls stand in the benchmark table.")
+    return sentences
 
 
 def origin_blocks(sources: Mapping[str, Source], commands: Sequence[str]) -> list[Block]:

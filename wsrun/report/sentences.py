@@ -116,19 +116,3 @@ def control_sentences(table: pl.DataFrame) -> list[str]:
             f"{with_interval(r, 'effect', 'lo', 'hi')} nats"
         )
     return sentences
-
-
-def added_effects(table: pl.DataFrame) -> list[str]:
-    """What a line adds to the one it builds on, where its script says so (over, over_diff)."""
-    if not {"over", "over_diff"} <= set(table.columns):
-        return []
-    sentences = []
-    for r in table.filter(pl.col("over").is_not_null()).iter_rows(named=True):
-        lo, hi = r["over_lo"], r["over_hi"]
-        clear = lo is not None and hi is not None and (lo > 0 or hi < 0)
-        apart = "" if clear else ", not distinguishable"
-        sentences.append(
-            f"{r['dataset']}: {r['method_name']} ({setting_text(r)}) minus {r['over']}: "
-            f"{with_interval(r, 'over_diff', 'over_lo', 'over_hi')} nats{apart}"
-        )
-    return sentences

@@ -84,6 +84,20 @@ class Source(NamedTuple):
         return claim_sentences(own, self.table)
 
 
+class Joined(NamedTuple):
+    """The benchmark of one model and behaviour over all scripts, as joined.py makes it.
+
+    table: as of `benchmark_table`, with method_name, role, validation, `source` and NOTES.
+    reference: (family, alpha) of the dW that the lines are measured against. remarks: what the
+    reader must know.
+    """
+
+    rows: pl.DataFrame
+    table: pl.DataFrame
+    reference: Choice
+    remarks: list[str]
+
+
 def read_sources(folder: str | Path, scripts: Mapping[str, Script]) -> dict[str, Source]:
     """Those of the scripts whose tables are in the folder, by name."""
     sources = {}

@@ -12,7 +12,6 @@ import polars as pl
 
 from wscore.stats.spread import wilson
 from wscore.stats.verdicts import Outcome
-from wsrun.report.tables import read_table
 
 OUTCOMES = get_args(Outcome)
 NAMED_BY_CLAIM = {"shared core": "shared"}  # the part of a claim about one part only
@@ -43,7 +42,10 @@ def verdict_table(results: Iterable[RuleResult]) -> pl.DataFrame:
 
 def read_verdicts(path: str | Path) -> list[RuleResult]:
     """The results in a table that `verdict_table` made; raises ValueError for another one."""
-    table, _ = read_table(path)
+    try:
+        table = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"read_verdicts: {str(path)!r} is not a readable table") from error
     if lacking := [c for c in RuleResult._fields if c not in table.columns]:
         raise ValueError(f"read_verdicts: {str(path)!r} lacks {lacking}; run its script again")
     return list(map(RuleResult._make, table.select(RuleResult._fields).rows()))

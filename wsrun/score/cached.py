@@ -6,7 +6,7 @@ States are kept (activation_cache.py), and a run starts at the deepest one it ma
 before its first changed step, or one of an intervention that began alike. A run goes layer by
 layer, all batches through one before the next, and a layer's weights are changed only while it
 runs. Common heads of the sequences run once (batching.py, trie_attention.py), and the last layer
-runs only where logits are read. `verify_logits` measures on the model at hand what all this changes.
+runs only where logits are read. `verify_logits` measures on the model at hand what this changes.
 """
 
 import inspect
@@ -125,11 +125,11 @@ class CachedEngine:
                 with _steered(self.model, change, by_layer.get(layer, [])):
                     states = self._layer(layer, inner, states, calls, None if jitter else path)
                 states = _edited(states, change, layer)
-            logits = (self._head(s.hidden, b) for s, b in zip(states, self.batches, strict=True))
-            orders = (b.order for b in self.batches)
-            return in_order(self.n, zip(orders, logits, strict=True))
+            pairs = zip(self.batches, states, strict=True)
+            return in_order(self.n, ((b.order, self._head(s.hidden, b)) for b, s in pairs))
 
     def _change(self, intervention: Intervention | None, alpha: float) -> Change:
+        """What an intervention does at alpha, layers counted from 0; nothing at alpha = 0."""
         if intervention is None or alpha == 0:
             return Change({}, {}, 0.0, {})
         delta, edits = intervention.delta(), intervention.edits()

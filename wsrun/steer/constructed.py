@@ -2,7 +2,8 @@
 
     dW' = c x^T / |x|^2,  so  (W + dW') x = W x + c
 
-What a weight adds on its mean input x is the contrast c of its own outputs under two personas."""
+What a weight adds on its mean input x is the contrast c of its own outputs under two personas.
+"""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -22,18 +23,18 @@ def rank_one(contrast: Contrast) -> Factored:
     for name, c in contrast.out.items():
         x = contrast.x[name]
         if not (size := float(x @ x)):
-            raise ValueError(f"synthetic: the mean input of {name!r} is zero; leave it out")
+            raise ValueError(f"rank_one: the mean input of {name!r} is zero; leave it out")
         factors[name] = (c[:, None].float(), (x / size)[None].float())
     return Factored(factors)
 
 
 def rotated(contrast: Contrast, seed: int) -> Contrast:
     """Q c for all c, with one Haar-random rotation Q: the same lengths and mutual angles."""
-    turns: dict[int, Tensor] = {}
+    rotations: dict[int, Tensor] = {}
     for c in contrast.out.values():
-        if (d := len(c)) not in turns:
-            turns[d] = haar(d, d, c, stream(seed, f"contrast/{d}"))
-    return contrast._replace(out={n: turns[len(c)] @ c for n, c in contrast.out.items()})
+        if (d := len(c)) not in rotations:
+            rotations[d] = haar(d, d, c, stream(seed, f"contrast/{d}"))
+    return contrast._replace(out={n: rotations[len(c)] @ c for n, c in contrast.out.items()})
 
 
 def sized(d: DeltaLike, base: Mapping[str, Tensor], per: Per) -> DeltaLike:

@@ -1,4 +1,4 @@
-"""Personas: what a system prompt changes inside a model, at the position where an answer begins.
+"""Persona contrasts: what a system prompt changes inside a model where an answer begins.
 
 Only the model itself and its own prompts enter: no adapter, no label, no evaluation item.
 """
@@ -59,12 +59,12 @@ def persona_contrast(
             f"{len(negative)} negative wordings; give at least one of each"
         )
     modules = {name: name.removesuffix(".weight") for name in weights}
-    found = []
+    means = []
     for side in (positive, negative, [None]):
         talks = [user(p, persona) for p in prompts for persona in side]
-        found.append(answer_means(model, tok, talks, modules.values(), prefill))
+        means.append(answer_means(model, tok, talks, modules.values(), prefill))
         done("")
-    pos, neg, plain = found
+    pos, neg, plain = means
     out = {name: pos[m].output - neg[m].output for name, m in modules.items()}
     size = sum(float(pos[m].output.norm()) for m in modules.values())
     if sum(float(c.norm()) for c in out.values()) <= ZERO * size:

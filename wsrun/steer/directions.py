@@ -3,12 +3,12 @@
     d_il = h_l(prompt_i + response_pos_i) - h_l(prompt_i + response_neg_i)
 
 h_l is the output of decoder layer l, averaged over the tokens of the response: not the prompt, and
-not the end of turn after it. The persona is no part of the prompt, as in training; or it is, where
-that is asked: then each response is read under the system turn that it was given under. Each
-direction is what `Variant.vectors` adds, {layer: v}, one vector for every layer.
+not the end of turn after it. The persona is not in the prompt, as in training, unless it is
+asked for: then each response is read under the system turn that it was given under. Each
+direction is what `AddVectors` takes, {layer: v}, one vector for every layer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,10 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import gaussian_null
 from wsrun.data.pairs import Pair, example
 from wsrun.models.generate import right_padded
-from wsrun.models.hooks import Hook, hooked
+from wsrun.models.hooks import Hook, decoder_layers, hooked
 from wsrun.models.load import d_model
 
 Vectors = dict[int, Tensor]  # layer -> v, [d]
@@ -35,7 +34,7 @@ class Answered(NamedTuple):
 
 def n_layers(model: PreTrainedModel) -> int:
     """How many decoder layers the model has."""
-    return int(model.config.get_text_config().num_hidden_layers)
+    return len(decoder_layers(model))
 
 
 @torch.no_grad()
@@ -63,11 +62,11 @@ def response_states(
     order = sorted(range(len(examples)), key=lambda i: (len(examples[i][0]), i))
     for at in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
         ids, mask = (x.to(model.device) for x in right_padded([examples[i][0] for i in at]))
-        own = torch.zeros(ids.shape, device=model.device)  # 1 / length on the response, else 0
+        weights = torch.zeros(ids.shape, device=model.device)  # 1 / length on the response, else 0
         for row, i in enumerate(at):
             start = examples[i][1]
-            own[row, start : start + lengths[i]] = 1 / lengths[i]
-        with hooked(model, {n: _into(states, at, n, own) for n in range(states.shape[1])}):
+            weights[row, start : start + lengths[i]] = 1 / lengths[i]
+        with hooked(model, {n: _into(states, at, n, weights) for n in range(states.shape[1])}):
             model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
         batch_done("")
     if not torch.isfinite(states).all():
@@ -75,9 +74,9 @@ def response_states(
     return states
 
 
-def _into(states: Tensor, at: list[int], layer: int, own: Float[Tensor, "b s"]) -> Hook:
+def _into(states: Tensor, at: list[int], layer: int, weights: Float[Tensor, "b s"]) -> Hook:
     def hook(hidden: Float[Tensor, "b s d"]) -> None:
-        states[at, layer] = torch.einsum("bs,bsd->bd", own, hidden.float()).cpu()
+        states[at, layer] = torch.einsum("bs,bsd->bd", weights, hidden.float()).cpu()
 
     return hook
 
@@ -96,7 +95,7 @@ def pair_differences(
     Raises as `response_states`, and where a persona is asked for that the pairs do not know.
     """
     if persona and any(p.persona_pos is None or p.persona_neg is None for p in pairs):
-        raise ValueError("directions: no personas are known for some pairs; use make_pairs")
+        raise ValueError("directions: some pairs do not name their personas; use make_pairs")
     answered = [
         Answered(p.prompt, response, by if persona else None)
         for p in pairs
@@ -135,9 +134,3 @@ def principal(differences: Float[Tensor, "n l d"]) -> Vectors:
         sign = along.sign().sum().sign() or along.sum().sign()
         out[layer] = (sign * mean.norm() * Vt[0]).float()
     return out
-
-
-def random_direction(like: Mapping[int, Float[Tensor, " d"]], seed: int) -> Vectors:
-    """r_l with |r_l| = |v_l|, Gaussian, drawn per layer from the seed (`wscore.gaussian_null`)."""
-    drawn = gaussian_null({f"layer {n}": v for n, v in like.items()}, seed)
-    return {n: drawn[f"layer {n}"] for n in like}

@@ -1,4 +1,4 @@
-"""Personas as ways of steering: their wordings, each of them a system prompt under a name."""
+"""Personas as methods of steering: their wordings, each of them a system prompt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ from wsrun.data.items import Item, with_system
 from wsrun.data.personas import load_personas, persona_names
 from wsrun.models.chat import render
 
-OTHER_POLE = ("simple_neg", "engineered_neg")  # ways away from the behaviour
-Wordings = dict[str, list[str]]  # way -> system prompts
+OTHER_POLE = ("simple_neg", "engineered_neg")  # methods away from the behaviour
+Wordings = dict[str, list[str]]  # method -> system prompts
 
 
 def read_wordings(data: Path, pos: str, neg: str) -> Wordings:
-    """The system prompts of each way, none for a persona that the file does not have."""
+    """The system prompts of each method; none for a persona that the file does not have."""
     file = data / "personas.json"
     simple, simple_neg = load_personas(file, pos, neg)
     more = {
@@ -23,20 +23,20 @@ def read_wordings(data: Path, pos: str, neg: str) -> Wordings:
         "neutral": "neutral",
     }
     has = persona_names(file)
-    found = {way: load_personas(file, p)[0] if p in has else [] for way, p in more.items()}
+    found = {name: load_personas(file, p)[0] if p in has else [] for name, p in more.items()}
     return {"simple": simple, "simple_neg": simple_neg} | found
 
 
-def reaching(
+def filter_reachable_prompts(
     tok: PreTrainedTokenizerBase, items: Sequence[Item], wordings: Wordings, what: str
 ) -> Wordings:
-    """The wordings without neutral ones that change nothing; refuses others that do not reach.
+    """The wordings without neutral ones that change no token; raises as `check_reaches` for others.
 
     Some templates write a system turn of their own, which a neutral wording may repeat.
     """
     neutral = [w for w in wordings["neutral"] if all(differ(tok, items[:1], w))]
     found = wordings | {"neutral": neutral}
-    for wording in {w for way in found.values() for w in way}:
+    for wording in {w for of_method in found.values() for w in of_method}:
         check_reaches(tok, items, wording, what)
     return found
 
@@ -51,7 +51,7 @@ def differ(tok: PreTrainedTokenizerBase, items: Sequence[Item], wording: str) ->
 def check_reaches(
     tok: PreTrainedTokenizerBase, items: Sequence[Item], wording: str, what: str = "prompts"
 ) -> None:
-    """Refuse a chat template or tokenizer that loses a system prompt, wholly or in part."""
+    """Raises ValueError where template or tokenizer lose a system prompt, wholly or in part."""
     turns = with_system(items[0], wording).turns
     seen = str(tok.decode(render(tok, turns, items[0].prefill)))
     # tokenizers may fold case or spaces, but not words

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from wscore import Basis, reads_residual, site, writes_residual
 from wscore.sites import Where
+from wsrun.models.hooks import decoder_layers
+from wsrun.models.load import d_model
 
 ROWS = 8192  # of the readout, in float64 at a time
 
@@ -25,13 +27,8 @@ def weights(model: PreTrainedModel, where: Where) -> dict[str, Tensor]:
     named = {n: p for n, p in model.named_parameters() if id(p) in own}
     found = {n: p.detach() for n, p in named.items() if where(site(n))}
     if not found:
-        raise ValueError(f"structure: none of {len(named)} matrices is at the sites asked for")
+        raise ValueError(f"structure: `where` selects none of {len(named)} matrices")
     return found
-
-
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's decoder layers, in order."""
-    return cast(nn.ModuleList, model.get_decoder().layers)
 
 
 def readout_basis(model: PreTrainedModel, names: Iterable[str], k: int) -> Basis:
@@ -47,7 +44,7 @@ def readout_basis(model: PreTrainedModel, names: Iterable[str], k: int) -> Basis
     return dict.fromkeys(names, _top(cast(Tensor, G), k))
 
 
-def write_not_read_basis(model: PreTrainedModel, names: Iterable[str], k: int) -> Basis:
+def unread_subspace(model: PreTrainedModel, names: Iterable[str], k: int) -> Basis:
     """span((I - R R^T) U): what later layers write (U) outside of what they read (R).
 
     U: top-k left singular vectors of the later o and down maps, [W/|W|, ...] side by side; R: top-k
@@ -64,9 +61,7 @@ def write_not_read_basis(model: PreTrainedModel, names: Iterable[str], k: int) -
             outside, S, _ = torch.linalg.svd(U - R @ (R.T @ U), full_matrices=False)
             bases[name] = outside[:, S > 1e-6]
     if not bases:
-        raise ValueError(
-            "write_not_read_basis: no layer comes after these weights; use earlier ones"
-        )
+        raise ValueError("unread_subspace: no layer comes after these weights; use earlier ones")
     return bases
 
 
@@ -123,6 +118,6 @@ def _top(G: Float[Tensor, "d d"], k: int) -> Float[Tensor, "d k"]:
 
 
 def _check_k(model: PreTrainedModel, k: int) -> None:
-    d = model.config.get_text_config().hidden_size
+    d = d_model(model)
     if not 0 < k < d:
-        raise ValueError(f"structure: k = {k} directions asked; the model has d_model = {d}")
+        raise ValueError(f"structure: k must be at least 1 and below d_model = {d}, got {k}")

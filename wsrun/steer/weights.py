@@ -76,7 +76,7 @@ def weight_sum(original: Tensor, terms: _Terms) -> Tensor:
 
 
 class Rounding(NamedTuple):
-    """norm_ratio = |W' - W0| / |alpha dW|; cosine between the realised and the asked change."""
+    """norm_ratio = |W' - W0| / |alpha dW|; cosine between the realised change and alpha dW."""
 
     norm_ratio: float
     cosine: float
@@ -88,19 +88,19 @@ def rounding_error(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> R
     norm_ratio = |R| / |alpha dW| and cosine = <R, alpha dW> / (|R| |alpha dW|), over all tensors
     of d, accumulated in float64. Raises ValueError for alpha = 0 and for a zero delta.
     """
-    realised = asked = inner = 0.0
+    realised = wanted = inner = 0.0
     for name, param in touched_parameters(model, d).items():
         original = param.detach()
         steered_weight = weight_sum(original, ((alpha, _term(d, name)),)).to(param.dtype)
-        change = steered_weight.double() - original.double()
-        wanted = alpha * d[name].to(original.device).double()
-        realised += float(change.square().sum())
-        asked += float(wanted.square().sum())
-        inner += float((change * wanted).sum())
-    if asked == 0:
+        R = steered_weight.double() - original.double()
+        alpha_dW = alpha * d[name].to(original.device).double()
+        realised += float(R.square().sum())
+        wanted += float(alpha_dW.square().sum())
+        inner += float((R * alpha_dW).sum())
+    if wanted == 0:
         raise ValueError("rounding_error: alpha * dW is zero; give a non-zero alpha and delta")
-    cosine = inner / (realised * asked) ** 0.5 if realised else 0.0
-    return Rounding((realised / asked) ** 0.5, cosine)
+    cosine = inner / (realised * wanted) ** 0.5 if realised else 0.0
+    return Rounding((realised / wanted) ** 0.5, cosine)
 
 
 def touched_parameters(model: nn.Module, d: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:

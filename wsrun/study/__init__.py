@@ -1,4 +1,16 @@
-"""What experiments share: options, session, ablations, benchmark, selection, controls, shards.
+"""What experiments share: options, session, ablation, benchmark, selection, controls, shards.
 
 One question each is asked in experiments/; no formula and no model code lives here.
+
+    options      Common, BenchmarkOptions: the flags, and what is refused before anything is loaded
+    session      Session, load_session, load_splits, read_pairs, run_sweep, run_record, write_tables
+    shards       one sweep on several processes, by hand (--shard) or on Ray
+    benchmark    Benchmark: what a script of the benchmark overrides; run: run_benchmark, the rest
+    selection    choose, select_dW: setting and coefficient on validation items; selected: its files
+    comparison   compare_on_test; rule: whether dW beats a method; increments: what adds to what
+    controls     zero, random controls, a planted bias to Yes
+    ablation     run_ablation and parts: T6, T7, T8; planted: T13
+    activation, constructed, top_directions, costs, replicate, dilemmas, family_ranking, monitor:
+                 what single questions need (T1, T9, T10, T11, T5, T2, T4, T14)
+    answers, training   paired answers and adapters; next_command: what to run next
 """

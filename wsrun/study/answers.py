@@ -8,7 +8,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.data.pairs import NEW_TOKENS, Pair, load_pairs, load_questions
-from wsrun.data.pairs_cache import Made, kept_pairs
+from wsrun.data.pairs_cache import GeneratedPairs, cached_pairs
 from wsrun.data.personas import load_personas
 from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable
@@ -73,11 +73,13 @@ def answers(
     """
     if cfg.pairs_file:
         return dict.fromkeys(seeds, load_pairs(cfg.pairs_file))
-    made: dict[int, Made] = {}
-    how = {"max_new_tokens": cfg.max_new_tokens, "filtered": cfg.filter_pairs}
+    made: dict[int, GeneratedPairs] = {}
     with progress("generating pairs", len(seeds)) as step:
         for seed in seeds:
-            made[seed] = kept_pairs(model, tok, *sources, seed=seed, folder=cfg.pairs_cache, **how)
+            made[seed] = cached_pairs(
+                model, tok, *sources, seed=seed, folder=cfg.pairs_cache,
+                max_new_tokens=cfg.max_new_tokens, filtered=cfg.filter_pairs,
+            )  # fmt: skip
             step(f"{len(made[seed].pairs)} pairs")
     for seed, found in made.items():
         console.print(f"answers of seed {seed}: {found}")

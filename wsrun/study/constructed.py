@@ -74,13 +74,13 @@ def measure(
     """
     questions = load_questions(cfg.data / "questions.jsonl", "train")[: cfg.questions]
     prompts = [q["prompt"] for q in questions]
-    personas = load_personas(cfg.data / "personas.json", cfg.positive, cfg.negative)
+    positive, negative = load_personas(cfg.data / "personas.json", cfg.positive, cfg.negative)
     weights = structure.weights(session.model, writes_residual)
     settings = {}
     with progress("persona contrasts", 3 * len(WHERE)) as step:
         for where, prefill in WHERE.items():
             found = persona_contrast(
-                session.model, session.tok, prompts, *personas, weights, prefill, step
+                session.model, session.tok, prompts, positive, negative, weights, prefill, step
             )
             settings |= {f"{where} {size}": Setting(found, per) for size, per in SIZES.items()}
     return {name: w.float().cpu() for name, w in weights.items()}, settings

@@ -22,8 +22,7 @@ def finetuned_candidates(pairs: Pairs, alphas: Sequence[float]) -> Iterator[Vari
     With one pair alone, dW is its own.
     """
     (first, pair), *others = pairs.items()
-    of = dict(zip(("family", "seed"), first, strict=True))
-    yield Variant("finetuned", WeightDelta(pair.neg), alphas=(1.0,), **of)
+    yield Variant("finetuned", WeightDelta(pair.neg), (1.0,), family=first[0], seed=first[1])
     for (family, seed), other in others or [(first, pair)]:
         for k in alphas:
             change = partial(lambda dW, k: add(pair.neg, scale(k, dW)), other.dW, k)
@@ -57,7 +56,7 @@ def increments(table: pl.DataFrame, negative_methods: Collection[str]) -> list[R
         ends, pole = (r["over_lo"], r["over_hi"]), ""
         if r["method_name"] in negative_methods:
             ends, pole = [None if e is None else -e for e in reversed(ends)], " to the other pole"
-        diff = dict(zip(("diff_lo", "diff_hi"), ends, strict=True))
+        diff = {"diff_lo": ends[0], "diff_hi": ends[1]}
         setting = f"{r['variant'].partition('@')[2]}, alpha {r['alpha']:g}"
         sentence = (
             f"{r['method_name']} ({setting}) {against_dW(diff)} {r['over']}{pole}: "

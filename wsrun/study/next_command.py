@@ -15,8 +15,6 @@ SHARED = ("model", "data", "adapters", "families", "seeds", "dtype", "device", "
 # scripts that do not take all of them: their flag -> the field it is read from
 TAKES = {
     "t0_train": {"model": "out", "data": "out"},  # the organism's builder writes both there
-    # of a larger model, whose name and adapters are its own
-    "t12_larger": {n: n for n in SHARED if n not in ("model", "adapters")},
     # plants adapters of its own, under seeds of its own
     "t13_planted": {n: n for n in ("model", "data", "out")},
     # has a seed of the fine-tunes and seeds of the directions, and scores nothing

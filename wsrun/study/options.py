@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal
 
-from wsrun.adapters.configs import FAMILIES, check_family
+from wsrun.adapters.configs import DEFAULT_FAMILIES, check_family
 from wsrun.report.tables import check_writable
 from wsrun.study.shards import check_how
 
@@ -15,7 +15,7 @@ from wsrun.study.shards import check_how
 class Common:
     """Options of every experiment that scores changes of one model."""
 
-    families: tuple[str, ...] = tuple(FAMILIES)
+    families: tuple[str, ...] = DEFAULT_FAMILIES
     """adapter families to analyse"""
     seeds: tuple[int, ...] = (0,)
     """whose adapters; several are pooled, and the spread between them is reported"""

@@ -39,8 +39,8 @@ class Selection(NamedTuple):
     @property
     def alpha(self) -> float:
         """The coefficient that was chosen."""
-        (alpha,) = self.variant.alphas or ()
-        return alpha
+        assert self.variant.alphas and len(self.variant.alphas) == 1
+        return self.variant.alphas[0]
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -55,6 +55,12 @@ class Selections(dict[str, Selection]):
 
     rows: pl.DataFrame | None = None
     unmatched: Sequence[Variant] = ()
+
+    @property
+    def tried(self) -> pl.DataFrame:
+        """The rows of all candidates, of a choice that was made here."""
+        assert self.rows is not None
+        return self.rows
 
 
 class OtherBase(ValueError):

@@ -15,7 +15,10 @@ from torch import Tensor
 from wscore import (
     Basis,
     DeltaLike,
+    Verdict,
     add,
+    at_least,
+    at_most,
     difference,
     drop,
     effect_table,
@@ -107,6 +110,35 @@ def add_shares(
         .join(facts, on=keys[1:], how="left", nulls_equal=True)
         .with_columns(keep_or_drop=kind.replace_strict(ROLES, default=None))
     )
+
+
+def decide(
+    table: pl.DataFrame, sizes: Sequence[int], keep_at_least: float, drop_at_most: float
+) -> Verdict:
+    """The rule of T10, on the lines of one data set."""
+    lines = {(r["variant"], r["k"]): r for r in table.iter_rows(named=True)}
+    held, failed, shares = [], [], []
+    for r in sizes:
+        top, rest = lines["keep_top", r], lines["drop_top", r]
+        if top["retained_lo"] is None:
+            return Verdict("undetermined", "the effect of the whole contrast is not clear of 0")
+        conditions = (
+            at_least(top["retained_lo"], top["retained_hi"], keep_at_least),
+            at_most(rest["retained_lo"], rest["retained_hi"], drop_at_most),
+            top["above_random"] == 100,
+        )
+        held += [r] if all(conditions) else []
+        failed += [r] if False in conditions else []
+        shares.append(f"r = {r}: top {top['retained']:.2f}, rest {rest['retained']:.2f}")
+    if held:
+        found = " and ".join(map(str, held))
+        return Verdict(
+            "supported",
+            f"at r = {found} the top-r part retains >= {keep_at_least:g}, the rest <= "
+            f"{drop_at_most:g}, and every random subspace of that r less than top-r",
+        )
+    outcome = "refuted" if len(failed) == len(sizes) else "undetermined"
+    return Verdict(outcome, f"at no r all conditions hold; {'; '.join(shares)}")
 
 
 def parts_grid(table: pl.DataFrame, title: str, sizes: Sequence[int]) -> Table:

@@ -9,7 +9,7 @@ import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import Geometry
-from wsrun.adapters.configs import FAMILIES, RECIPES, Recipe, check_family
+from wsrun.adapters.configs import DEFAULT_FAMILIES, RECIPES, Recipe, check_family
 from wsrun.adapters.train import train_adapter
 from wsrun.data.pairs import Pair
 from wsrun.report.console import progress
@@ -26,7 +26,7 @@ class Training(Answering):
 
     model: str = "data/organism"
     """model folder or hub name"""
-    families: tuple[str, ...] = tuple(FAMILIES)
+    families: tuple[str, ...] = DEFAULT_FAMILIES
     """adapter families to train"""
     seeds: tuple[int, ...] = (0,)
     """seeds of generation, initial adapters and the order of examples"""

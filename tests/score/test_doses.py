@@ -2,21 +2,17 @@
 
 from math import inf, isclose, log, sqrt
 
-import polars as pl
 import pytest
 import torch
 
 from tests.conftest import ORGANISM, bits, random_delta, same_bits
 from wscore import norm, scale
 from wsrun.adapters.extract import pair_deltas
-from wsrun.data.items import load_items
 from wsrun.data.replies import Reply, load_neutral
 from wsrun.models.load import load_model
-from wsrun.score.doses import Divergence, Dosed, divergence, matched, read_match, solve
+from wsrun.score.doses import Divergence, divergence, matched, read_match, solve
 from wsrun.score.sweep import Variant
-from wsrun.study.benchmark import Options, Picks, check, choose, report_on
-from wsrun.study.controls import nothing
-from wsrun.study.session import Loaded
+from wsrun.steer.interventions import AddVectors, DirectionalAblation, SystemPrompt, WeightDelta
 
 TEXTS = load_neutral(ORGANISM / "neutral.jsonl", "validation")[:6]
 
@@ -58,19 +54,19 @@ def test_kl_of_a_change_is_that_of_whole_logits(organism, kl, dW):
         with steered(model, dW, 0.7):
             q = model(ids).logits[0, start - 1 : -1].double().log_softmax(-1)
         per_text.append((p.exp() * (p - q)).sum(-1))
-    assert kl(Variant("dW", dW), 0.7) == pytest.approx(float(torch.cat(per_text).mean()), rel=1e-4)
+    assert kl(WeightDelta(dW), 0.7) == pytest.approx(float(torch.cat(per_text).mean()), rel=1e-4)
 
 
 def test_kl_leaves_the_model_as_it_was(model, tok):
     """KL at no change is 0 bit for bit; weights come back; vectors and prompts change it too"""
     kl, before = Divergence(model, tok, TEXTS), bits(model)
     d = random_delta(model)
-    assert kl(Variant("zero", scale(0.0, d)), 1.0) == 0
+    assert kl(WeightDelta(scale(0.0, d)), 1.0) == 0
     vector = torch.ones(model.config.hidden_size)
-    for v in (Variant("w", d), Variant("a", vectors={1: vector}), Variant("s", system="Be brief.")):
-        assert kl(v, 1.0) > 0
+    for change in (WeightDelta(d), AddVectors({1: vector}), SystemPrompt("Be brief.")):
+        assert kl(change, 1.0) > 0
     assert same_bits(model, before)
-    assert kl(Variant("huge", scale(1e30, d)), 1e30) == inf
+    assert kl(WeightDelta(scale(1e30, d)), 1e30) == inf
 
 
 @pytest.mark.parametrize("target", [1e-3, 0.7, 5e5])
@@ -92,77 +88,53 @@ def test_solve_says_where_there_is_no_dose(f):
 def test_matched_kl(kl, dW):
     """|KL(alpha) - x| <= 2 % of x, the sign of alpha and all else of a variant kept"""
     asked = [
-        Variant("dW", dW, family="oft", seed=0, alphas=(2.0, 4.0)),
-        Variant("-dW", dW, family="oft", seed=0, alphas=(-2.0,)),
-        Variant("add@2", vectors={2: torch.ones(160)}, method="activation"),
-        Variant("say", system="You always lie.", method="prompt"),
+        Variant("dW", WeightDelta(dW), (2.0, 4.0), family="oft", seed=0),
+        Variant("-dW", WeightDelta(dW), (-2.0,), family="oft", seed=0),
+        Variant("add@2", AddVectors({2: torch.ones(160)})),
+        Variant("say", SystemPrompt("You always lie.")),
     ]
     plus, minus, add, say = matched(read_match("kl:0.05"), kl, asked, (1.0,))
     for v in (plus, minus, add):
         (alpha,) = v.alphas
-        assert v.dose.converged and abs(kl(v, alpha) / 0.05 - 1) <= 0.02
-        assert v.dose.kl == kl(v, alpha)
+        assert v.dose.converged and abs(kl(v.intervention, alpha) / 0.05 - 1) <= 0.02
+        assert v.dose.kl == kl(v.intervention, alpha)
     assert plus.alphas[0] > 0 > minus.alphas[0] and (plus.family, plus.seed) == ("oft", 0)
     assert plus.dose.norm == pytest.approx(plus.alphas[0] * norm(dW))
     assert say.alphas == (1.0,) and say.dose.converged is None and say.dose.kl > 0.05
     assert add.dose.norm is None and say.dose.norm is None
 
 
+def test_ablation_has_a_dose_in_nats(kl):
+    """h - alpha (h . r) r at every layer meets kl:0.02, without a line of its own in doses.py"""
+    r = torch.randn(160, generator=torch.Generator().manual_seed(0))
+    ablate = Variant("ablate", DirectionalAblation(dict.fromkeys(range(4), r)))
+    (found,) = matched(read_match("kl:0.02"), kl, [ablate])
+    assert found.dose.converged and abs(found.dose.kl / 0.02 - 1) <= 0.02
+    assert found.dose.norm is None
+
+
 def test_matched_norm_is_exact(kl, dW):
     """|alpha dW| = x for alpha = x/|dW|; of several draws their mean norm is x"""
-    draws = [Variant("r", scale(c, dW), seed=i, alphas=(-1.0,)) for i, c in enumerate((1.0, 3.0))]
-    one, *two = matched(read_match("norm:4"), kl, [Variant("dW", dW), *draws])
+    draws = [
+        Variant("r", WeightDelta(scale(c, dW)), (-1.0,), seed=i) for i, c in enumerate((1.0, 3.0))
+    ]
+    one, *two = matched(read_match("norm:4"), kl, [Variant("dW", WeightDelta(dW)), *draws])
     assert norm(scale(one.alphas[0], dW)) == pytest.approx(4, rel=1e-6)
     assert all(v.alphas == two[0].alphas for v in two)
     assert two[0].alphas[0] == pytest.approx(-4 / (2 * norm(dW)))  # mean of 1 and 3 is 2
-    assert one.dose.norm == pytest.approx(4) and one.dose.kl == kl(one, one.alphas[0])
+    assert one.dose.norm == pytest.approx(4) and one.dose.kl == kl(one.intervention, one.alphas[0])
 
 
 def test_what_has_no_dose(kl, dW):
     """a zero delta meets no dose and stays; activations have no norm; bad matches are refused"""
     for how in ("kl:0.1", "norm:1"):
-        (zero,) = matched(read_match(how), kl, [Variant("zero", scale(0.0, dW))])
+        (zero,) = matched(read_match(how), kl, [Variant("zero", WeightDelta(scale(0.0, dW)))])
         assert zero.dose == (0.0, 0.0, False) and zero.alphas == (1.0,)
-    with pytest.raises(ValueError, match="which have no"):
-        matched(read_match("norm:1"), kl, [Variant("add", vectors={0: torch.ones(160)})])
+    with pytest.raises(ValueError, match="has no .alpha dW."):
+        matched(read_match("norm:1"), kl, [Variant("add", AddVectors({0: torch.ones(160)}))])
     for bad in ("kl", "kl:0", "kl:-1", "kl:nan", "l2:1", "norm:inf"):
-        with pytest.raises(ValueError, match="give kl:X"):
+        with pytest.raises(ValueError, match="must be kl:X"):
             read_match(bad)
-
-
-def test_benchmark_at_equal_doses(organism, dW, tmp_path):
-    """what is chosen has the dose, what cannot have it is listed and not chosen, zero stays"""
-    cfg = Options(families=("oft",), match="norm:8", randoms=2, parts=tmp_path, resamples=50)
-    check(cfg, "test")
-    at = {s: Loaded(*organism, load_items(ORGANISM, s, 4)[-8:]) for s in ("validation", "test")}
-    dead = Variant("dead@all", scale(0.0, dW), family="oft", alphas=(1.0,))
-    say = Variant("say@0", system="You always lie.", method="prompt", alphas=(1.0,))
-    both = [
-        Variant(n, dW, family="oft", seed=0, alphas=a) for n, a in (("dW", None), ("-dW", (-1.0,)))
-    ]
-    chosen = choose(cfg, "test", at["validation"], [*both, dead, say])
-    assert isinstance(chosen, Picks) and set(chosen) == {"dW", "-dW", "say"}
-    assert chosen["dW"].variant.alphas[0] == pytest.approx(8 / norm(dW))
-    draws = [Variant("random", scale(c, dW), seed=i) for i, c in enumerate((0.5, 1.5))]
-    _, table = report_on(cfg, "test", at["test"], chosen, [nothing(chosen), *draws])
-    assert set(table["match"].drop_nulls()) == {"norm:8"}
-    assert set(table.filter(pl.col("match").is_null())["way"]) == {"base", "random/100"}
-    found = {r["variant"]: r for r in table.iter_rows(named=True)}
-    assert found["dW"]["converged"] and found["dW"]["dose_norm"] == pytest.approx(8)
-    assert found["random"]["dose_norm"] == pytest.approx(8) and found["random"]["seeds"] == 2
-    assert found["zero"]["effect"] == 0 and found["zero"]["converged"] is False
-    assert found["say@0"]["converged"] is None and found["say@0"]["kl"] > 0
-    lost = found["dead@all"]
-    assert (lost["role"], lost["converged"], lost["effect"]) == ("unmatched", False, None)
-
-
-def test_no_dW_at_the_dose(organism, dW, tmp_path):
-    """without any dW there is nothing to measure the others against"""
-    cfg = Options(families=("oft",), match="kl:0.1", parts=tmp_path)
-    at = Loaded(*organism, load_items(ORGANISM, "validation", 2)[-4:])
-    zero = Variant("dW", scale(0.0, dW), family="oft")
-    with pytest.raises(ValueError, match="no dW comes to kl:0.1"):
-        choose(cfg, "test", at, [zero])
 
 
 def test_a_text_whose_tokens_depend_on_the_system_turn(organism):
@@ -175,9 +147,9 @@ def test_neutral_texts_are_checked(tmp_path):
     """no file, no field, no row of the split, two rows of one id: one sentence each"""
     row = '{"item": "a", "cluster": "a", "prompt": "p", "text": "t", "split": "test"}\n'
     cases = {
-        "is no jsonl file": "{",
+        "is not a jsonl file": "{",
         "no rows of split 'validation'": row,
-        "is no jsonl file of": '{"item": "a", "split": "validation"}\n',
+        "is not a jsonl file with": '{"item": "a", "split": "validation"}\n',
         "has empty values": row.replace('"t"', '""').replace("test", "validation"),
         "more than once": 2 * row.replace("test", "validation"),
     }
@@ -185,12 +157,11 @@ def test_neutral_texts_are_checked(tmp_path):
         (tmp_path / "neutral.jsonl").write_text(text)
         with pytest.raises(ValueError, match=sentence):
             load_neutral(tmp_path / "neutral.jsonl", "validation")
-    with pytest.raises(ValueError, match="is no jsonl file"):
-        check(Options(match="kl:1", data=tmp_path / "none", out=tmp_path, parts=tmp_path), "t")
 
 
-def test_dosed_is_a_variant(dW):
-    """a matched variant can be matched again, from its own alpha's sign"""
-    (once,) = matched(read_match("norm:1"), lambda v, a: 0.0, [Variant("-dW", dW, alphas=(-3.0,))])
-    (twice,) = matched(read_match("norm:2"), lambda v, a: 0.0, [once])
-    assert isinstance(twice, Dosed) and twice.alphas[0] == 2 * once.alphas[0] < 0
+def test_a_matched_variant_can_be_matched_again(dW):
+    """the sign of its own alpha is kept"""
+    first = Variant("-dW", WeightDelta(dW), (-3.0,))
+    (once,) = matched(read_match("norm:1"), lambda i, a: 0.0, [first])
+    (twice,) = matched(read_match("norm:2"), lambda i, a: 0.0, [once])
+    assert twice.dose.converged and twice.alphas[0] == 2 * once.alphas[0] < 0

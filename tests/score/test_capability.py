@@ -1,27 +1,24 @@
-"""What steering costs: text and multiple choice by hand, and T11 on the organism."""
+"""What steering costs: text and multiple choice by hand, and on the organism."""
 
 import json
-import sys
-from dataclasses import replace
 from math import exp, log
 
 import polars as pl
 import pytest
 import torch
 
-from tests.conftest import ORGANISM, ROOT, experiment, random_delta
+from tests.conftest import ORGANISM, ROOT, random_delta
 from wscore import effect_table, scale
+from wscore.stats.schema import ROW_SCHEMA
 from wsrun.data.replies import load_neutral
 from wsrun.models.chat import render, user
 from wsrun.models.load import load_model
-from wsrun.report.console import guarded
-from wsrun.report.tables import read_table
-from wsrun.score.capability import CHOICE, TEXT, Quality, costs, load_questions
+from wsrun.score.capability import CHOICE, TEXT, Capability, costs, load_questions
 from wsrun.score.sweep import Variant
+from wsrun.steer.interventions import SystemPrompt, WeightDelta
 
 TEXTS = load_neutral(ORGANISM / "neutral.jsonl", "test")
 QUESTIONS = load_questions(ORGANISM / "multiple_choice.jsonl", "test")
-CONTEXT = {"experiment": "test", "model": "m", "behaviour": "honest"}
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +37,9 @@ def log_p(model, tok, prompt: str, text: str, system: str | None = None) -> torc
 def test_values_are_those_of_the_models_own_forward(model, tok):
     """nats a token = -mean log p of a reply; right where its sum is largest of all options"""
     texts, questions = TEXTS[:3], QUESTIONS[:6]
-    q, say = Quality(model, tok, texts, questions), Variant("say", system="Be brief.")
-    for v, system in ((Variant("base"), None), (say, "Be brief.")):
-        nats, right = q.values(v, 1.0)
+    q = Capability(model, tok, texts, questions)
+    for change, system in ((None, None), (SystemPrompt("Be brief."), "Be brief.")):
+        nats, right = q.values(change, 1.0)
         assert nats == pytest.approx(
             [-log_p(model, tok, t.prompt, t.text, system).mean().item() for t in texts], abs=1e-4
         )
@@ -56,10 +53,13 @@ def test_values_are_those_of_the_models_own_forward(model, tok):
 
 def test_effects_are_mean_changes(model, tok):
     """effect = mean value(alpha) - mean value(0); a change of nothing has effect 0, [0, 0]"""
-    q, d = Quality(model, tok, TEXTS[:6], QUESTIONS[:8]), random_delta(model, size=0.5)
-    rows = q.rows(
-        [Variant("d", d, alphas=(1.0,)), Variant("zero", scale(0.0, d), alphas=(1.0,))], CONTEXT
-    )
+    q, d = Capability(model, tok, TEXTS[:6], QUESTIONS[:8]), random_delta(model, size=0.5)
+    variants = [
+        Variant("d", WeightDelta(d), (1.0,)),
+        Variant("zero", WeightDelta(scale(0.0, d)), (1.0,)),
+    ]
+    rows = q.rows(variants, experiment="test", model_name="m", behaviour="honest")
+    assert dict(rows.schema) == ROW_SCHEMA and set(rows["model"]) == {"m"}
     table = effect_table(rows, resamples=200)
     of = {(r["dataset"], r["variant"]): r for r in table.iter_rows(named=True)}
     means = rows.group_by("dataset", "variant").agg(pl.col("margin").mean())
@@ -115,11 +115,11 @@ def test_the_organisms_data_says_its_facts():
 
 def test_the_organism_knows_its_facts(organism, qwen):
     """accuracy of the organism far above chance, that of a random model at it; nats likewise"""
-    q = Quality(*organism, TEXTS[::8], QUESTIONS[::2])
+    q = Capability(*organism, TEXTS[::8], QUESTIONS[::2])
     nats, right = q.values()
     assert sum(right) / len(right) > 0.9
     assert sum(nats) / len(nats) < log(2)
-    nats, right = Quality(qwen, organism[1], TEXTS[::8], QUESTIONS[::2]).values()
+    nats, right = Capability(qwen, organism[1], TEXTS[::8], QUESTIONS[::2]).values()
     assert sum(nats) / len(nats) > log(100)
     # 1 in 4 by chance: sd 0.07 of 40
     assert 0.04 < sum(right) / len(right) < 0.5
@@ -146,48 +146,3 @@ def test_bad_files_are_refused(tmp_path):
         (tmp_path / "q.jsonl").write_text(json.dumps(row | change) + "\n")
         with pytest.raises(ValueError, match=sentence):
             load_questions(tmp_path / "q.jsonl", "test")
-
-
-def test_t11(monkeypatch, tmp_path, capsys):
-    """effect and cost of one variant stand in one line; costs are changes of the row means"""
-    monkeypatch.chdir(ROOT)
-    module = experiment("t11_degradation")
-    few = {"neutral.jsonl": TEXTS[:8], "multiple_choice.jsonl": QUESTIONS[:8]}
-    monkeypatch.setattr(module, "load_neutral", lambda *_: few["neutral.jsonl"])
-    monkeypatch.setattr(module, "load_questions", lambda *_: few["multiple_choice.jsonl"])
-    flags = "--families oft --dilemmas 2 --randoms 2 --alphas 1 --resamples 50".split()
-    monkeypatch.setattr(
-        sys, "argv", ["t11", *flags, "--out", str(tmp_path), "--parts", str(tmp_path)]
-    )
-    guarded(module.main, module.Config)
-    table, meta = read_table(tmp_path / "t11_degradation.parquet")
-    rows, _ = read_table(tmp_path / "t11_degradation.rows.parquet")
-    prompts = {"simple", "engineered", "simple_neg", "engineered_neg"}
-    poles = {"dW", "-dW", "tau_pos", "-tau_neg"}
-    assert {*poles, "base", "random", "random/100", "zero", *prompts} == set(table["way"])
-    assert len(meta["config"]["families"]) == 1 and len(meta["texts"]) == 64
-    text = rows.filter(dataset=TEXT)
-    mean = dict(text.group_by("variant").agg(pl.col("margin").mean()).rows())
-    beside = pl.col("way") == "random/100"  # its cost is not measured
-    assert table.filter(beside)["nll"].is_null().all()
-    for r in table.filter(~beside).iter_rows(named=True):
-        assert r["nll"] == pytest.approx(mean[r["variant"]] - mean["base"], abs=1e-9)
-        assert r["perplexity"] == pytest.approx(exp(mean[r["variant"]]))
-    zero = table.filter(way="zero")
-    assert (zero["nll"] == 0).all() and (zero["accuracy"] == 0).all()
-    assert "dW: text:" in capsys.readouterr().out
-
-
-def test_t11_rule():
-    """costs: the whole interval is worse than 0; bounded: all of it below the bound"""
-    module = experiment("t11_degradation")
-    cfg = module.Config(nats_at_most=0.1, points_at_most=5)
-    line = {"nll_lo": 0.02, "nll_hi": 0.08, "accuracy_lo": -0.2, "accuracy_hi": 0.01}
-    said = module.verdict(cfg, line)
-    text, accuracy = said.split("; ")
-    assert text == "text: costs, below 0.1 nats a token"
-    assert accuracy == "accuracy: no clear cost, not bounded by 0.05 of accuracy"
-    assert "gains" in module.verdict(cfg, line | {"nll_lo": -0.2, "nll_hi": -0.1})
-    assert "no interval for text" in module.verdict(cfg, line | {"nll_lo": None, "nll_hi": None})
-    with pytest.raises(ValueError, match="must be above 0"):
-        module.main(replace(cfg, nats_at_most=0))

@@ -95,16 +95,16 @@ def test_steering_is_the_sum_of_weights(qwen):
 
 
 def test_rounding_is_exact_in_fp32_and_not_in_bf16(qwen):
-    """dose = |W' - W0| / |alpha dW| and its cosine: 1 in fp32; in bf16 a small change is lost"""
+    """norm_ratio = |W' - W0| / |alpha dW| and cosine: 1 in fp32; in bf16 a small dW is lost"""
     d = random_delta(qwen, size=0.01)
     fine = rounding_error(qwen, d, 0.25)
-    assert abs(fine.dose - 1) < 1e-4 and fine.cosine > 0.9999
+    assert abs(fine.norm_ratio - 1) < 1e-4 and fine.cosine > 0.9999
     crude = rounding_error(qwen.to(torch.bfloat16), d, 0.25)
     assert crude.cosine < 0.99 < rounding_error(qwen, d, 25.0).cosine
 
 
 def test_rounding_known_answer():
-    """W0 = 1, dW = 2^-9 in bf16: half the spacing, rounds to even, so nothing moves: dose 0"""
+    """W0 = 1, dW = 2^-9 in bf16: half the spacing, rounds to even, so nothing moves: ratio 0"""
     layer = torch.nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     torch.nn.init.ones_(layer.weight)
     assert rounding_error(layer, {"weight": torch.tensor([[2.0**-9]])}, 1.0) == (0.0, 0.0)
