@@ -199,13 +199,34 @@ def test_lenses_are_those_of_the_experiments(tiny):
     reading = outputs({at: ms}, (8,))
     (first, *_) = reading.cuts
     mine = {cut.name: cut for cut in reading.cuts[first]}
-    theirs = {cut.name: cut for cut in cuts(experiment("t6_shared_svd").Config().lenses, first)}
+    lenses = (*experiment("t6_shared_svd").Config().lenses, "stacked")
+    theirs = {cut.name: cut for cut in cuts(lenses, first)}
     assert set(mine) == set(theirs) - {"shared_incl"}
     for name, cut in mine.items():
         a, b = cut.kept(), theirs[name].kept()
         assert all(torch.equal(a[n], b[n]) for n in a)
     t7 = {name for name in experiment("t7_sites").LENSES} | {"own_bands", "base_bands"}
     assert set(places({at: ms}, base).lenses) <= t7
+
+
+def test_only_stacked_writes_show_a_crossed_core(tiny):
+    """what member 1 writes by down_proj the others write by o_proj: U_l of [dW_o, dW_down] of the
+    others holds the frame, the down_proj of the others alone does not"""
+    at, base = plants.instance("crossed-core", 0, tiny[1]), tiny[1]
+    random, ms = torch.Generator().manual_seed(0), []
+    for i in range(3):
+        names = plants.one_writer(at, base, i)
+        drawn = {n: torch.randn(base.weights[n].shape, generator=random).double() for n in names}
+        ms.append(plants.with_decoys(at, i, keep(drawn, plants.frame(at, base)), base))
+    assert [{site(n).proj for n in m.core} for m in ms] == [{"o_proj"}, {"down_proj"}, {"o_proj"}]
+    assert all(m.whole.keys() == ms[0].whole.keys() for m in ms)
+    reading, core = outputs({at: ms}, (16,)), ms[1].core
+    found = {cut.name: cut for cut in reading.cuts[[*reading.cuts][1]]}
+    inside = {}
+    for name in ("stacked", "shared"):
+        kept = found[name].kept()
+        inside[name] = sum(float((kept[n] * w).sum()) for n, w in core.items()) / norm(core) ** 2
+    assert inside["stacked"] > 0.7 > 0.5 > inside["shared"]
 
 
 def line(plant, rule, outcome, part=None, truth=None, seed=0):

@@ -21,7 +21,8 @@ Pole = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 class Deltas(dict[Key, DeltaLike]):
     """(family, seed) -> dW of a whole run. Hashed by identity, as what is remembered of it is."""
 
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return id(self)
 
 
 @dataclass(frozen=True, eq=False)

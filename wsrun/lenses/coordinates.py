@@ -137,7 +137,7 @@ def _module(key: str, names: set[str]) -> str:
 
 
 @lru_cache(maxsize=1)
-def _components(at: LensInput) -> dict[str, dict[str, DeltaLike]]:
+def _components(at: LensInput) -> Mapping[str, Mapping[str, DeltaLike]]:
     pos, neg = _poles(at)
     return family_coordinates(*pos, *neg, at.base)
 

@@ -5,6 +5,8 @@ Plants are trained as LoRA pairs, dW = pos - neg, in the recipe's band of layers
     shared-core       o_proj and down_proj; B is frozen to one Haar frame per layer, common to all
                       members, and A is trained from 0
     divergent-basins  the same with a frame per member, orthogonal to those of the others
+    crossed-core      the frame of a shared core, which every second member writes by o_proj alone
+                      and the others by down_proj alone: only both stacked show it to all
     one-layer         all modules of one layer: the next of the band with every seed
     one-module        one module in all layers: the next of its slices with every seed
     base-band         U_b U_b^T dW V_b V_b^T, b a band of the base weight's singular directions: the
@@ -18,7 +20,7 @@ PLANTS: what it trains, under which constraint, beside which decoys, and which c
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -27,7 +29,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wscore import SVD, Basis, DeltaLike, add, spectra, spectrum_null, stream, writes_residual
+from wscore import SVD, Basis, DeltaLike, add, drop, spectra, spectrum_null, stream, writes_residual
 from wscore.null import haar
 from wscore.sites import site
 from wsrun.adapters.configs import RECIPES, target_modules
@@ -161,6 +163,11 @@ def writing(at: Instance, base: Base, member: int) -> list[str]:
     return [n for n in base.weights if writes_residual(site(n))]
 
 
+def one_writer(at: Instance, base: Base, member: int) -> list[str]:
+    module = ("o_proj", "down_proj")[member % 2]
+    return [n for n in base.weights if site(n).proj == module]
+
+
 def layers(base: Base) -> list[str]:
     return sorted({slices_of(n)[0] for n in base.weights})
 
@@ -193,6 +200,14 @@ def freeze_outputs(directions: Basis, model: PeftModel) -> None:
 
 def outside_frames(at: Instance, base: Base, member: int, core: DeltaLike) -> DeltaLike:
     return decoys.outside(core, frame(at, base), at.random_seed(member))
+
+
+def crossed(at: Instance, base: Base, member: int, core: DeltaLike) -> DeltaLike:
+    """Decoys outside the frame in what the member trains, and in the layer's other writer."""
+    other = {n: base.weights[n] for n in writing(at, base, member)}
+    beside = decoys.twins(core, other, 0, at.random_seed(member))
+    frames = frame(at, base)
+    return {**outside_frames(at, base, member, core), **drop(beside, frames)}
 
 
 # One band of the base weight
@@ -245,12 +260,23 @@ def factors(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter, torch.n
             yield f"{of}.weight", named[name.replace(".lora_B.", ".lora_A.")], B
 
 
-FRAMED = dict(
+FRAMED = Plant(
     several=True, rates={None: 3.0}, targets=writing, constraint=in_frame, decoys=outside_frames
 )
 PLANTS: dict[str, Plant] = {
-    "shared-core": Plant(("shared core",), ("basin divergence",), **FRAMED),
-    "divergent-basins": Plant(("basin divergence",), ("shared core",), apart=True, **FRAMED),
+    "shared-core": replace(
+        FRAMED, true=("shared core", "stacked core"), false=("basin divergence",)
+    ),
+    "divergent-basins": replace(
+        FRAMED, true=("basin divergence",), false=("shared core", "stacked core"), apart=True
+    ),
+    "crossed-core": replace(
+        FRAMED,
+        true=("stacked core",),
+        false=("shared core",),
+        targets=one_writer,
+        decoys=crossed,
+    ),
     "one-layer": Plant(("layers",), slices=layers, decoys=in_other_layers),
     "one-module": Plant(
         ("modules",),

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from wscore import BasinDivergence, Locus, Rule, SharedCore
-from wsrun.lenses import coordinates, sites, subspaces
+from wsrun.lenses import coordinates, sites, stacked, subspaces
 from wsrun.lenses.base import Cut, LensInput
 
 
@@ -25,6 +25,9 @@ LENSES: dict[str, Lens] = {
     "shared_incl": Lens(subspaces.shared_incl),
     "own": Lens(subspaces.own, {"basin divergence": BasinDivergence()}),
     "random": Lens(subspaces.random),
+    "stacked": Lens(
+        stacked.stacked, {"stacked core": SharedCore(keep="keep_stacked", drop="drop_stacked")}
+    ),
     "layers": Lens(sites.each_layer),
     "thirds": Lens(sites.thirds),
     "blocks": Lens(sites.blocks),
@@ -66,13 +69,15 @@ def claims(
     lenses: Iterable[str],
     cuts: Mapping[str, Iterable[Cut]],
     families: tuple[str, ...] | None = None,
-    **limits: float,
+    keep_at_least: float = 0.7,
+    drop_at_most: float = 0.3,
 ) -> Iterator[Claim]:
-    """Every claim about the cuts of some families, {family: its cuts}, with `limits` as thresholds.
+    """Every claim about the cuts of some families, {family: its cuts}, under these thresholds.
 
     Nested parts: one claim about `families`, None for the rule's own list. A partition: one about
     all families together and one about each; of a family's own parameters, about that family only.
     """
+    limits = {"keep_at_least": keep_at_least, "drop_at_most": drop_at_most}
     for name in check_lenses(lenses):
         for claim, rule in LENSES[name].claims.items():
             yield Claim(claim, None, _set(rule, families=families, **limits))
@@ -81,10 +86,10 @@ def claims(
     for partition, names in common.items():
         for family in (None, *every):
             of = (family,) if family else tuple(every)
-            yield Claim(partition, family, Locus(names, families=of, **limits))
+            yield Claim(partition, family, Locus(names, keep_at_least, drop_at_most, of))
     for family, found in every.items():
         for partition, names in partitions(cut for cut in found if cut.own).items():
-            yield Claim(partition, family, Locus(names, families=(family,), **limits))
+            yield Claim(partition, family, Locus(names, keep_at_least, drop_at_most, (family,)))
 
 
 def partitions(cuts: Iterable[Cut]) -> dict[str, tuple[str, ...]]:

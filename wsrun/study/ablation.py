@@ -195,8 +195,7 @@ def judge(
     of: dict[str, list[Cut]] = {family: [] for family in cfg.families}
     for at, found in cuts.items():
         of[at.family] += found
-    limits = {"keep_at_least": cfg.keep_at_least, "drop_at_most": cfg.drop_at_most}
-    asked = list(claims(study.lenses, of, **limits))
+    asked = list(claims(study.lenses, of, None, *cfg.limits))
     return [
         RuleResult(dataset, c.name, c.family, *verdict(table.filter(dataset=dataset), c.rule))
         for dataset in table["dataset"].unique().sort()

@@ -15,7 +15,7 @@ from wsrun.study.parts import Ablation, with_facts
 
 Planting = Mapping[Instance, Sequence[Planted]]
 """instance -> its members"""
-OUTPUTS = ("shared", "own", "random")
+OUTPUTS = ("shared", "own", "random", "stacked")
 PLACES = ("layers", "modules", "own_bands", "base_bands")
 
 
