@@ -74,7 +74,7 @@ def main(cfg: Config) -> None:
     with progress("scoring", 1 + len(variants) * len(cfg.alphas)) as step:
         rows = sweep(
             model, tok, items, variants, cfg.alphas, experiment="t0_train", model_name=cfg.model,
-            behaviour=cfg.pos, progress=step,
+            behaviour=cfg.pos, progress=step, warn=console.print,
         )  # fmt: skip
     table = effect_table(rows, KEYS)
     record = provenance(

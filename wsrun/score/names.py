@@ -1,4 +1,4 @@
-"""Names of variants: "method@setting", and the keys of a table line."""
+"""Names of variants: "method@setting"."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +14,3 @@ def method_name(variant: str) -> str:
 def setting_of(line: Mapping[str, Any]) -> str | None:
     """The setting of a table line: that of its variant "method@setting", else its family."""
     return line["variant"].partition("@")[2] or line["family"]
-
-
-def line(v: Any) -> tuple:
-    """What a line of a table is about, of a Variant: method, family, name, k, alpha."""
-    return v.method, v.family, v.name, v.k, v.alphas

@@ -101,6 +101,7 @@ def run_sweep(
             behaviour=cfg.behaviour,
             cache_dir=cfg.cache_dir,
             progress=step,
+            warn=console.print,
         )
     if cfg.shard:
         console.print(
