@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 import torch
 
 from wscore import Basis, DeltaLike, Factored, shared_basis, site, writes_residual
-from wscore.delta import columns
+from wscore.entries import columns
 from wsrun.lenses.base import Cut, LensInput
 from wsrun.lenses.subspaces import first_columns, other_deltas, projection
 
