@@ -124,7 +124,7 @@ def fails(capsys, monkeypatch, tmp_path, *flags, script="t6_shared_svd"):
         (("--keep-at-least", "nan"), "thresholds need"),
         (("--K", "8", "8"), "name each one once"),
         (("--resamples", "0"), "must be at least 1, got 0"),
-        (("--adapters", "no/such"), "no folder 'no/such"),
+        (("--adapters", "no/such"), "'no/such/lora-s0"),
         (("--data", "no/such"), "no folder 'no/such'"),
         (("--model", "./no-such"), "no folder './no-such'"),
         (("--model", "some/hub-name"), "pass the folder, --model path/to/folder"),

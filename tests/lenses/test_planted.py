@@ -313,16 +313,18 @@ def test_every_rule_and_part_is_there(run):
     rules = read_table(folder / "t13_planted.verdicts.parquet")[0]
     places = {"layers", "modules", "own bands", "base bands"}
     for plant in cfg.plants:
-        known = places | ({"shared core", "basin divergence"} if plant != "one-module" else set())
+        known = places | (
+            {"shared core", "basin divergence", "stacked core"} if plant != "one-module" else set()
+        )
         assert set(rules.filter(plant=plant)["rule"]) == known
     rows = read_table(folder / "t13_planted.rows.parquet")[0].filter(pl.col("variant") != "base")
     runs = rows.select("family", "method", "variant", "k").unique().group_by("family").len()
     found = dict(runs.rows())
     # whole, plant, decoys, nulls, and three lines for 2 + 3 or 7 + 3 sites and 6 bands;
-    # outputs: whole, six lines per K, nulls
+    # outputs: whole, ten lines per K, nulls
     assert found["one-module-s0-m0"] == 3 + 2 + 3 * (3 + 7 + 6)
-    assert found["shared-core-s0-m0"] == 3 + 2 + 3 * (3 + 2 + 6) + (1 + 6 + 2)
-    assert found["shared-core-s0-m1"] == 1 + 6 + 2
+    assert found["shared-core-s0-m0"] == 3 + 2 + 3 * (3 + 2 + 6) + (1 + 10 + 2)
+    assert found["shared-core-s0-m1"] == 1 + 10 + 2
     summary = read_table(folder / "t13_planted.parquet")[0]
     own = summary.filter(variant="keep_own", family="shared-core-s0-m0")
     assert own["overlap_random"].to_list() == pytest.approx([8 / 160])

@@ -252,7 +252,7 @@ def test_summarise_pools_seeds_and_marks_absent_parts():
         (("--families", "banana"), "got 'banana'"),
         (("--seeds", "0", "0"), "name each one once; got 0 0"),
         (("--nulls", "-1"), "--nulls must be at least 0, got -1"),
-        (("--adapters", "no/such"), "no folder 'no/such"),
+        (("--adapters", "no/such"), "'no/such/lora-s0"),
     ],
 )
 def test_refusals(capsys, monkeypatch, tmp_path, script, flags, sentence):

@@ -46,6 +46,8 @@ def own_bands(at: LensInput) -> Iterator[Cut]:
 
 def base_bands(at: LensInput) -> Iterator[Cut]:
     """Bands of the base weight's singular directions."""
+    if lacking := [name for name in at.dW if name not in at.svds]:
+        raise ValueError(f"lens: no singular directions of base weight {lacking[0]!r}; pass svds")
     yield from _bands(at, "base", lambda: {n: at.svds[n] for n in at.dW}, "base directions")
 
 

@@ -205,9 +205,8 @@ def outside_frames(at: Instance, base: Base, member: int, core: DeltaLike) -> De
 def crossed(at: Instance, base: Base, member: int, core: DeltaLike) -> DeltaLike:
     """Decoys outside the frame in what the member trains, and in the layer's other writer."""
     other = {n: base.weights[n] for n in writing(at, base, member)}
-    beside = decoys.twins(core, other, 0, at.random_seed(member))
-    frames = frame(at, base)
-    return {**outside_frames(at, base, member, core), **drop(beside, frames)}
+    beside = drop(decoys.twins(core, other, 0, at.random_seed(member)), frame(at, base))
+    return {**outside_frames(at, base, member, core), **beside}
 
 
 # One band of the base weight
@@ -271,11 +270,7 @@ PLANTS: dict[str, Plant] = {
         FRAMED, true=("basin divergence",), false=("shared core", "stacked core"), apart=True
     ),
     "crossed-core": replace(
-        FRAMED,
-        true=("stacked core",),
-        false=("shared core",),
-        targets=one_writer,
-        decoys=crossed,
+        FRAMED, true=("stacked core",), false=("shared core",), targets=one_writer, decoys=crossed
     ),
     "one-layer": Plant(("layers",), slices=layers, decoys=in_other_layers),
     "one-module": Plant(
