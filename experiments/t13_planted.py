@@ -24,7 +24,7 @@ import polars as pl
 
 from wscore import tensors_sha256
 from wsrun.adapters.train import train_adapter
-from wsrun.data.items import load_items
+from wsrun.data.items import items_sha256, load_items
 from wsrun.data.pairs import load_questions, make_pairs
 from wsrun.data.personas import load_personas
 from wsrun.lenses.planting import Options, read, train_member, untrained
@@ -32,7 +32,7 @@ from wsrun.lenses.plants import PLANTS, base_of, instance
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report import tile_figures
 from wsrun.report.console import console, guarded, progress
-from wsrun.report.tables import check_writable, items_sha256, provenance, write_table
+from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
 from wsrun.study.planted import confusion, judge, outputs, places, sweep_readings
@@ -82,7 +82,7 @@ def main(cfg: Config) -> None:
     def scored(name: str, variants: list[Variant]) -> pl.DataFrame:
         console.print(f"{cfg.model}: {len(items)} claims, {len(variants)} runs of {name}")
         with progress(f"scoring {name}", 1 + len(variants)) as step:
-            more = {"cache_dir": cfg.cache_dir, "progress": step, **tag}
+            more = {"cache_dir": cfg.cache_dir, "progress": step, "warn": console.print, **tag}
             return sweep(model, tok, items, variants, [1.0], **more)
 
     rows = sweep_readings(readings, cfg.nulls, scored)
