@@ -75,9 +75,9 @@ def _own(at: LensInput) -> Spectra:
 
 def _size(band: Band, svds: Callable[[], Spectra], of: str) -> dict[str, str]:
     """How many directions of how many a band takes: `4 of rank 16`, ranges where tensors differ."""
-    found = svds().values()
-    taken = _span([int(inside(band, s.S).sum()) for s in found])
-    return {"rank_or_group": f"{taken} of {of} {_span([len(s.S) for s in found])}"}
+    decompositions = svds().values()
+    taken = _span([int(inside(band, s.S).sum()) for s in decompositions])
+    return {"rank_or_group": f"{taken} of {of} {_span([len(s.S) for s in decompositions])}"}
 
 
 def _span(counts: list[int]) -> str:
@@ -113,15 +113,15 @@ def _named(at: LensInput) -> dict[str, list[str]]:
         shapes: dict[str, list] = {}
         for key, tensor in tensors.items():
             shapes.setdefault(_module(key, names), []).append(tuple(tensor.shape))
-        for module, found in shapes.items():
-            first.setdefault((module.rpartition(".")[2], *sorted(found)), module)
+        for module, tensor_shapes in shapes.items():
+            first.setdefault((module.rpartition(".")[2], *sorted(tensor_shapes)), module)
     chosen = {*first.values()}
     small = [
         ({key: t for key, t in tensors.items() if _module(key, names) in chosen}, config)
         for tensors, config in poles
     ]
-    found = family_coordinates(*small[0], *small[1], at.base)
-    return {system: list(parts) for system, parts in found.items()}
+    systems = family_coordinates(*small[0], *small[1], at.base)
+    return {system: list(parts) for system, parts in systems.items()}
 
 
 def _poles(at: LensInput) -> tuple[Pole, Pole]:

@@ -60,12 +60,12 @@ def untrained(
     cfg: Options, base: Base, found: Iterable[Instance], pairs_sha256: str
 ) -> tuple[Missing, int]:
     """The members that are not there yet, and how many there are in all."""
-    asked = {name: getattr(cfg, name) for name in ("members", "steps", "model", "pos", "neg")}
-    asked |= {"recipe": RECIPE.name, "dtype": "float32", "device": "cpu"}
-    asked |= {"pairs": pairs_sha256, "base": tensors_sha256(base.weights)}
+    settings = {name: getattr(cfg, name) for name in ("members", "steps", "model", "pos", "neg")}
+    settings |= {"recipe": RECIPE.name, "dtype": "float32", "device": "cpu"}
+    settings |= {"pairs": pairs_sha256, "base": tensors_sha256(base.weights)}
     sources = sorted({source(at, base) for at in found})
     wanted = [
-        (at, asked | at._asdict() | {"member": i, "rate": PLANTS[at.plant].rate(at.truth)})
+        (at, settings | at._asdict() | {"member": i, "rate": PLANTS[at.plant].rate(at.truth)})
         for at in sources
         for i in members(at, base)
     ]

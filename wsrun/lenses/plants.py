@@ -218,10 +218,10 @@ def in_band(at: Instance, base: Base, member: int) -> Constraint:
 
 def confine(svds: Mapping[str, SVD], band: str, model: PeftModel) -> Callable[[], None]:
     """B <- U_b U_b^T B and A <- A V_b V_b^T, now and whenever the returned function is called."""
-    found = [(*block(svds[name], band), A, B) for name, A, B in factors(model)]
+    bases_and_factors = [(*block(svds[name], band), A, B) for name, A, B in factors(model)]
 
     def project() -> None:
-        for U, Vt, A, B in found:
+        for U, Vt, A, B in bases_and_factors:
             B.data.copy_(U @ (U.T @ B.data))
             A.data.copy_((A.data @ Vt.T) @ Vt)
 

@@ -81,24 +81,24 @@ def claims(
     for name in check_lenses(lenses):
         for claim, rule in LENSES[name].claims.items():
             yield Claim(claim, None, _set(rule, families=families, **limits))
-    every = {name: list(found) for name, found in cuts.items()}
-    common = partitions(cut for found in every.values() for cut in found if not cut.own)
+    every = {name: list(family_cuts) for name, family_cuts in cuts.items()}
+    common = partitions(cut for family_cuts in every.values() for cut in family_cuts if not cut.own)
     for partition, names in common.items():
         for family in (None, *every):
             of = (family,) if family else tuple(every)
             yield Claim(partition, family, Locus(names, keep_at_least, drop_at_most, of))
-    for family, found in every.items():
-        for partition, names in partitions(cut for cut in found if cut.own).items():
+    for family, family_cuts in every.items():
+        for partition, names in partitions(cut for cut in family_cuts if cut.own).items():
             yield Claim(partition, family, Locus(names, keep_at_least, drop_at_most, (family,)))
 
 
 def partitions(cuts: Iterable[Cut]) -> dict[str, tuple[str, ...]]:
     """partition -> its disjoint parts, in order."""
-    found: dict[str, dict[str, None]] = {}
+    by_partition: dict[str, dict[str, None]] = {}
     for cut in cuts:
         if cut.partition:
-            found.setdefault(cut.partition, {})[cut.name] = None
-    return {name: tuple(parts) for name, parts in found.items()}
+            by_partition.setdefault(cut.partition, {})[cut.name] = None
+    return {name: tuple(parts) for name, parts in by_partition.items()}
 
 
 def _set(rule: Any, **values: Any) -> Rule:

@@ -31,11 +31,11 @@ def each_layer(at: LensInput) -> Iterator[Cut]:
 
 def thirds(at: LensInput) -> Iterator[Cut]:
     """early, middle, late: thirds of the layers that are changed at all."""
-    found = trained_layers(at)
-    cuts = [len(found) * i // 3 for i in range(4)]
+    changed_layers = trained_layers(at)
+    cuts = [len(changed_layers) * i // 3 for i in range(4)]
     for name, lo, hi in zip(("early", "middle", "late"), cuts[:-1], cuts[1:], strict=True):
         if lo < hi:
-            where = layers(found[lo], found[hi - 1] + 1)
+            where = layers(changed_layers[lo], changed_layers[hi - 1] + 1)
             yield _slice(at, name, where, "thirds of the band")
 
 

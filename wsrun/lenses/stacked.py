@@ -32,8 +32,8 @@ def _directions(at: LensInput, kind: str, k: int) -> Basis:
 def _by_tensor(at: LensInput, kind: str) -> Basis:
     """The basis of each tensor's layer, at the largest K."""
     deltas = [at.dW] if kind == "stacked_own" else other_deltas(at)["shared"]
-    found = shared_basis([side_by_side(d) for d in deltas], max(at.K))
-    return {name: found[_place(name)] for name in at.dW}
+    bases = shared_basis([side_by_side(d) for d in deltas], max(at.K))
+    return {name: bases[_place(name)] for name in at.dW}
 
 
 def side_by_side(d: DeltaLike) -> DeltaLike:

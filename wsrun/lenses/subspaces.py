@@ -78,16 +78,16 @@ def other_deltas(at: LensInput) -> dict[str, list[DeltaLike]]:
     A delta that lacks some of the tensors is left out.
     """
     names = list(at.dW)
-    found: dict[str, list[DeltaLike]] = {"shared": [], "seeds": [], "across": []}
+    by_kind: dict[str, list[DeltaLike]] = {"shared": [], "seeds": [], "across": []}
     for (family, seed), d in at.deltas.items():
         if (family, seed) != (at.family, at.seed) and all(n in d for n in names):
             kind = "across" if family != at.family else "seeds"
-            found["shared" if seed == at.seed else kind].append(subset(d, names))
-    if not found["shared"]:
+            by_kind["shared" if seed == at.seed else kind].append(subset(d, names))
+    if not by_kind["shared"]:
         raise ValueError(
             f"lens: no other family changes all tensors of {at.family}; add --families"
         )
-    return {kind: deltas for kind, deltas in found.items() if deltas}
+    return {kind: deltas for kind, deltas in by_kind.items() if deltas}
 
 
 def directions(at: LensInput, kind: str, k: int) -> Basis:
@@ -137,15 +137,15 @@ def overlaps(at: LensInput, k: int) -> dict[str, float | None]:
     overlap_random is what random subspaces of these sizes have on average: E = k / d_out.
     """
     mine = own_directions(at, k)
-    found: dict[str, list[float]] = {"overlap": [], "overlap_seeds": []}
+    by_column: dict[str, list[float]] = {"overlap": [], "overlap_seeds": []}
     for family, seed in at.deltas:
         other = own_directions(at, k, (family, seed))
         if seed == at.seed and family != at.family:
-            found["overlap"] += _overlaps(mine, other)
+            by_column["overlap"] += _overlaps(mine, other)
         elif family == at.family and seed != at.seed:
-            found["overlap_seeds"] += _overlaps(mine, other)
+            by_column["overlap_seeds"] += _overlaps(mine, other)
     chance = fmean(U.shape[1] / U.shape[0] for U in mine.values())
-    return {name: _mean(values) for name, values in found.items()} | {"overlap_random": chance}
+    return {name: _mean(values) for name, values in by_column.items()} | {"overlap_random": chance}
 
 
 def _overlaps(a: Basis, b: Basis) -> Iterable[float]:

@@ -101,14 +101,16 @@ def verdict_lines(results: Sequence[RuleResult], table: pl.DataFrame) -> Iterato
     """One sentence a data set and claim, with the families of which it is supported alone."""
     for dataset, claim in dict.fromkeys((r.dataset, r.claim) for r in results):
         of = [r for r in results if (r.dataset, r.claim) == (dataset, claim)]
-        said = [f"{r.outcome}[/]: {r.sentence}{_held(table, r)}" for r in of if r.family is None]
+        sentences = [
+            f"{r.outcome}[/]: {r.sentence}{_held(table, r)}" for r in of if r.family is None
+        ]
         single = [r for r in of if r.family is not None]
-        if single and not said:
-            said = ["by family[/]: " + ", ".join(f"{r.family} {short(r)}" for r in single)]
-        elif not said[0].startswith("supported"):
-            found = [f"{r.family} ({r.part})" for r in single if r.outcome == "supported"]
-            said[0] += f"; by itself supported in {', '.join(found)}" if found else ""
-        yield f"[bold]{dataset}, {claim}: {said[0]}"
+        if single and not sentences:
+            sentences = ["by family[/]: " + ", ".join(f"{r.family} {short(r)}" for r in single)]
+        elif not sentences[0].startswith("supported"):
+            supported = [f"{r.family} ({r.part})" for r in single if r.outcome == "supported"]
+            sentences[0] += f"; by itself supported in {', '.join(supported)}" if supported else ""
+        yield f"[bold]{dataset}, {claim}: {sentences[0]}"
 
 
 def _held(table: pl.DataFrame, r: RuleResult) -> str:
@@ -130,10 +132,10 @@ def short(r: RuleResult | None) -> str | None:
 
 def verdict_grid(results: Iterable[RuleResult], families: Sequence[str], title: str) -> Table:
     """Which part carries the effect, a line a claim, a column a family."""
-    found = {(r.claim, r.family): r for r in results}
+    verdicts = {(r.claim, r.family): r for r in results}
     lines = [
-        [claim, *(short(found.get((claim, family))) for family in (None, *families))]
-        for claim in dict.fromkeys(claim for claim, _ in found)
+        [claim, *(short(verdicts.get((claim, family))) for family in (None, *families))]
+        for claim in dict.fromkeys(claim for claim, _ in verdicts)
     ]
     return grid(title, ("claim", "every family", *families), lines)
 
@@ -169,8 +171,8 @@ def spread_sentence(table: pl.DataFrame, variant: str, what: str) -> str:
     if families.is_empty():
         return f"{what}: one family, so there is no spread between families"
     within, between = float((seeds**2).mean() ** 0.5), float(families[0])  # type: ignore[operator]
-    more = "more" if between > within else "less"
+    comparison = "more" if between > within else "less"
     return (
-        f"{what}: families differ {more} than seeds do (sd between families {between:.3f}, largest "
-        f"gap {float(gap[0]):.3f}; sd within a family, over seeds, {within:.3f})"
+        f"{what}: families differ {comparison} than seeds do (sd between families {between:.3f}, "
+        f"largest gap {float(gap[0]):.3f}; sd within a family, over seeds, {within:.3f})"
     )

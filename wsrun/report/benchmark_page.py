@@ -27,13 +27,15 @@ def benchmark_blocks(
     """
     table = joined.sort("dataset", "role", "effect", descending=[False, True, True])
     extra = [c for c in DOSE_WORDS if c in table.columns]
-    if (found := costs.costs_of(key, costly)) is not None:
-        table = table.join(found, on=LINE, how="left", nulls_equal=True, maintain_order="left")
+    if (cost_table := costs.costs_of(key, costly)) is not None:
+        table = table.join(cost_table, on=LINE, how="left", nulls_equal=True, maintain_order="left")
         extra += costs.COSTS
     rivals = sentences.rivals(table)
     keys = set(rivals.select("dataset", *LINE).rows())
     lines = [_cells(r, extra, keys) for r in table.iter_rows(named=True)]
-    own = [i for i, r in enumerate(table.iter_rows(named=True)) if is_reference(r, reference)]
+    reference_lines = [
+        i for i, r in enumerate(table.iter_rows(named=True)) if is_reference(r, reference)
+    ]
     sizes = ", ".join(
         f"{r['dataset']} {r['n']} items in {r['clusters']} clusters"
         for r in table.group_by("dataset", maintain_order=True).first().iter_rows(named=True)
@@ -48,7 +50,7 @@ def benchmark_blocks(
     words = DOSE_WORDS | costs.WORDS
     return [
         Heading(f"Benchmark: {key[0]}, {key[1]}"),
-        Grid((*HEADS, *(words[c] for c in extra), "from"), lines, caption, own),
+        Grid((*HEADS, *(words[c] for c in extra), "from"), lines, caption, reference_lines),
         Heading("dW against every method, by the rule", 3),
         Points(comparisons or ["No method but dW was selected in these tables."]),
         Heading("Controls", 3),

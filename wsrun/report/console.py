@@ -50,12 +50,12 @@ def grid(title: str, heads: Sequence[str], lines: Iterable[Sequence]) -> Table:
 
 def effects(table: pl.DataFrame, title: str, keys: Sequence[str]) -> Table:
     """Lines of an effect table: its keys, then effect and retained with intervals, and gates."""
-    more = [c for c in ("null_percentile", "mass", "flagged_share") if c in table.columns]
+    gates = [c for c in ("null_percentile", "mass", "flagged_share") if c in table.columns]
     short = {"null_percentile": "null %", "flagged_share": "flagged", "k_over_d": "K/d", "k": "K"}
     spans = ["effect"] + ["retained"] * ("retained" in table.columns)
-    heads = [short.get(c, c) for c in (*keys, *spans, *more)]
+    heads = [short.get(c, c) for c in (*keys, *spans, *gates)]
     lines = (
-        [r[k] for k in keys] + [_estimate(r, s) for s in spans] + [r[c] for c in more]
+        [r[k] for k in keys] + [_estimate(r, s) for s in spans] + [r[c] for c in gates]
         for r in table.iter_rows(named=True)
     )
     return grid(title, heads, lines)

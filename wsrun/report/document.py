@@ -160,7 +160,7 @@ def _html(block: Block) -> str:
 
 def _cells(tag: str, texts: Sequence[str], attributes: Sequence[str]) -> str:
     both = zip(texts, attributes, strict=True)
-    return "".join(f"<{tag}{more}>{escape(text)}</{tag}>" for text, more in both)
+    return "".join(f"<{tag}{attribute}>{escape(text)}</{tag}>" for text, attribute in both)
 
 
 def _numbers(lines: Sequence[Sequence[str]], columns: int) -> list[bool]:

@@ -38,8 +38,10 @@ def check_table(
         raise ValueError(f"{figure}: the table has no lines{what}; score first")
     for column in single:
         if column in table.columns and table[column].n_unique() > 1:
-            found = table[column].unique().sort().to_list()
-            raise ValueError(f"{figure}: shows one {column}, found {found}; filter the table first")
+            values = table[column].unique().sort().to_list()
+            raise ValueError(
+                f"{figure}: shows one {column}, found {values}; filter the table first"
+            )
 
 
 def check_values(figure: str, values: pl.Series, known: Iterable[str]) -> None:
@@ -93,15 +95,15 @@ def facts_of(table: pl.DataFrame) -> str:
 
 def range_text(values: pl.Series) -> str:
     """48, or 48 to 60 where they differ."""
-    found = values.drop_nulls().unique().sort().to_list() or ["unknown"]
-    ends = dict.fromkeys(v if isinstance(v, str) else f"{v:g}" for v in (found[0], found[-1]))
+    distinct = values.drop_nulls().unique().sort().to_list() or ["unknown"]
+    ends = dict.fromkeys(v if isinstance(v, str) else f"{v:g}" for v in (distinct[0], distinct[-1]))
     return " to ".join(ends)
 
 
 def in_order(values: pl.Series, known: Iterable[str] = ()) -> list[str]:
     """The values, known ones first in their order, the others after them by name."""
-    found = values.drop_nulls().unique().sort().to_list()
-    return [v for v in known if v in found] + [v for v in found if v not in known]
+    present = values.drop_nulls().unique().sort().to_list()
+    return [v for v in known if v in present] + [v for v in present if v not in known]
 
 
 def in_words(name: str, words: Words | None = FAMILIES) -> str:

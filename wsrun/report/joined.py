@@ -29,8 +29,10 @@ def join_benchmarks(
     first = by_model(s for s in tables if s.script.kind == "benchmark")
     again = by_model(s for s in tables if s.script.kind == "replication")
     joined = {
-        key: join(found, resamples, (chosen or {}).get(key))
-        for key, found in (first | {k: v for k, v in again.items() if k not in first}).items()
+        key: join(model_sources, resamples, (chosen or {}).get(key))
+        for key, model_sources in (
+            first | {k: v for k, v in again.items() if k not in first}
+        ).items()
     }
     for key in set(first) & set(again):
         names = " and ".join(s.name for s in again[key])
@@ -49,13 +51,13 @@ def join(sources: Sequence[Source], resamples: int = 2000, chosen: Choice | None
     rows, lines = _reported(first)
     owners = dict.fromkeys(lines.select(LINE).rows(), first.name)
     for s in others:
-        new, more = _reported(s)
-        check_base(first.name, rows, s.name, new)
-        check_lines(owners, rows, s.name, new)
-        owners = dict.fromkeys(more.select(LINE).rows(), s.name) | owners
+        new_rows, new_lines = _reported(s)
+        check_base(first.name, rows, s.name, new_rows)
+        check_lines(owners, rows, s.name, new_rows)
+        owners = dict.fromkeys(new_lines.select(LINE).rows(), s.name) | owners
         key = [*ITEM, *LINE, "seed"]
-        rows = pl.concat([rows, new.join(rows, on=key, how="anti", nulls_equal=True)])
-        lines = pl.concat([lines, more], how="diagonal_relaxed")
+        rows = pl.concat([rows, new_rows.join(rows, on=key, how="anti", nulls_equal=True)])
+        lines = pl.concat([lines, new_lines], how="diagonal_relaxed")
     named = {"variant": DW, "family": reference[0], "alpha": reference[1]}
     rows = rows.with_columns(experiment=pl.lit("report"))
     table = benchmark_table(rows, named, resamples=resamples)
@@ -64,7 +66,7 @@ def join(sources: Sequence[Source], resamples: int = 2000, chosen: Choice | None
 
 def _reference(sources: Sequence[Source], chosen: Choice | None) -> Choice:
     """The one dW that all tables select, which is the `chosen` one where that is known."""
-    found: dict[str, Choice] = {}
+    choices: dict[str, Choice] = {}
     for s in sources:
         lines = s.table.filter(method_name=DW, role="selected").select("family", "alpha").unique()
         if len(lines) != 1:
@@ -72,9 +74,9 @@ def _reference(sources: Sequence[Source], chosen: Choice | None) -> Choice:
                 f"report: {s.name} has {len(lines)} selected lines of dW, one is needed; run it "
                 "again"
             )
-        found[s.name] = (lines["family"][0], lines["alpha"][0])
-    name, reference = ("the selection file", chosen) if chosen else next(iter(found.items()))
-    if other := [f"{n} ({_choice_text(*c)})" for n, c in found.items() if c != reference]:
+        choices[s.name] = (lines["family"][0], lines["alpha"][0])
+    name, reference = ("the selection file", chosen) if chosen else next(iter(choices.items()))
+    if other := [f"{n} ({_choice_text(*c)})" for n, c in choices.items() if c != reference]:
         raise ValueError(
             f"report: {', '.join(other)} selected another dW than {name} "
             f"({_choice_text(*reference)}); run it again with the same options"

@@ -27,8 +27,8 @@ def answer_sentences(
     sentences = []
     for (model, behaviour), j in joined.items():
         about = f"{model}, {behaviour}: " if len(joined) > 1 else ""
-        own = [*benchmark_answers(j.table, j.reference, labels), *j.remarks]
-        sentences += [about + sentence for sentence in own]
+        answers = [*benchmark_answers(j.table, j.reference, labels), *j.remarks]
+        sentences += [about + sentence for sentence in answers]
     if not joined:
         sentences.append("Does dW beat the baselines? Not answered: no benchmark table is there.")
     for s in sources.values():

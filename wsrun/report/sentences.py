@@ -76,8 +76,10 @@ def effect_of_dW(own: pl.DataFrame) -> str:
     lines = own.rows(named=True)
     each = [f"{r['dataset']} {with_interval(r, 'effect', 'lo', 'hi')}" for r in lines]
     flat = [r["dataset"] for r in lines if not (r["lo"] or 0) > 0]
-    more = f"; not clear of 0 on {' and '.join(flat)}, where beating it says little" if flat else ""
-    return f"dW ({setting_text(lines[0])}) against the base, in nats: {', '.join(each)}{more}."
+    caveat = (
+        f"; not clear of 0 on {' and '.join(flat)}, where beating it says little" if flat else ""
+    )
+    return f"dW ({setting_text(lines[0])}) against the base, in nats: {', '.join(each)}{caveat}."
 
 
 def _answer(lines: pl.DataFrame) -> str:
@@ -86,9 +88,13 @@ def _answer(lines: pl.DataFrame) -> str:
     beaten = verbs.count("beats")
     short = "Yes" if beaten == len(verbs) else "No" if not beaten else "In part"
     for (dataset,), part in lines.group_by("dataset", maintain_order=True):
-        found = [dW_against(r) for r in part.iter_rows(named=True)]
-        others = [f"{v} {found.count(v)}" for v in dict.fromkeys(found) if v != "beats"]
-        each = ", ".join([f"beats {found.count('beats')} of {len(found)} methods", *others])
+        dataset_verbs = [dW_against(r) for r in part.iter_rows(named=True)]
+        others = [
+            f"{v} {dataset_verbs.count(v)}" for v in dict.fromkeys(dataset_verbs) if v != "beats"
+        ]
+        each = ", ".join(
+            [f"beats {dataset_verbs.count('beats')} of {len(dataset_verbs)} methods", *others]
+        )
         counts.append(f"on {dataset} it {each}")
     best = lines.filter(pl.col("validation") == pl.col("validation").max())
     first = "; ".join(comparison(r) for r in best.iter_rows(named=True))

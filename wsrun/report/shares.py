@@ -38,8 +38,8 @@ class Shares(NamedTuple):
 
     def effect(self, *key: str) -> str:
         """The effect of a line as text, a dash where there is none."""
-        found = self.lines.get(key, {}).get("effect")
-        return "-" if found is None else f"{found:+.2f}"
+        effect = self.lines.get(key, {}).get("effect")
+        return "-" if effect is None else f"{effect:+.2f}"
 
 
 def read_shares(

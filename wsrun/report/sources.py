@@ -80,8 +80,8 @@ class Source(NamedTuple):
         path = self.path.with_suffix(".verdicts.parquet")
         if path.exists() and PLANTED <= set((table := read_table(path)[0]).columns):
             return planted(table)
-        own = [r for r in self.results if not r.claim.startswith(IN_BENCHMARK)]
-        return claim_sentences(own, self.table)
+        own_results = [r for r in self.results if not r.claim.startswith(IN_BENCHMARK)]
+        return claim_sentences(own_results, self.table)
 
 
 class Joined(NamedTuple):
@@ -106,8 +106,8 @@ def read_sources(folder: str | Path, scripts: Mapping[str, Script]) -> dict[str,
         rows = path.with_suffix(".rows.parquet")
         if path.exists():
             table, meta = read_table(path)
-            found = read_table(rows)[0] if rows.exists() else None
-            sources[name] = Source(name, script, path, table, found, meta)
+            row_table = read_table(rows)[0] if rows.exists() else None
+            sources[name] = Source(name, script, path, table, row_table, meta)
     return sources
 
 
@@ -116,28 +116,28 @@ def read_choices(folder: str | Path) -> dict[Key, Choice]:
 
     A model with several files, of other data, is there where they agree.
     """
-    found: dict[Key, set[Choice]] = {}
+    choices_by_model: dict[Key, set[Choice]] = {}
     for path in sorted((Path(folder) / "selection").glob("*.json")):
         try:
             content = json.loads(path.read_text())
             dW = content["chosen"][DW]
             choice = dW["family"], float(dW["alpha"])
-            found.setdefault((content["model"], content["behaviour"]), set()).add(choice)
+            choices_by_model.setdefault((content["model"], content["behaviour"]), set()).add(choice)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"report: {str(path)!r} is no selection file ({error!r}); remove it"
             ) from error
-    return {key: choices.pop() for key, choices in found.items() if len(choices) == 1}
+    return {key: choices.pop() for key, choices in choices_by_model.items() if len(choices) == 1}
 
 
 def by_model(sources: Iterable[Source]) -> dict[Key, list[Source]]:
     """(model, behaviour) -> its sources, each with the lines and rows of that model only."""
-    found: dict[Key, list[Source]] = {}
+    sources_by_model: dict[Key, list[Source]] = {}
     for s in sources:
         assert s.rows is not None
         keys = s.table.select("model", "behaviour").unique(maintain_order=True)
         for model, behaviour in keys.rows():
-            own = dict(model=model, behaviour=behaviour)
-            part = s._replace(table=s.table.filter(**own), rows=s.rows.filter(**own))
-            found.setdefault((model, behaviour), []).append(part)
-    return found
+            model_key = dict(model=model, behaviour=behaviour)
+            part = s._replace(table=s.table.filter(**model_key), rows=s.rows.filter(**model_key))
+            sources_by_model.setdefault((model, behaviour), []).append(part)
+    return sources_by_model

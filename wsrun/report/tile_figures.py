@@ -56,8 +56,8 @@ def retained_by_layer_and_module(
     check_table(figure, cells, what=" with layer and module")
     lines = lines_by(figure, cells, ["family", "layer", "module"])
     families, modules = in_order(cells["family"], FAMILIES), in_order(cells["module"], MODULES)
-    layers, found = sorted(cells["layer"].unique()), cells["retained"].drop_nulls().to_list()
-    lo, hi = max(min([0.0, *found]), -0.5), min(max([0.1, *found]), 1.5)
+    layers, shares = sorted(cells["layer"].unique()), cells["retained"].drop_nulls().to_list()
+    lo, hi = max(min([0.0, *shares]), -0.5), min(max([0.1, *shares]), 1.5)
     cols, cell = (3, 0.26) if len(layers) <= 12 else (4, 0.16)
     if not has_matplotlib():
         return MISSING

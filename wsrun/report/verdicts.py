@@ -62,9 +62,9 @@ def claim_sentences(results: Iterable[RuleResult], table: pl.DataFrame) -> list[
     for r in results:
         claims.setdefault((r.dataset, r.claim), []).append(r)
     sentences = []
-    for about, found in claims.items():
-        pooled = [r for r in found if r.family is None]
-        single = [r for r in found if r.family is not None]
+    for about, claim_results in claims.items():
+        pooled = [r for r in claim_results if r.family is None]
+        single = [r for r in claim_results if r.family is not None]
         if pooled or any(r.part for r in single):
             texts = [f": {r.outcome}: {r.sentence}{_retained(r, table)}" for r in pooled]
             sentences.append(", ".join(about) + "".join(texts) + _by_family(single, table))
@@ -104,8 +104,8 @@ def _retained(r: RuleResult, table: pl.DataFrame) -> str:
     if r.family is not None:
         lines = lines.filter(family=r.family)
     for part, word in (("keep", "kept"), ("drop", "left")):
-        found = lines.filter(variant=f"{part}_{name}")["retained"].drop_nulls().sort()
-        ends = dict.fromkeys(f"{found[i]:.2f}" for i in (0, -1)) if len(found) else ()
+        shares = lines.filter(variant=f"{part}_{name}")["retained"].drop_nulls().sort()
+        ends = dict.fromkeys(f"{shares[i]:.2f}" for i in (0, -1)) if len(shares) else ()
         each += [f"{' to '.join(ends)} {word}"] if ends else []
     return f" ({name}: {', '.join(each)})" if each else ""
 
