@@ -136,9 +136,11 @@ def main(cfg: Config) -> None:
 
 def coverage(cfg: Config, cell: Cell) -> Iterator[dict]:
     """The rates of one cell: effect, retained and p, over tables of PER_TABLE data sets."""
-    found = [hits(cfg, cell, i, sets) for i, sets in tables(cfg.sets, len(VARIANTS))]
-    for measure in found[0]:
-        ours, *others = (np.concatenate(x) for x in zip(*(f[measure] for f in found), strict=True))
+    table_hits = [hits(cfg, cell, i, sets) for i, sets in tables(cfg.sets, len(VARIANTS))]
+    for measure in table_hits[0]:
+        ours, *others = (
+            np.concatenate(x) for x in zip(*(f[measure] for f in table_hits), strict=True)
+        )
         means = dict(zip(("plain", "clusters_only"), (x.mean() for x in others), strict=False))
         if cell.seeds == 1:
             means.pop("clusters_only", None)  # there, what wscore does
@@ -274,8 +276,8 @@ def rate(r: float, n: int) -> dict[str, float]:
 
 def report(table: pl.DataFrame, path: Path) -> None:
     """Print the rates, and whether the rule of the docstring holds."""
-    asked = table.filter(measure="effect", noise="normal", seeds=1)["rate"].to_list()
-    found = ", ".join(f"{100 * r:.1f} %" for r in asked) or "no number of clusters"
+    coverages = table.filter(measure="effect", noise="normal", seeds=1)["rate"].to_list()
+    percentages = ", ".join(f"{100 * r:.1f} %" for r in coverages) or "no number of clusters"
     rates = ["rate", "mc_error", "plain", "clusters_only", "lo", "hi", "refuted"]
     table = table.with_columns(pl.col(c) * 100 for c in rates if c in table.columns)
     cell = [*Cell._fields, "sets", "rate", "mc_error"]
@@ -286,8 +288,8 @@ def report(table: pl.DataFrame, path: Path) -> None:
         ("supported", "% of verdicts", ["rule", "truth", "sets", "rate", *rates[4:]]),
     ):
         show(title, table.filter(measure=measure).select(columns).rename({"rate": "wscore"}))
-    holds = bool(asked) and all(0.93 <= r <= 0.97 for r in asked)
-    conclude(path, holds, f"effects with normal noise and one seed are covered in {found}")
+    holds = bool(coverages) and all(0.93 <= r <= 0.97 for r in coverages)
+    conclude(path, holds, f"effects with normal noise and one seed are covered in {percentages}")
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ def organism(cfg: Config) -> Iterator[Work]:
     folder = "data/organism/adapters"
     whole = {(f, 0): pair_deltas(model, f"{folder}/{f}-s0").dW for f in ("lora", "oft")}
     for name in cfg.lists:
-        found = whole if name == "T6" else {("lora", 0): whole["lora", 0]}
-        yield Work(name, model, tok, items, variants_of(name, found, LENSES[name], 20))
+        changes = whole if name == "T6" else {("lora", 0): whole["lora", 0]}
+        yield Work(name, model, tok, items, variants_of(name, changes, LENSES[name], 20))
 
 
 def larger(cfg: Config, name: str, model: Any) -> Work:
@@ -160,8 +160,8 @@ def variants_of(
             yield Variant("full", WeightDelta(whole[family, seed]))
         yield Variant("whole", WeightDelta(d))
         yield Variant("zero", WeightDelta(scale(0.0, d)))
-        found = cuts(lenses, LensInput(family, seed, deltas, K=(32,)))
-        for cut in [cut for cut in found if not cut.absent][::thin]:
+        all_cuts = cuts(lenses, LensInput(family, seed, deltas, K=(32,)))
+        for cut in [cut for cut in all_cuts if not cut.absent][::thin]:
             yield from (Variant(f"{role}_{cut.name}", part) for role, part in parts(cut))
         for i in range(nulls):
             yield Variant(f"spectrum_null#{i:02d}", WeightDelta(spectrum_null(d, i)))
@@ -247,8 +247,8 @@ def memory(cfg: Config) -> None:
         del model
         lines = []
         for work, job in (("import", imported), ("load", loaded), ("sweep", swept_from_disk)):
-            found = run_alone(job, cfg, folder, threads=cfg.threads or 1)
-            lines.append({"work": work, **found, "of_weights": found["peak_gib"] / weights})
+            measured = run_alone(job, cfg, folder, threads=cfg.threads or 1)
+            lines.append({"work": work, **measured, "of_weights": measured["peak_gib"] / weights})
     finish(cfg, f"{NAME}.{cfg.shape}.memory", f"{cfg.shape}, a process each", lines)
 
 

@@ -105,9 +105,9 @@ def first_options(cfg: Config, sources: Mapping[str, Source]) -> Common:
     names = ("model", "data", "adapters", "dtype", "device")
     configs = (s.meta.get("config", {}) for s in sources.values())
     first = next((c for c in configs if c.keys() >= {*names}), {})
-    own: dict[str, Any] = {n: first[n] for n in names if first}
-    own |= {n: Path(own[n]) for n in ("data", "adapters") if first}
-    return Common(**own, out=cfg.tables)
+    options: dict[str, Any] = {n: first[n] for n in names if first}
+    options |= {n: Path(options[n]) for n in ("data", "adapters") if first}
+    return Common(**options, out=cfg.tables)
 
 
 if __name__ == "__main__":

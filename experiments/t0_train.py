@@ -93,10 +93,12 @@ def main(cfg: Config) -> None:
     console.print(grid("adapters", HEADS, lines))
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
         console.print(effects(part, f"{dataset}: effect of dW", ("seed", "family", "alpha")))
-        own = {r.family for r in results if r.dataset == dataset and r.outcome == "supported"}
+        steering = {r.family for r in results if r.dataset == dataset and r.outcome == "supported"}
         if max(cfg.alphas) > 0:  # the rule is about a dose towards the behaviour
             alpha = f"alpha = {max(cfg.alphas):g} (interval above 0)"
-            console.print(f"{dataset}: {len(own)} of {len(cfg.families)} families steer at {alpha}")
+            console.print(
+                f"{dataset}: {len(steering)} of {len(cfg.families)} families steer at {alpha}"
+            )
     console.print(f"adapters {cfg.adapters}, deltas {cfg.deltas}, table {path}")
     say_next(cfg, "t6_shared_svd", "what the families share", always=("adapters",))
 

@@ -94,15 +94,15 @@ class SvdSteering(Benchmark[Config]):
         return [c.variant for c in self.parts]
 
     def add_columns(self) -> None:
-        own = self.whole, self.parts, self.cfg.resamples
-        self.table = add_shares(self.rows, self.table, *own)
+        share_inputs = self.whole, self.parts, self.cfg.resamples
+        self.table = add_shares(self.rows, self.table, *share_inputs)
 
     def verdicts(self) -> Iterable[RuleResult]:
         for (dataset,), part in self.table.group_by("dataset", maintain_order=True):
             thresholds = self.cfg.keep_at_least, self.cfg.drop_at_most
-            found = decide(part, self.cfg.r, *thresholds)
+            verdict = decide(part, self.cfg.r, *thresholds)
             claim = "the top singular vectors carry the contrast"
-            yield RuleResult(str(dataset), claim, None, found.outcome, found.sentence)
+            yield RuleResult(str(dataset), claim, None, verdict.outcome, verdict.sentence)
 
     def notes(self) -> dict[str, Any]:
         return {"constructed": hashes(self.made)}

@@ -66,24 +66,29 @@ def main(cfg: Config) -> None:
     model, tok = load_model(cfg.model)
     limit_threads(model)
     base = base_of(model, cfg.members)
-    found = [instance(plant, seed, base) for plant in cfg.plants for seed in cfg.seeds]
+    instances = [instance(plant, seed, base) for plant in cfg.plants for seed in cfg.seeds]
     pairs = make_pairs(model, tok, questions, *personas, seed=0)
-    missing, count = untrained(cfg, base, found, items_sha256(pairs))
+    missing, count = untrained(cfg, base, instances, items_sha256(pairs))
     console.print(f"{len(missing)} of {count} pairs of adapters to train")
     learn = partial(train_adapter, model, tok, pairs, base_name=cfg.model)
     with progress("training adapters", 2 * len(missing) * cfg.steps) as step:
         for at, settings in missing:
             train_member(cfg, learn, at, base, settings, step)
 
-    planted = {at: read(cfg, model, at, base) for at in found}
+    planted = {at: read(cfg, model, at, base) for at in instances}
     readings = outputs(planted, cfg.K), places(planted, base)
     tag = {"experiment": EXPERIMENT, "model_name": cfg.model, "behaviour": cfg.pos}
 
     def scored(name: str, variants: list[Variant]) -> pl.DataFrame:
         console.print(f"{cfg.model}: {len(items)} claims, {len(variants)} runs of {name}")
         with progress(f"scoring {name}", 1 + len(variants)) as step:
-            more = {"cache_dir": cfg.cache_dir, "progress": step, "warn": console.print, **tag}
-            return sweep(model, tok, items, variants, [1.0], **more)
+            sweep_options = {
+                "cache_dir": cfg.cache_dir,
+                "progress": step,
+                "warn": console.print,
+                **tag,
+            }
+            return sweep(model, tok, items, variants, [1.0], **sweep_options)
 
     rows = sweep_readings(readings, cfg.nulls, scored)
     summaries = [r.summary(rows, cfg.resamples) for r in readings if r.cuts]
@@ -99,7 +104,7 @@ def main(cfg: Config) -> None:
     )
     tables = {".rows": rows, "": table, ".verdicts": verdicts, ".confusion": counts}
     paths = [write_table(t, cfg.out / f"{EXPERIMENT}{n}.parquet", made) for n, t in tables.items()]
-    report(found, table, verdicts, counts)
+    report(instances, table, verdicts, counts)
     question = "Do the rules find what was planted, and only that?"
     note = "Blank: the rule was not run there, as it compares several adapters. "
     drawn = tile_figures.confusion(counts, paths[-1], question, note=note)
@@ -120,8 +125,8 @@ def check(cfg: Config) -> None:
     ):
         if not got or len(set(got)) < len(got) or any(x not in known for x in got):
             given = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(known)
-            said = " ".join(map(str, got)) or "nothing"
-            raise ValueError(f"t13: {flag} must be of {given}, each value once; got {said}")
+            got_text = " ".join(map(str, got)) or "nothing"
+            raise ValueError(f"t13: {flag} must be of {given}, each value once; got {got_text}")
     for folder in (cfg.adapters, cfg.out, cfg.cache_dir):
         check_writable(folder)
 

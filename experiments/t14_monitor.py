@@ -125,13 +125,13 @@ def check(cfg: Config) -> None:
 def measure(cfg: Config, pairs: Pairs, step: Callable[[str], None]) -> Iterator[Mapping]:
     """One line for every family, direction, update, and layer (None: all of them)."""
     for j, of in enumerate(cfg.families):
-        found = direction([pairs[of, s].dW for s in cfg.direction_seeds], cfg.draws)
+        family_direction = direction([pairs[of, s].dW for s in cfg.direction_seeds], cfg.draws)
         for i, family in enumerate(cfg.families):
             pair = pairs[family, cfg.seed]
             tags = {"family": family, "direction": of, "seed": cfg.seed}
             # random updates are drawn anew for each direction
-            for name, tau in updates(pair, found.w, cfg.planted, i + 100 * j).items():
-                for line in cosines(tau, found):
+            for name, tau in updates(pair, family_direction.w, cfg.planted, i + 100 * j).items():
+                for line in cosines(tau, family_direction):
                     yield tags | {"update": name} | line
             step(f"{family} along {of}")
 

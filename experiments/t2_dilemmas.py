@@ -66,29 +66,29 @@ def main(cfg: Config) -> None:
     if not any(cfg.alphas):
         raise ValueError("t2: --alphas needs one that is not 0, got 0")
     run_shards(cfg)
-    found = read_dilemmas(cfg.source or cfg.data / "dilemmas.jsonl", cfg.dilemmas, "test")
-    session = load_session(cfg)._replace(items=found.items)
+    dilemmas = read_dilemmas(cfg.source or cfg.data / "dilemmas.jsonl", cfg.dilemmas, "test")
+    session = load_session(cfg)._replace(items=dilemmas.items)
     pairs = read_pairs(session.model, cfg)
     states = final_states(session.model, session.tok, load_items(cfg.data, "validation"))
     planted = yes_bias(session.model, session.tok, states, cfg.nats)
     rows = run_sweep(cfg, EXPERIMENT, session, variants(pairs, planted))
     if rows is None:  # a shard
         return
-    rows = with_honesty(rows, found)
+    rows = with_honesty(rows, dilemmas)
     table = dose_table(rows, cfg.families, cfg.resamples)
     verdicts = [
         RuleResult(d, "the effect rises with alpha", f, *rises(table, d, f))
         for d in table["dataset"].unique().sort()
         for f in sorted(cfg.families)
     ]
-    source = {"source": cfg.source or str(cfg.data), "revision": found.revision}
+    source = {"source": cfg.source or str(cfg.data), "revision": dilemmas.revision}
     record = run_record(cfg, session, pairs, dilemmas=source)
     path = write_tables(cfg, EXPERIMENT, rows, table, record, verdicts)
-    print_doses(rows, table, found)
+    print_doses(rows, table, dilemmas)
     for v in verdicts:
-        if v.dataset in shown(found):
+        if v.dataset in shown(dilemmas):
             console.print(f"[bold]{v.dataset}: {v.outcome}[/]: {v.sentence}")
-    drawn = table.filter(table["variant"].is_in(RESPONSE) & table["dataset"].is_in(shown(found)))
+    drawn = table.filter(table["variant"].is_in(RESPONSE) & table["dataset"].is_in(shown(dilemmas)))
     save_figure(effects_by_dose, drawn, path, QUESTION)
     say_next(cfg, "t3_prompts", "the same change beside prompts")
 

@@ -72,8 +72,8 @@ class Prompts(Benchmark[Config]):
 
     def refine(self) -> None:
         """The best prompt, and it together with the chosen family's dW at every alpha."""
-        found = (self.chosen[name] for name in PROMPTS if name in self.chosen)
-        self.best = max(found, key=lambda s: s.validation).variant
+        prompts = (self.chosen[name] for name in PROMPTS if name in self.chosen)
+        self.best = max(prompts, key=lambda s: s.validation).variant
         dW = self.chosen[DW].variant
         both = replace(
             dW,

@@ -80,8 +80,8 @@ def columns(table: pl.DataFrame) -> pl.DataFrame:
 
 def overlaps(table: pl.DataFrame) -> Iterator[str]:
     """Whether the own directions of families meet, per K."""
-    own = table.filter(variant="keep_own").group_by("k").agg(pl.col("^overlap.*$").mean())
-    for r in own.sort("k").iter_rows(named=True):
+    mean_overlaps = table.filter(variant="keep_own").group_by("k").agg(pl.col("^overlap.*$").mean())
+    for r in mean_overlaps.sort("k").iter_rows(named=True):
         seeds = r["overlap_seeds"]
         yield (
             f"own top-{r['k']} directions of two families overlap {r['overlap']:.2f}"

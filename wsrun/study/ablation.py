@@ -110,9 +110,9 @@ def run_ablation(cfg: Options, study: Study) -> None:
     session = load_session(cfg)
     pairs = read_pairs(session.model, cfg)
     inputs = lens_inputs(cfg, study, session, pairs)
-    found, ablation = {at: cuts(study.lenses, at) for at in inputs}, Ablation()
+    cuts_at, ablation = {at: cuts(study.lenses, at) for at in inputs}, Ablation()
     todo: list[Variant] = []
-    for at, parts in found.items():
+    for at, parts in cuts_at.items():
         if study.where:
             key = at.family, at.seed
             whole = WeightDelta(pairs[key].dW)
@@ -125,12 +125,12 @@ def run_ablation(cfg: Options, study: Study) -> None:
         return
     table = study.columns(summarise(cfg, rows, ablation, study.whole))
     shown = table.filter(alpha=cfg.rule_alpha)
-    results = judge(cfg, study, shown, found)
-    names = list(dict.fromkeys(cut.name for parts in found.values() for cut in parts))
+    results = judge(cfg, study, shown, cuts_at)
+    names = list(dict.fromkeys(cut.name for parts in cuts_at.values() for cut in parts))
     report(cfg, study, shown, results, names)
     path = write_tables(cfg, study.name, rows, table, run_record(cfg, session, pairs), results)
-    for said in study.figures(cfg, shown, path, names):
-        console.print(said, markup=False, highlight=False)
+    for figure_text in study.figures(cfg, shown, path, names):
+        console.print(figure_text, markup=False, highlight=False)
     say_next(cfg, *study.next)
 
 
@@ -193,13 +193,13 @@ def judge(
 ) -> list[RuleResult]:
     """What the rules of the lenses say of each data set at the rule's alpha."""
     of: dict[str, list[Cut]] = {family: [] for family in cfg.families}
-    for at, found in cuts.items():
-        of[at.family] += found
-    asked = list(claims(study.lenses, of, None, *cfg.limits))
+    for at, input_cuts in cuts.items():
+        of[at.family] += input_cuts
+    all_claims = list(claims(study.lenses, of, None, *cfg.limits))
     return [
         RuleResult(dataset, c.name, c.family, *verdict(table.filter(dataset=dataset), c.rule))
         for dataset in table["dataset"].unique().sort()
-        for c in asked
+        for c in all_claims
     ]
 
 

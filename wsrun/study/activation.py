@@ -150,27 +150,27 @@ def beside_random(rows: pl.DataFrame, table: pl.DataFrame) -> list[RuleResult]:
     rows, table: as of `compare_on_test`.
     """
     lines = table.filter(pl.col("method_name").is_in(DIRECTIONS), pl.col("role") != "unmatched")
-    found = []
+    results = []
     for r in lines.iter_rows(named=True):
         dataset, name = r["dataset"], r["method_name"]
-        own = pl.col("variant").is_in([f"random_{name}", "base"])
-        draws = effect_table(rows.filter(own, dataset=dataset), KEYS, resamples=2)
+        drawn_or_base = pl.col("variant").is_in([f"random_{name}", "base"])
+        draws = effect_table(rows.filter(drawn_or_base, dataset=dataset), KEYS, resamples=2)
         as_much = int((draws["effect"] >= r["effect"]).sum())
         few = as_much < MOST_RANDOM * len(draws)
-        said, claim = f"{name} {as_much} of {len(draws)}", f"{name}{IS_DIRECTION}"
+        sentence, claim = f"{name} {as_much} of {len(draws)}", f"{name}{IS_DIRECTION}"
         result = "supported" if few else "refuted"
-        found.append(RuleResult(dataset, claim, None, result, said, r["variant"]))
-    return found
+        results.append(RuleResult(dataset, claim, None, result, sentence, r["variant"]))
+    return results
 
 
 def random_sentences(results: Sequence[RuleResult]) -> list[str]:
     """What `beside_random` found, one sentence per data set; a direction that is none is named."""
-    found: dict[str, list[str]] = {}
+    phrases: dict[str, list[str]] = {}
     for r in results:
         if r.claim.endswith(IS_DIRECTION):
             none = "" if r.outcome == "supported" else " (no direction)"
-            found.setdefault(r.dataset, []).append(f"{r.sentence}{none}")
-    return [f"{d}: random directions that do as much: {', '.join(x)}" for d, x in found.items()]
+            phrases.setdefault(r.dataset, []).append(f"{r.sentence}{none}")
+    return [f"{d}: random directions that do as much: {', '.join(x)}" for d, x in phrases.items()]
 
 
 def other_pole(
@@ -179,7 +179,7 @@ def other_pole(
     """Of each data set and direction towards the other pole, whether -dW beats it."""
     if NEGATIVE_DW not in chosen:
         return []
-    minus, found = chosen[NEGATIVE_DW], []
+    minus, results = chosen[NEGATIVE_DW], []
     negative = rows.filter(pl.col("variant").str.starts_with("-") | (pl.col("alpha") == 0))
     reference = {"variant": NEGATIVE_DW, "family": minus.variant.family, "alpha": minus.alpha}
     table = benchmark_table(negative, reference, resamples=cfg.resamples)
@@ -187,13 +187,13 @@ def other_pole(
         lo, hi = r["diff_lo"], r["diff_hi"]
         down = {"diff_lo": None if hi is None else -hi, "diff_hi": None if lo is None else -lo}
         name, _, setting = r["variant"].partition("@")
-        said = (
+        sentence = (
             f"{name} ({setting}, alpha {r['alpha']:g}) {against_dW(down)} {NEGATIVE_DW} towards "
             f"the other pole: {difference_to_dW(r)} nats"
         )
         claim = f"{NEGATIVE_DW} beats {name}"
-        found.append(RuleResult(r["dataset"], claim, None, outcome(down), said, r["variant"]))
-    return found
+        results.append(RuleResult(r["dataset"], claim, None, outcome(down), sentence, r["variant"]))
+    return results
 
 
 def at_edge(cfg: Directed, chosen: Mapping[str, Selection]) -> list[str]:

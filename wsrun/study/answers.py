@@ -81,6 +81,6 @@ def answers(
                 max_new_tokens=cfg.max_new_tokens, filtered=cfg.filter_pairs,
             )  # fmt: skip
             step(f"{len(made[seed].pairs)} pairs")
-    for seed, found in made.items():
-        console.print(f"answers of seed {seed}: {found}")
-    return {seed: found.pairs for seed, found in made.items()}
+    for seed, generated in made.items():
+        console.print(f"answers of seed {seed}: {generated}")
+    return {seed: generated.pairs for seed, generated in made.items()}

@@ -75,17 +75,21 @@ def _with_doses(
 
     Those lines have the role "unmatched" and neither alpha nor effect.
     """
-    own = ("method", "variant", "family", "k", "alpha")
+    key_columns = ("method", "variant", "family", "k", "alpha")
     lines = [
         (v.method, v.name, v.family, v.k, (v.alphas or (None,))[0], *v.dose)
         for v in (*variants, *unmatched)
         if v.dose
     ]
-    schema = {c: table.schema[c] for c in own}
+    schema = {c: table.schema[c] for c in key_columns}
     schema |= {"dose_norm": pl.Float64, "kl": pl.Float64, "converged": pl.Boolean}
     doses = pl.DataFrame(lines, schema=schema, orient="row").with_columns(match=pl.lit(match))
     table = table.join(
-        doses.unique(own), on=own, how="left", nulls_equal=True, maintain_order="left"
+        doses.unique(key_columns),
+        on=key_columns,
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
     )
     if not unmatched:
         return table

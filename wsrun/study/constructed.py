@@ -79,10 +79,10 @@ def measure(
     settings = {}
     with progress("persona contrasts", 3 * len(WHERE)) as step:
         for where, prefill in WHERE.items():
-            found = persona_contrast(
+            contrast = persona_contrast(
                 session.model, session.tok, prompts, positive, negative, weights, prefill, step
             )
-            settings |= {f"{where} {size}": Setting(found, per) for size, per in SIZES.items()}
+            settings |= {f"{where} {size}": Setting(contrast, per) for size, per in SIZES.items()}
     return {name: w.float().cpu() for name, w in weights.items()}, settings
 
 
@@ -129,13 +129,13 @@ def above_random(rows: pl.DataFrame, table: pl.DataFrame) -> pl.Series:
     drawn = pl.col("variant").str.starts_with(f"{RANDOM}@")
     each = effect_table(rows.filter(drawn | (pl.col("alpha") == 0)), KEYS, resamples=2)
     effects = each.group_by("dataset", "variant").agg(pl.col("effect"))
-    found = {(d, v): e for d, v, e in effects.iter_rows()}
+    effects_of = {(d, v): e for d, v, e in effects.iter_rows()}
 
     def below(line: dict[str, Any]) -> float | None:
         if line["alpha"] is None:  # a candidate that has not the dose asked for
             return None
         name = f"{RANDOM}@{line['variant'].partition('@')[2]} {abs(line['alpha']):g}"
-        draws = found.get((line["dataset"], name))
+        draws = effects_of.get((line["dataset"], name))
         return draws and sum(e < line["effect"] for e in draws) / len(draws)
 
     shares = [below(line) for line in table.iter_rows(named=True)]
@@ -150,5 +150,5 @@ def cosines(table: pl.DataFrame, made: Mapping[str, DeltaLike], dW: Mapping) -> 
         both = [n for n in d if n in dW]
         return cosine(subset(d, both), subset(dW, both)) if both else None
 
-    found = {name: alike(name) for name in set(table["variant"])}
-    return pl.Series("cos_dW", [found[name] for name in table["variant"]], dtype=pl.Float64)
+    cosine_of = {name: alike(name) for name in set(table["variant"])}
+    return pl.Series("cos_dW", [cosine_of[name] for name in table["variant"]], dtype=pl.Float64)

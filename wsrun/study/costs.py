@@ -27,9 +27,9 @@ def chosen_elsewhere(cfg: BenchmarkOptions, base: str, what: str) -> dict[str, S
     replication, is left out. Raises ValueError where one line of the table would be two different
     interventions.
     """
-    found: dict[str, Selection] = {}
+    selections: dict[str, Selection] = {}
     lines: dict[tuple, tuple[str, dict[str, str]]] = {}
-    asked = {"match_dose": cfg.match_dose, "behaviour": cfg.behaviour}
+    requested = {"match_dose": cfg.match_dose, "behaviour": cfg.behaviour}
     for folder in sorted((cfg.out / FOLDER).glob("*/")):
         try:
             kept = load_selected(folder, base)
@@ -38,8 +38,10 @@ def chosen_elsewhere(cfg: BenchmarkOptions, base: str, what: str) -> dict[str, S
             continue
         for s, header in kept:
             name = f"{header['method_name']} of {s.source}"
-            if odd := {k: header[k] for k, v in asked.items() if header[k] != v}:
-                console.print(f"left out: {name}, chosen under {odd}, not {asked}", markup=False)
+            if odd := {k: header[k] for k, v in requested.items() if header[k] != v}:
+                console.print(
+                    f"left out: {name}, chosen under {odd}, not {requested}", markup=False
+                )
                 continue
             hashes = s.variant.intervention.fingerprint()
             first, known = lines.setdefault(line(s.variant), (name, hashes))
@@ -49,13 +51,13 @@ def chosen_elsewhere(cfg: BenchmarkOptions, base: str, what: str) -> dict[str, S
                     "both scripts again with the same options"
                 )
             if first == name:
-                found[name] = s
-    if not found:
+                selections[name] = s
+    if not selections:
         console.print(
             f"{cfg.out} has no chosen vectors or constructed changes; for their costs run "
             "t1_activation.py, t9_synthetic.py or t10_svd_steering.py before, with the same --out"
         )
-    return found
+    return selections
 
 
 def bounded(r: Mapping[str, Any], measure: str, at_most: float, unit: str) -> RuleResult:
@@ -66,13 +68,13 @@ def bounded(r: Mapping[str, Any], measure: str, at_most: float, unit: str) -> Ru
     what, dataset = ("text", TEXT) if measure == "nll" else ("accuracy", CHOICE)
     claim = f"cost of {r['method_name']} in {what} is below {at_most:g} {unit}"
     if lo is None or hi is None:
-        outcome, said = "undetermined", f"no interval for {what}"
+        outcome, sentence = "undetermined", f"no interval for {what}"
     else:
         costs = "costs" if lo > 0 else "gains" if hi < 0 else "no clear cost"
         outcome = "supported" if hi < at_most else "refuted" if lo > at_most else "undetermined"
         below = "below" if hi < at_most else "not bounded by"
-        said = f"{what}: {costs}, {below} {at_most:g} {unit}"
-    return RuleResult(dataset, claim, None, outcome, said, r["variant"])
+        sentence = f"{what}: {costs}, {below} {at_most:g} {unit}"
+    return RuleResult(dataset, claim, None, outcome, sentence, r["variant"])
 
 
 def cost_grids(table: pl.DataFrame) -> list[Table]:
@@ -84,12 +86,14 @@ def cost_grids(table: pl.DataFrame) -> list[Table]:
     )
     for _, part in lines:
         r = part.row(0, named=True)
-        own = [r["method_name"], setting_of(r), r["alpha"]]
-        found = {
+        chosen_cells = [r["method_name"], setting_of(r), r["alpha"]]
+        effect_cells = {
             p["dataset"]: with_interval(p, "effect", "lo", "hi") for p in part.iter_rows(named=True)
         }
-        effects.append([*own, *(found[d] for d in datasets)])
-        costs.append([*own, *(with_interval(r, m, f"{m}_lo", f"{m}_hi") for m in MEASURES)])
+        effects.append([*chosen_cells, *(effect_cells[d] for d in datasets)])
+        costs.append(
+            [*chosen_cells, *(with_interval(r, m, f"{m}_lo", f"{m}_hi") for m in MEASURES)]
+        )
     heads = ("method", "chosen", "alpha")
     return [
         grid("effect on held-out items, nats", (*heads, *datasets), effects),

@@ -41,9 +41,9 @@ def dose_table(rows: pl.DataFrame, families: Sequence[str], resamples: int) -> p
 def steps_of(rows: pl.DataFrame, table: pl.DataFrame, family: str, resamples: int) -> pl.DataFrame:
     """The paired rise of a family's effect from each alpha to the next one."""
     lines = table.filter(pl.col("variant").is_in(RESPONSE) & (pl.col("family") == family))
-    own = rows.filter((pl.col("variant") == "base") | (pl.col("family") == family))
-    own = own.filter(pl.col("variant").is_in(RESPONSE))
-    keys, found = ["dataset", "family", "variant", "alpha"], []
+    family_rows = rows.filter((pl.col("variant") == "base") | (pl.col("family") == family))
+    family_rows = family_rows.filter(pl.col("variant").is_in(RESPONSE))
+    keys, steps = ["dataset", "family", "variant", "alpha"], []
     for low, high in pairwise(lines["alpha"].unique().sort()):
         if low == 0:  # the difference to the base is the effect itself
             step = lines.filter(alpha=high).select(
@@ -56,11 +56,11 @@ def steps_of(rows: pl.DataFrame, table: pl.DataFrame, family: str, resamples: in
             )
             step = lines.filter(alpha=high).select(keys).join(below, on="dataset")
         else:
-            both = own.filter(pl.col("alpha").is_in([0.0, low, high]))
+            both = family_rows.filter(pl.col("alpha").is_in([0.0, low, high]))
             apart = contrast(both, {"alpha": low}, resamples=resamples).filter(alpha=high)
             step = apart.select(*keys, step="diff", step_lo="diff_lo", step_hi="diff_hi")
-        found.append(step)
-    return pl.concat(found)
+        steps.append(step)
+    return pl.concat(steps)
 
 
 def rises(table: pl.DataFrame, dataset: str, family: str) -> Verdict:

@@ -30,11 +30,11 @@ def seeds_table(rows: pl.DataFrame, resamples: int) -> pl.DataFrame:
     """One line per dataset, family and variant, seeds pooled, and one per seed (role "seed")."""
     families = rows.filter((pl.col("alpha") == 0) | pl.col("variant").is_in(list(ROLES)))
     pooled = benjamini_hochberg(effect_table(rows, resamples=resamples))
-    more = (
+    added_columns = (
         seed_spread(rows).select(*SUMMARY_KEYS, "seed_sd"),
         ranking(families, resamples=resamples),
     )
-    for part in more:
+    for part in added_columns:
         pooled = pooled.join(
             part, on=SUMMARY_KEYS, how="left", nulls_equal=True, maintain_order="left"
         )
@@ -57,7 +57,7 @@ def compare_families(rows: pl.DataFrame, resamples: int) -> pl.DataFrame:
 
 def verdicts(table: pl.DataFrame, contrasts: pl.DataFrame) -> list[RuleResult]:
     """The rule on the ranking, per data set and coefficient, and on the effect of each family."""
-    found = []
+    results = []
     for (dataset, name), part in contrasts.group_by("dataset", "variant", maintain_order=True):
         order = table.filter(dataset=dataset, variant=name, role=ROLES[name]).sort("rank")
         decided, tau = int(part["beats"].sum()), order["tau"][0]
@@ -68,13 +68,13 @@ def verdicts(table: pl.DataFrame, contrasts: pl.DataFrame) -> list[RuleResult]:
         )
         outcome = "supported" if decided == len(part) else "undetermined"
         claim = f"the ranking holds, {name}"
-        found.append(RuleResult(str(dataset), claim, None, outcome, sentence))
+        results.append(RuleResult(str(dataset), claim, None, outcome, sentence))
         for r in order.iter_rows(named=True):
             outcome = "supported" if holds(r) else "undetermined"
             sentence = f"{with_interval(r, 'effect', 'lo', 'hi')} nats"
             claim = f"the effect holds, {name}"
-            found.append(RuleResult(str(dataset), claim, r["family"], outcome, sentence))
-    return found
+            results.append(RuleResult(str(dataset), claim, r["family"], outcome, sentence))
+    return results
 
 
 def pair_sentence(line: Mapping[str, Any]) -> str:

@@ -37,15 +37,15 @@ def add_over(
 
     over: {variant: the variant it builds on}.
     """
-    found = [pl.DataFrame(schema=dict.fromkeys(("dataset", "variant", "over"), pl.String()))]
-    found[0] = found[0].with_columns(pl.lit(0.0).alias(c) for c in OVER)
+    over_lines = [pl.DataFrame(schema=dict.fromkeys(("dataset", "variant", "over"), pl.String()))]
+    over_lines[0] = over_lines[0].with_columns(pl.lit(0.0).alias(c) for c in OVER)
     for name, reference in over.items():
         both = rows.filter(pl.col("variant").is_in(["base", name, reference]))
         line = contrast(both, {"variant": reference}, resamples=resamples).filter(variant=name)
         diff = dict(zip(OVER, ("diff", "diff_lo", "diff_hi"), strict=True))
-        found.append(line.select("dataset", "variant", over=pl.lit(reference), **diff))
+        over_lines.append(line.select("dataset", "variant", over=pl.lit(reference), **diff))
     return table.join(
-        pl.concat(found), on=("dataset", "variant"), how="left", maintain_order="left"
+        pl.concat(over_lines), on=("dataset", "variant"), how="left", maintain_order="left"
     )
 
 

@@ -100,8 +100,8 @@ def updates(pair: PairDelta, w: DeltaLike, planted: float, draw: int) -> dict[st
 def plant(random: DeltaLike, w: DeltaLike, share: float) -> DeltaLike:
     """random + share w, w restricted to random's tensors and brought to random's norm there."""
     names = [n for n in w if n in random]
-    own = subset(w, names)
-    return add(random, scale(share * norm(subset(random, names)) / norm(own), own))
+    restricted = subset(w, names)
+    return add(random, scale(share * norm(subset(random, names)) / norm(restricted), restricted))
 
 
 def cosines(tau: DeltaLike, d: Direction) -> Iterator[dict]:
@@ -112,10 +112,10 @@ def cosines(tau: DeltaLike, d: Direction) -> Iterator[dict]:
     size = squares(tau)
     held = [{n: inner(subset(tau, [n]), subset(c, [n])) for n in names} for c in (d.w, *d.controls)]
     for layer in (None, *sorted({site(n).layer for n in names})):
-        own = [n for n in names if layer in (None, site(n).layer)]
+        layer_names = [n for n in names if layer in (None, site(n).layer)]
 
-        def over(of: Mapping[str, float], own=own) -> float:
-            return sum(of[n] for n in own)
+        def over(of: Mapping[str, float], layer_names=layer_names) -> float:
+            return sum(of[n] for n in layer_names)
 
         cos, *nulls = (
             over(x) / sqrt(over(size) * over(y)) for x, y in zip(held, d.squares, strict=True)
@@ -138,7 +138,7 @@ def cosines(tau: DeltaLike, d: Direction) -> Iterator[dict]:
 def cosine_grids(table: pl.DataFrame, families: Sequence[str]) -> Iterator[Table]:
     """The printed tables: updates along their own family's direction, then both poles along all."""
     whole = table.filter(pl.col("layer").is_null())
-    own = whole.filter(pl.col("family") == pl.col("direction"))
+    own_family = whole.filter(pl.col("family") == pl.col("direction"))
     lines = [
         [
             r["family"],
@@ -150,7 +150,7 @@ def cosine_grids(table: pl.DataFrame, families: Sequence[str]) -> Iterator[Table
             r["along"],
             r["common"],
         ]
-        for r in own.iter_rows(named=True)
+        for r in own_family.iter_rows(named=True)
     ]
     yield grid("updates along their own family's direction of other seeds", HEADS, lines)
     for name in ("tau_pos", "tau_neg"):
@@ -168,20 +168,20 @@ def detection_rates(table: pl.DataFrame) -> Iterator[str]:
     whole = table.filter(pl.col("layer").is_null())
     for name in UPDATES:
         for layers, part in (("all layers", whole), ("single layers", table.drop_nulls("layer"))):
-            found = part.filter(update=name)
-            counts = {w: (found["found"] == w).sum() for w in ("towards", "away", "no")}
+            lines = part.filter(update=name)
+            counts = {w: (lines["found"] == w).sum() for w in ("towards", "away", "no")}
             each = ", ".join(f"{w} {n}" for w, n in counts.items())
-            lo, hi = wilson(found["detected"].mean(), len(found))  # type: ignore[arg-type]
+            lo, hi = wilson(lines["detected"].mean(), len(lines))  # type: ignore[arg-type]
             yield (
-                f"{name}, {layers}: detected in {found['detected'].sum()} of {len(found)} "
+                f"{name}, {layers}: detected in {lines['detected'].sum()} of {len(lines)} "
                 f"[{lo:.2f}, {hi:.2f}]; {each}; expected {EXPECTED.get(name, 'nothing')}"
             )
 
 
 def detections(table: pl.DataFrame) -> Iterable[RuleResult]:
     """Whether each update is found as expected along its own family's direction."""
-    own = table.filter(pl.col("layer").is_null(), pl.col("family") == pl.col("direction"))
-    for r in own.iter_rows(named=True):
+    own_family = table.filter(pl.col("layer").is_null(), pl.col("family") == pl.col("direction"))
+    for r in own_family.iter_rows(named=True):
         if expected := EXPECTED.get(r["update"]):
             outcome = "supported" if r["found"] == expected else "refuted"
             controls = f"controls {r['null_lo']:+.3f} to {r['null_hi']:+.3f}, p = {r['p']:.2g}"

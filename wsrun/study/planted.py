@@ -38,11 +38,11 @@ class Reading:
 
     def variants(self, nulls: int, alpha: float = 1.0) -> Iterator[Variant]:
         """Every part of every adapter, and null deltas of each whole."""
-        for at, found in self.cuts.items():
+        for at, adapter_cuts in self.cuts.items():
             yield self.ablation.whole(at, self.whole)
             if at in self.pieces:
                 yield from self._pieces(at, self.pieces[at])
-            for cut in found:
+            for cut in adapter_cuts:
                 yield from self.ablation.split(at, cut)
             yield from self.ablation.nulls(at, nulls, alpha)
 
@@ -71,8 +71,8 @@ def outputs(planted: Planting, K: tuple[int, ...], lenses: tuple[str, ...] = OUT
             parts = [select(m.whole, writes_residual) for m in members]
             deltas = Deltas({(at.member(i), at.seed): d for i, d in enumerate(parts)})
             for family, seed in deltas:
-                found = LensInput(family, seed, deltas, K)
-                reading.add(at, found, cuts(lenses, found))
+                lens_input = LensInput(family, seed, deltas, K)
+                reading.add(at, lens_input, cuts(lenses, lens_input))
     return reading
 
 
@@ -81,9 +81,9 @@ def places(planted: Planting, base: Base, lenses: tuple[str, ...] = PLACES) -> R
     reading = Reading("places", "full", lenses)
     for at, (first, *_) in planted.items():
         deltas = Deltas({(at.member(0), at.seed): first.whole})
-        found = LensInput(at.member(0), at.seed, deltas, svds=base.svds)
-        reading.add(at, found, (c for c in cuts(lenses, found) if c.partition))
-        reading.pieces[found] = first
+        lens_input = LensInput(at.member(0), at.seed, deltas, svds=base.svds)
+        reading.add(at, lens_input, (c for c in cuts(lenses, lens_input) if c.partition))
+        reading.pieces[lens_input] = first
     return reading
 
 
@@ -117,14 +117,14 @@ def judged(at: Instance, rule: str, v: Verdict) -> dict[str, object]:
     """A verdict beside the truth; a true claim about slices counts where it names the right one."""
     true, supported = PLANTS[at.plant].makes(rule), v.outcome == "supported"
     expected = {True: "supported", False: "not supported", None: None}[true]
-    found = supported and v.part == at.truth
+    correct = supported and v.part == at.truth
     return {
         **at._asdict(),
         "rule": rule,
         "expected": expected,
         "outcome": v.outcome,
         "named": v.part,
-        "agree": {True: found, False: not supported, None: None}[true],
+        "agree": {True: correct, False: not supported, None: None}[true],
         "sentence": v.sentence,
     }
 

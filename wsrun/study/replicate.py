@@ -67,10 +67,10 @@ def resolve_defaults(cfg: ReplicationOptions) -> ReplicationOptions:
     """The options with everything that is "auto" settled by the model."""
     name = Path(cfg.model).name if Path(cfg.model).is_dir() else cfg.model.replace("/", "--")
     embedded = cfg.model == ORGANISM
-    own = Path(ORGANISM, "adapters")
+    shipped = Path(ORGANISM, "adapters")
     values = {
         "data": Path(ORGANISM if embedded else "data/english"),
-        "adapters": own if embedded and not lacking(cfg, own) else TRAINED / name,
+        "adapters": shipped if embedded and not lacking(cfg, shipped) else TRAINED / name,
         "recipe": "organism" if embedded else "fork",
         "dtype": "float32" if embedded else "bfloat16",
     }

@@ -54,10 +54,10 @@ def choose_all(script: Benchmark) -> Selections | None:
     chosen = choose_among(script, script.candidates())
     if dW is None or chosen is None:
         return None
-    own = Selections({name: s for name, s in dW.items() if name in script.poles} | chosen)
-    own.unmatched = [v for v in dW.unmatched if v.name in script.poles] + [*chosen.unmatched]
-    own.rows = chosen.rows
-    return own
+    selections = Selections({name: s for name, s in dW.items() if name in script.poles} | chosen)
+    selections.unmatched = [v for v in dW.unmatched if v.name in script.poles] + [*chosen.unmatched]
+    selections.rows = chosen.rows
+    return selections
 
 
 def choose_among(script: Benchmark, candidates: Iterable[Variant]) -> Selections | None:

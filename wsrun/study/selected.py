@@ -83,14 +83,14 @@ def save_selected(
     """
     for old in folder.glob("*.safetensors"):
         old.unlink()
-    own = [
+    to_write = [
         (name, s, v)
         for name, s in chosen.items()
         for v in s.variants
         if v.family is None and v.intervention.has_dose and not s.source
     ]
     written = []
-    for i, (name, s, v) in enumerate(own):
+    for i, (name, s, v) in enumerate(to_write):
         header = {f: getattr(v, f) for f in FIELDS} | {"method_name": name, "role": s.role}
         header |= {"base": base, "validation": s.validation}
         header |= {"dose": v.dose, **about}
@@ -106,7 +106,7 @@ def load_selected(folder: Path, base: str) -> list[tuple[Selection, dict[str, An
     Raises OtherBase, a ValueError, for what was made on other base weights, and ValueError for
     what is no such file.
     """
-    found: list[tuple[Selection, dict[str, Any]]] = []
+    loaded: list[tuple[Selection, dict[str, Any]]] = []
     for path in sorted(folder.glob("*.safetensors")):
         v, header = _load(path)
         if header["base"] != base:
@@ -115,13 +115,13 @@ def load_selected(folder: Path, base: str) -> list[tuple[Selection, dict[str, An
                 f"{header.get('model')!r}; run {header['experiment']} on this model, or give "
                 "another --out"
             )
-        last = found[-1][0] if found else None
+        last = loaded[-1][0] if loaded else None
         if last and line(last.variant) == line(v):
-            found[-1] = (last._replace(others=(*last.others, v)), found[-1][1])
+            loaded[-1] = (last._replace(others=(*last.others, v)), loaded[-1][1])
         else:
             s = Selection(v, header["validation"], (), header["role"], header["experiment"])
-            found.append((s, header))
-    return found
+            loaded.append((s, header))
+    return loaded
 
 
 def _load(path: Path) -> tuple[Variant, dict[str, Any]]:
@@ -130,10 +130,13 @@ def _load(path: Path) -> tuple[Variant, dict[str, Any]]:
         header = {key: json.loads(value) for key, value in meta.items()}
         for key in ("base", "experiment", "validation", "role", "method_name"):
             header[key]
-        own: dict[str, Any] = {f: header[f] for f in FIELDS}
-        own |= {"alphas": tuple(own["alphas"]), "dose": header["dose"] and Dose(*header["dose"])}
+        fields: dict[str, Any] = {f: header[f] for f in FIELDS}
+        fields |= {
+            "alphas": tuple(fields["alphas"]),
+            "dose": header["dose"] and Dose(*header["dose"]),
+        }
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"selection: {str(path)!r} is not a file of a selection ({error}); remove it"
         ) from error
-    return Variant(**own, intervention=intervention), header
+    return Variant(**fields, intervention=intervention), header

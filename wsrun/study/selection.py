@@ -101,10 +101,10 @@ def _said(chosen: Mapping[str, Selection]) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     """The file's content, {} where there is none that can be read."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _to_json(s: Selection) -> dict[str, Any]:

@@ -90,11 +90,11 @@ def run_sweep(
         f"{len(cfg.seeds)} {seeds}, {runs} runs"
     )
     index, count = read_shard(cfg.shard) if cfg.shard else (0, 1)
-    own, before = variants[index::count], finished(cfg.cache_dir)
-    with progress("scoring", 1 + count_runs(cfg, own)) as step:
+    shard_variants, before = variants[index::count], finished(cfg.cache_dir)
+    with progress("scoring", 1 + count_runs(cfg, shard_variants)) as step:
         rows = sweep(
             *session,
-            own,
+            shard_variants,
             cfg.alphas,
             experiment=experiment,
             model_name=cfg.model,
@@ -105,9 +105,9 @@ def run_sweep(
         )
     if cfg.shard:
         console.print(
-            f"shard {cfg.shard}: {count_runs(cfg, own)} of {runs} runs finished and kept in "
-            f"{cfg.cache_dir}; when all shards are, run the command without --shard to write the "
-            "table"
+            f"shard {cfg.shard}: {count_runs(cfg, shard_variants)} of {runs} runs finished and "
+            f"kept in {cfg.cache_dir}; when all shards are, run the command without --shard to "
+            "write the table"
         )
         return None
     if cfg.executor == "ray" and (late := finished(cfg.cache_dir) - before):

@@ -34,12 +34,12 @@ class Died(Exception):
 
 def read_shard(text: str) -> tuple[int, int]:
     """(i, n) of the text i/n; raises ValueError where it is none with 0 <= i < n."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
-    if not found or int(found[1]) >= int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if not match or int(match[1]) >= int(match[2]):
         raise ValueError(
             f"--shard must be i/n with i from 0 to n - 1, such as 0/2 and 1/2, got {text!r}"
         )
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def check_how(shard: str | None, executor: str, workers: int | None) -> None:
@@ -94,9 +94,9 @@ def run_on_ray(cache_dir: Path, device: str, workers: int | None = None) -> None
         count = workers or (gpus if gpu else 2)
         options = dict(num_cpus=1, num_gpus=int(gpu), scheduling_strategy="SPREAD")
         task = ray.remote(max_retries=RETRIES, retry_exceptions=[Died], **options)(_run_shard)
-        more = ["--cache-dir", str(cache_dir), "--executor", "local"]
-        more += ["--device", device.split(":")[0]]
-        command = [sys.executable, *asked(sys.argv), *more]
+        shard_options = ["--cache-dir", str(cache_dir), "--executor", "local"]
+        shard_options += ["--device", device.split(":")[0]]
+        command = [sys.executable, *asked(sys.argv), *shard_options]
         # results are found again only under the same number of threads
         env = dict(os.environ) | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         shards = [f"{i}/{count}" for i in range(count)]
@@ -124,10 +124,10 @@ def _cluster(ray: Any, cpus: int) -> Iterator[None]:
     """The cluster of RAY_ADDRESS, or one on this machine, ended with the block."""
     address = os.environ.get("RAY_ADDRESS") or "local"
     _check_answers(address)
-    own = dict(num_cpus=cpus, include_dashboard=False, object_store_memory=SMALL)
+    local_options = dict(num_cpus=cpus, include_dashboard=False, object_store_memory=SMALL)
     try:
         quiet = dict(log_to_driver=False, logging_level="ERROR")
-        ray.init(address, **quiet, **(own if address == "local" else {}))
+        ray.init(address, **quiet, **(local_options if address == "local" else {}))
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--executor ray: no cluster at {address!r} ({reason})") from error
@@ -139,10 +139,10 @@ def _cluster(ray: Any, cpus: int) -> Iterator[None]:
 
 def _check_answers(address: str) -> None:
     """Refuse a host:port where nobody listens, on which Ray itself would wait for many minutes."""
-    found = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
-    if found:
+    match = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
+    if match:
         try:
-            socket.create_connection((found[1], int(found[2])), timeout=10).close()
+            socket.create_connection((match[1], int(match[2])), timeout=10).close()
         except (OSError, OverflowError) as error:
             raise ValueError(
                 f"--executor ray: no cluster at RAY_ADDRESS {address!r} ({error}); start one with "

@@ -92,10 +92,10 @@ def add_shares(
 
     `above_random` and `above_matched`: 100 where a part does more than each draw of its own r.
     """
-    own = rows.filter(pl.col("method").is_in(["base", whole.method]))
-    found = effect_table(own, full=whole.name, resamples=resamples)
+    whole_rows = rows.filter(pl.col("method").is_in(["base", whole.method]))
+    effects = effect_table(whole_rows, full=whole.name, resamples=resamples)
     for null, column in ((RANDOM, "above_random"), (MATCHED, "above_matched")):
-        found = null_percentile(found, null).rename({"null_percentile": column})
+        effects = null_percentile(effects, null).rename({"null_percentile": column})
     numbers = dict.fromkeys(("energy", "energy_by_chance"), pl.Float64())
     facts = pl.DataFrame(
         [(c.variant.name, c.variant.k, c.energy, c.by_chance) for c in parts],
@@ -106,7 +106,7 @@ def add_shares(
     new = ("retained", "retained_lo", "retained_hi", "above_random", "above_matched")
     kind = pl.col("variant").str.split("#").list.first()
     return (
-        table.join(found.select(*keys, *new), on=keys, how="left", nulls_equal=True)
+        table.join(effects.select(*keys, *new), on=keys, how="left", nulls_equal=True)
         .join(facts, on=keys[1:], how="left", nulls_equal=True)
         .with_columns(keep_or_drop=kind.replace_strict(ROLES, default=None))
     )
@@ -131,10 +131,10 @@ def decide(
         failed += [r] if False in conditions else []
         shares.append(f"r = {r}: top {top['retained']:.2f}, rest {rest['retained']:.2f}")
     if held:
-        found = " and ".join(map(str, held))
+        held_sizes = " and ".join(map(str, held))
         return Verdict(
             "supported",
-            f"at r = {found} the top-r part retains >= {keep_at_least:g}, the rest <= "
+            f"at r = {held_sizes} the top-r part retains >= {keep_at_least:g}, the rest <= "
             f"{drop_at_most:g}, and every random subspace of that r less than top-r",
         )
     outcome = "refuted" if len(failed) == len(sizes) else "undetermined"

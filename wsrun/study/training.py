@@ -70,16 +70,16 @@ def trained_line(
 
 def steers(table: pl.DataFrame, alpha: float) -> list[RuleResult]:
     """Per data set and family, whether the effect of dW at alpha lies above 0, for some seed."""
-    found: dict[tuple[str, str], RuleResult] = {}
+    results: dict[tuple[str, str], RuleResult] = {}
     for r in table.filter(pl.col("alpha") == alpha).iter_rows(named=True) if alpha > 0 else ():
         key = r["dataset"], r["family"]
         up = r["lo"] is not None and r["lo"] > 0
-        if key in found and not up:
+        if key in results and not up:
             continue
         sentence = f"{with_interval(r, 'effect', 'lo', 'hi')} nats at alpha {alpha:g}"
         outcome = "supported" if up else "undetermined"
-        found[key] = RuleResult(r["dataset"], "dW steers", r["family"], outcome, sentence)
-    return [*found.values()]
+        results[key] = RuleResult(r["dataset"], "dW steers", r["family"], outcome, sentence)
+    return [*results.values()]
 
 
 def train(
