@@ -44,8 +44,8 @@ def __getattr__(name: str) -> Any:
     """A public name, imported from its room the first time it is asked for."""
     if name in __all__:
         room = next((room for room, names in ROOMS.items() if name in names), name)
-        found = import_module(f"wsrun.{room}")
-        globals()[name] = found if room == name else getattr(found, name)
+        module = import_module(f"wsrun.{room}")
+        globals()[name] = module if room == name else getattr(module, name)
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

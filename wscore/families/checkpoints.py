@@ -25,10 +25,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
         if family.matches(config):
             return family
     fields = {name for f in relatives for name in f.fields}
-    asked = " with ".join(f"{name} {config.get(name)!r}" for name in sorted(fields))
+    values = " with ".join(f"{name} {config.get(name)!r}" for name in sorted(fields))
     rules = "; ".join(f"{f.name} with {dict(f.fields)}" for f in relatives)
     refuse(
-        f"the config has {asked}, which may change the base weights in ways that the checkpoint "
+        f"the config has {values}, which may change the base weights in ways that the checkpoint "
         f"does not keep; known are {rules}"
     )
 

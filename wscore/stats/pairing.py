@@ -65,13 +65,13 @@ def split(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def differing_items(reference: pl.DataFrame, treated: pl.DataFrame) -> pl.DataFrame:
     """One line per (group, item) by which a group's ids differ from its reference, with why."""
-    asked = (
+    expected = (
         treated.select(KEYS)
         .unique()
         .join(reference.select(*CELL, "item", asked=1), on=CELL, nulls_equal=True)
     )
     counts = treated.group_by(*KEYS, "item").agg(found=pl.len().cast(pl.Int32))
-    both = asked.join(counts, on=[*KEYS, "item"], how="full", coalesce=True, nulls_equal=True)
+    both = expected.join(counts, on=[*KEYS, "item"], how="full", coalesce=True, nulls_equal=True)
     why = (
         pl.when(pl.col("found").is_null())
         .then(pl.lit("missing"))

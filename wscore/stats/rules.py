@@ -77,14 +77,14 @@ class PartRule:
 
     def conditions(self, got: Shares, part: Part, family: str) -> list[Condition]:
         t, low = self.keep_at_least, self.drop_at_most
-        asked: list[tuple[str, Callable, str, float]] = [
+        tests: list[tuple[str, Callable, str, float]] = [
             (part.keep, at_least, ">=", t),
             (part.drop, at_most, "<=", low),
         ]
         if (family, part.control, part.k) in got:
-            asked.append((part.control, at_most, "<=", t))
+            tests.append((part.control, at_most, "<=", t))
         out = []
-        for variant, test, sign, limit in asked:
+        for variant, test, sign, limit in tests:
             share = got.get((family, variant, part.k), Share())
             text = f"{family} {variant} retains {share}, not clearly {sign} {limit:g}"
             out.append(Condition(text, test(share.lo, share.hi, limit), variant == part.control))

@@ -63,8 +63,8 @@ def attached(
     try:
         yield attach(model)
     finally:
-        for module, own in children:
-            for name, child in own.items():
+        for module, by_name in children:
+            for name, child in by_name.items():
                 setattr(module, name, child)
         vars(model).pop("peft_config", None)
         with torch.no_grad():
@@ -232,11 +232,11 @@ def check_base(model: nn.Module, path: str | Path) -> None:
         return
     try:
         record = json.loads(file.read_text())
-        found = base_record(model, record["weights"])
+        model_record = base_record(model, record["weights"])
         dtype, sha256 = record["dtype"], record["sha256"]
     except (ValueError, TypeError, KeyError, re.error) as error:
         raise ValueError(f"adapter: {str(file)!r} is broken ({error!r}); delete it") from error
-    if found["dtype"] == dtype and found["sha256"] != sha256:
+    if model_record["dtype"] == dtype and model_record["sha256"] != sha256:
         raise ValueError(
             f"adapter: {str(path)!r} was trained on another base than this model (the weights it "
             "changes have other bits); load the model it was trained on, or train it again"

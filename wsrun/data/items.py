@@ -127,9 +127,9 @@ def dilemma_item(row: dict) -> Item:
 def with_system(item: Item, system: str) -> Item:
     """The item asked under a system turn; one that it has already follows in the same turn."""
     first, *rest = item.turns
-    own = first["role"] == "system"
-    text = f"{system}\n\n{first['content']}" if own else system
-    turns = ({"role": "system", "content": text}, *(rest if own else item.turns))
+    has_system = first["role"] == "system"
+    text = f"{system}\n\n{first['content']}" if has_system else system
+    turns = ({"role": "system", "content": text}, *(rest if has_system else item.turns))
     return replace(item, turns=turns)
 
 
@@ -166,8 +166,8 @@ def _of_split(rows: pl.DataFrame, split: str | None, where: str | Path) -> pl.Da
         return rows
     kept = rows.filter(pl.col("split") == split)
     if len(rows) and kept.is_empty():
-        found = sorted(map(str, rows["split"].unique()))
-        raise ValueError(f"items: no rows of split {split!r} in {str(where)!r}; found {found}")
+        splits = sorted(map(str, rows["split"].unique()))
+        raise ValueError(f"items: no rows of split {split!r} in {str(where)!r}; found {splits}")
     return kept
 
 
@@ -218,8 +218,10 @@ def _checked(rows: pl.DataFrame, columns: Sequence[str], source: str | Path) -> 
 
 def _files_sha256(files: Sequence[Path]) -> str:
     """sha256 of a file, of several: of their sha256 in order."""
-    found = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
-    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
+    digests = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    )
 
 
 def _read_file(path: Path) -> pl.DataFrame:
@@ -245,14 +247,14 @@ def _read_hub(name: str) -> _Table:
     try:
         if not (try_to_load_from_cache(name, "README.md", repo_type="dataset") or online()):
             raise OSError("no connection to the Hub")  # its client would try for half a minute
-        found = load_dataset(name, "honesty_eval", split="test")
+        dataset = load_dataset(name, "honesty_eval", split="test")
     except Exception as error:  # datasets raises many kinds for one cause: no network
         raise ValueError(
             f"items: {name!r} not found on the Hub; without network, pass a local folder, parquet "
             f"or jsonl of the same columns ({type(error).__name__})"
         ) from error
-    rows: pl.DataFrame = pl.from_arrow(found.data.table)  # type: ignore[assignment]
-    return _Table(rows, _commit_of(found.cache_files[0]["filename"]))
+    rows: pl.DataFrame = pl.from_arrow(dataset.data.table)  # type: ignore[assignment]
+    return _Table(rows, _commit_of(dataset.cache_files[0]["filename"]))
 
 
 def _commit_of(cached: str) -> str:

@@ -40,24 +40,24 @@ def trait_scores(
     """
     if any(p.persona_pos is None or p.persona_neg is None for p in pairs):
         raise ValueError("pairs: some pairs do not name their personas; use make_pairs")
-    asked = [
+    examples = [
         example(tok, p.prompt, response, persona)
         for p in pairs
         for response in (p.response_pos, p.response_neg)
         for persona in (p.persona_pos, p.persona_neg)
     ]
-    found = torch.empty(len(asked))
-    order = sorted(range(len(asked)), key=lambda i: (len(asked[i][0]), i))
+    mean_logps = torch.empty(len(examples))
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i][0]), i))
     for at in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-        ids, mask = (x.to(model.device) for x in right_padded([asked[i][0] for i in at]))
-        first = min(asked[i][1] for i in at) - 1  # no logits before the first response's
+        ids, mask = (x.to(model.device) for x in right_padded([examples[i][0] for i in at]))
+        first = min(examples[i][1] for i in at) - 1  # no logits before the first response's
         kept = ids.shape[1] - first
         out = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept)
         for row, i in enumerate(at):
-            start, end = asked[i][1], len(asked[i][0]) - 1
+            start, end = examples[i][1], len(examples[i][0]) - 1
             logp = out.logits[row, start - 1 - first : end - 1 - first].float().log_softmax(-1)
-            found[i] = logp.gather(1, ids[row, start:end, None]).mean()
-    s = found.reshape(len(pairs), 2, 2)
+            mean_logps[i] = logp.gather(1, ids[row, start:end, None]).mean()
+    s = mean_logps.reshape(len(pairs), 2, 2)
     return s[:, :, 0] - s[:, :, 1]
 
 
@@ -110,8 +110,8 @@ def cached_pairs(
     if (cached := _read(path, key)) is not None:
         return cached
     personas = personas_pos, personas_neg
-    more = {"seed": seed, "max_new_tokens": max_new_tokens, "batch_done": batch_done}
-    pairs = made = make_pairs(model, tok, questions, *personas, **more)
+    settings = {"seed": seed, "max_new_tokens": max_new_tokens, "batch_done": batch_done}
+    pairs = made = make_pairs(model, tok, questions, *personas, **settings)
     if filtered:
         scores = trait_scores(model, tok, made)
         pairs = [p for p, (pos, neg) in zip(made, scores.tolist(), strict=True) if pos > neg]

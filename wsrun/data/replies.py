@@ -55,8 +55,8 @@ def read_jsonl(path: str | Path, needed: Sequence[str], split: str) -> list[dict
     if empty:
         raise ValueError(f"replies: field {empty[0]!r} of {str(path)!r} has empty values")
     if not kept:
-        found = sorted({str(r["split"]) for r in rows})
-        raise ValueError(f"replies: no rows of split {split!r} in {str(path)!r}; found {found}")
+        splits = sorted({str(r["split"]) for r in rows})
+        raise ValueError(f"replies: no rows of split {split!r} in {str(path)!r}; found {splits}")
     if len(set(ids)) < len(ids):
         raise ValueError(
             f"replies: ids occur more than once in {str(path)!r}; make each one unique"
@@ -72,7 +72,7 @@ def encode(
     The prompt's tokens are those that do not depend on the reply. Raises ValueError for a reply
     without tokens of its own.
     """
-    found = []
+    encoded = []
     for r in replies:
         turns = user(r.prompt, system)
         ids, prompt = render(tok, turns, r.text), render(tok, turns)
@@ -80,5 +80,5 @@ def encode(
         start = next((i for i, equal in enumerate(same) if not equal), min(len(ids), len(prompt)))
         if not 0 < start < len(ids):
             raise ValueError(f"replies: the text of {r.item!r} has no tokens; give it words")
-        found.append(Encoded(ids, start))
-    return found
+        encoded.append(Encoded(ids, start))
+    return encoded

@@ -65,10 +65,10 @@ def choice_ids(tok: PreTrainedTokenizerBase) -> Choices:
     Entries with punctuation ("Yes,") do not count. Raises ValueError where either side is empty.
     """
     words = {i: t.lstrip(BOUNDARY_MARKS).lower() for t, i in tok.get_vocab().items()}
-    found = Choices(*(sorted(i for i, w in words.items() if w == c) for c in ("yes", "no")))
-    if not (found.yes and found.no):
+    choices = Choices(*(sorted(i for i, w in words.items() if w == c) for c in ("yes", "no")))
+    if not (choices.yes and choices.no):
         raise ValueError("choice_ids: the tokenizer has no single token for Yes or for No")
-    return found
+    return choices
 
 
 def user(text: str, system: str | None = None) -> tuple[Turn, ...]:

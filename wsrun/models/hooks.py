@@ -66,10 +66,10 @@ def check_layers(model: PreTrainedModel, by_layer: Mapping[int, T]) -> dict[int,
     n = len(decoder_layers(model))
     if wrong := [layer for layer in by_layer if not -n <= layer < n]:
         raise ValueError(f"layers must be 0 to {n - 1}, or -{n} to -1, got {wrong}")
-    found = {layer % n: x for layer, x in by_layer.items()}
-    if len(found) < len(by_layer):
+    from_zero = {layer % n: x for layer, x in by_layer.items()}
+    if len(from_zero) < len(by_layer):
         raise ValueError(f"layers {list(by_layer)} of {n} name one layer twice; give each once")
-    return found
+    return from_zero
 
 
 def _on_output(hook: Hook):

@@ -28,10 +28,10 @@ class ActivationCache:
 
     def get(self, key: CacheKey) -> list[State] | None:
         """The state of every batch, None where it is not kept."""
-        if found := self.states.pop(key, None):
-            self.states[key] = found
+        if states := self.states.pop(key, None):
+            self.states[key] = states
             self.reused.add(key)
-        return found
+        return states
 
     def put(self, key: CacheKey, states: list[State], priority: bool = False) -> None:
         """Keep them while there is room; only states with priority make room among reused ones.

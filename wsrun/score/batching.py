@@ -115,8 +115,10 @@ class _Trie:
     def add(self, i: int, sequence: Sequence[int]) -> None:
         new, size = self.new(sequence), len(self.ids)
         common = len(sequence) - new
-        own = list(range(size, size + new))
-        self.asks.append((own, [*(self.asks[-1][1][:common] if common else []), *own]))
+        own_tokens = list(range(size, size + new))
+        self.asks.append(
+            (own_tokens, [*(self.asks[-1][1][:common] if common else []), *own_tokens])
+        )
         self.order.append(i)
         self.ids += sequence[common:]
         self.positions += range(common, len(sequence))
@@ -161,7 +163,7 @@ def _layout(asks: list[tuple[list[int], list[int]]], positions: Int[Tensor, " t"
         for n, i in enumerate(group):
             first[i] = start + n * width
         start += len(group) * width
-    place = [first[i] + n for i, (own, _) in enumerate(asks) for n in range(len(own))]
+    place = [first[i] + n for i, (own_tokens, _) in enumerate(asks) for n in range(len(own_tokens))]
     return Layout(rows, torch.tensor(place))
 
 

@@ -142,12 +142,12 @@ class CachedEngine:
 
     def _path(self, change: Change) -> CachePath:
         """What is changed at which step."""
-        found: dict[int, list[str]] = {}
+        by_step: dict[int, list[str]] = {}
         for name in change.delta:
-            found.setdefault(self.steps[name], []).append(f"{name} {change.names[name]}")
+            by_step.setdefault(self.steps[name], []).append(f"{name} {change.names[name]}")
         for layer in change.edits:
-            found.setdefault(STEPS * layer + OUT, []).append(change.names[output_of(layer)])
-        return tuple((s, f"{change.alpha!r}: {sorted(found[s])}") for s in sorted(found))
+            by_step.setdefault(STEPS * layer + OUT, []).append(change.names[output_of(layer)])
+        return tuple((s, f"{change.alpha!r}: {sorted(by_step[s])}") for s in sorted(by_step))
 
     def _steps(self) -> dict[str, int]:
         """parameter name -> the step at which it is first used."""
@@ -164,8 +164,8 @@ class CachedEngine:
     def _resume(self, path: CachePath) -> tuple[int, list[State]]:
         """The deepest step whose state is at hand, and that state."""
         for step in range(STEPS * len(self.layers) - 1, EMBEDDED, -1):
-            if step % STEPS != READ and (found := self.cache.get(_key(step, path))):
-                return step, found
+            if step % STEPS != READ and (states := self.cache.get(_key(step, path))):
+                return step, states
         return EMBEDDED, [State(h) for h in self.embedded]
 
     def _layer(
@@ -179,8 +179,8 @@ class CachedEngine:
         if path is not None and self.cache.limit > 0:
             for step in range(max(start + 1, WRITE), OUT) if record else ():
                 inner = [seen.at(step) for _, seen in passed]
-                if found := [s for s in inner if s is not None]:
-                    self._keep(STEPS * layer + step, path, found)
+                if entering := [s for s in inner if s is not None]:
+                    self._keep(STEPS * layer + step, path, entering)
             self._keep(STEPS * layer + OUT, path, out)
         return out
 
@@ -334,8 +334,10 @@ def verify_logits(model: PreTrainedModel, ids: Sequence[int]) -> float:
     engine = CachedEngine(model, sequences, 2 * len(ids), cache_bytes=0)
     cached, error = engine.run(), engine.step_error()
     for sequence, logits in zip(sequences, cached, strict=True):
-        own = model(input_ids=torch.tensor([sequence], device=model.device), use_cache=False).logits
-        error = max(error, _relative(logits, own[0, -1].float().cpu()))
+        own_logits = model(
+            input_ids=torch.tensor([sequence], device=model.device), use_cache=False
+        ).logits
+        error = max(error, _relative(logits, own_logits[0, -1].float().cpu()))
     if not error <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
         raise ValueError(f"run layer by layer, its logits differ by {error:.1e} of the largest")
     return error

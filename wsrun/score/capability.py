@@ -89,17 +89,17 @@ class Capability:
             sums = [logp.sum().item() for logp in self._log_p(self.options, system)]
         right, at = [], 0
         for q in self.questions:
-            own = sums[at : at + len(q.options)]
-            right.append(int(own.index(max(own)) == q.answer))
+            option_sums = sums[at : at + len(q.options)]
+            right.append(int(option_sums.index(max(option_sums)) == q.answer))
             at += len(q.options)
         return nats, right
 
     def _log_p(self, replies: Sequence[Reply], system: str | None) -> list[torch.Tensor]:
         """log p of each token of each reply, in the order of the replies."""
-        found: dict[int, torch.Tensor] = {}
+        logp_of: dict[int, torch.Tensor] = {}
         for i, logp, ids in log_probs(self.model, encode(self.tok, replies, system)):
-            found[i] = logp.gather(1, ids[:, None])[:, 0].double()
-        return [found[i] for i in range(len(replies))]
+            logp_of[i] = logp.gather(1, ids[:, None])[:, 0].double()
+        return [logp_of[i] for i in range(len(replies))]
 
     def rows(
         self,
@@ -128,12 +128,12 @@ class Capability:
 
     def _frame(self, v: Variant, alpha: float) -> pl.DataFrame:
         nats, right = self.values(v.intervention, alpha)
-        asked = [*((TEXT, t) for t in self.texts), *((CHOICE, q) for q in self.questions)]
+        entries = [*((TEXT, t) for t in self.texts), *((CHOICE, q) for q in self.questions)]
         frame = pl.DataFrame(
             {
-                "dataset": [dataset for dataset, _ in asked],
-                "item": [x.item for _, x in asked],
-                "cluster": [x.cluster for _, x in asked],
+                "dataset": [dataset for dataset, _ in entries],
+                "item": [x.item for _, x in entries],
+                "cluster": [x.cluster for _, x in entries],
                 "margin": [*nats, *map(float, right)],
             }
         )
@@ -147,7 +147,7 @@ def costs(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     own values are nll_base and accuracy_base; perplexity = exp(nll_base + nll).
     """
     keys = ["method", "variant", "family", "k", "alpha"]
-    found = None
+    lines = None
     for dataset, name in ((TEXT, "nll"), (CHOICE, "accuracy")):
         base = rows.filter(dataset=dataset, alpha=0.0)["margin"].mean()
         part = table.filter(dataset=dataset).select(
@@ -157,6 +157,6 @@ def costs(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
             pl.col("hi").alias(f"{name}_hi"),
             pl.lit(base).alias(f"{name}_base"),
         )
-        found = part if found is None else found.join(part, on=keys, nulls_equal=True)
-    assert found is not None
-    return found.with_columns(perplexity=(pl.col("nll_base") + pl.col("nll")).exp())
+        lines = part if lines is None else lines.join(part, on=keys, nulls_equal=True)
+    assert lines is not None
+    return lines.with_columns(perplexity=(pl.col("nll_base") + pl.col("nll")).exp())

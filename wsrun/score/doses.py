@@ -115,13 +115,13 @@ def matched(
     groups: dict[tuple, list[Variant]] = {}
     for v in variants:
         groups.setdefault((v.method, v.name, v.family, v.k), []).append(v)
-    found = []
+    dosed = []
     for group in groups.values():
         first, *_ = group[0].alphas or tuple(alphas)
         alpha, dose = _solved(match, kl, group, first)
-        found += [replace(v, alphas=(alpha,), dose=dose) for v in group]
+        dosed += [replace(v, alphas=(alpha,), dose=dose) for v in group]
         done(group[0].name)
-    return found
+    return dosed
 
 
 def _solved(match: Match, kl: KL, group: list[Variant], first: float) -> tuple[float, Dose]:
@@ -142,14 +142,14 @@ def _solved(match: Match, kl: KL, group: list[Variant], first: float) -> tuple[f
             " kl:X"
         )
     if size == 0:
-        found, met = 0.0, False
+        reached, met = 0.0, False
     elif match.by == "norm":
         alpha, met = match.target / size, True  # type: ignore[operator]
-        found = mean_kl(alpha)
+        reached = mean_kl(alpha)
     else:
-        solved, found, met = solve(mean_kl, match.target)
+        solved, reached, met = solve(mean_kl, match.target)
         alpha = solved if met else alpha
-    return sign * alpha, Dose(None if size is None else alpha * size, found, met)
+    return sign * alpha, Dose(None if size is None else alpha * size, reached, met)
 
 
 def _held(group: list[Variant]) -> list[Intervention]:
@@ -176,18 +176,18 @@ def solve(f: Callable[[float], float], target: float) -> tuple[float, float, boo
     False where no bracket is found, or where f jumps over the target.
     """
     alpha = 1.0
-    found = f(alpha)
-    factor = 2.0 if found < target else 0.5
-    while (found < target) == (factor > 1):
+    value = f(alpha)
+    factor = 2.0 if value < target else 0.5
+    while (value < target) == (factor > 1):
         if not 1 / NO_SENSE < alpha * factor < NO_SENSE:
-            return alpha, found, False
+            return alpha, value, False
         alpha *= factor
-        found = f(alpha)
+        value = f(alpha)
     low, high = sorted((alpha, alpha / factor))
     for _ in range(STEPS):
-        if abs(found - target) <= TOLERANCE * target:
-            return alpha, found, True
+        if abs(value - target) <= TOLERANCE * target:
+            return alpha, value, True
         alpha = sqrt(low * high)
-        found = f(alpha)
-        low, high = (alpha, high) if found < target else (low, alpha)
-    return alpha, found, False
+        value = f(alpha)
+        low, high = (alpha, high) if value < target else (low, alpha)
+    return alpha, value, False

@@ -140,9 +140,9 @@ def only_at(parts: LayerParts, positions: Tensor) -> Iterator[None]:
         return (args[0][:, positions], *args[1:])
 
     def widen(module: nn.Module, args: tuple, output: Any) -> Any:
-        found, *rest = output if isinstance(output, tuple) else (output,)
-        whole = found.new_zeros(1, tokens.pop(), found.shape[-1])
-        whole[:, positions] = found
+        computed, *rest = output if isinstance(output, tuple) else (output,)
+        whole = computed.new_zeros(1, tokens.pop(), computed.shape[-1])
+        whole[:, positions] = computed
         return (whole, *rest) if rest else whole
 
     handles = []

@@ -33,10 +33,10 @@ def log_probs(
         logits = model(input_ids=ids.to(model.device), use_cache=False).logits
         for row, i in enumerate(batch):
             start, end = replies[i].start, len(replies[i].ids)
-            own = logits[row, start - 1 : end - 1].float()
-            if not torch.isfinite(own).all():
+            reply_logits = logits[row, start - 1 : end - 1].float()
+            if not torch.isfinite(reply_logits).all():
                 raise NotFinite("replies: the model gave logits that are not finite; steer less")
-            yield i, own.log_softmax(-1), ids[row, start:end].to(own.device)
+            yield i, reply_logits.log_softmax(-1), ids[row, start:end].to(reply_logits.device)
 
 
 def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -63,8 +63,8 @@ def sweep(
 
     @cache
     def under(system: str | None) -> Scorer:
-        asked = items if system is None else [with_system(i, system) for i in items]
-        return Scorer(model, plan(tok, asked), engines, cache_dir, base)
+        prompted = items if system is None else [with_system(i, system) for i in items]
+        return Scorer(model, plan(tok, prompted), engines, cache_dir, base)
 
     plain = under(None)
     frames = [_rows(plain.base, BASE, 0.0, None)]
@@ -74,8 +74,8 @@ def sweep(
         change = _checked(model, variant)
         scorer = under(change.system())
         for alpha in (a for a in variant.alphas or alphas if a != 0):
-            found = scorer.at(change, alpha)
-            frames.append(_rows(found, variant, alpha, _rounding(model, change, alpha)))
+            scores = scorer.at(change, alpha)
+            frames.append(_rows(scores, variant, alpha, _rounding(model, change, alpha)))
             progress(variant.name)
     return completed(
         frames,

@@ -74,12 +74,12 @@ def _attend(
     heads, groups, tokens = query.shape[1], key.shape[1], query.shape[2]
     repeat = heads // groups
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # t heads e
-    found = []
+    outputs = []
     for rows in layout.rows:
         n, width = rows.queries.shape
-        asked = q[rows.queries].unflatten(2, (groups, repeat)).permute(0, 2, 3, 1, 4)
+        queries = q[rows.queries].unflatten(2, (groups, repeat)).permute(0, 2, 3, 1, 4)
         qkv = (
-            asked.reshape(n, groups, -1, q.shape[-1]),
+            queries.reshape(n, groups, -1, q.shape[-1]),
             k[rows.keys].transpose(1, 2),
             v[rows.keys].transpose(1, 2),
         )
@@ -92,9 +92,9 @@ def _attend(
                 None if s_aux is None else s_aux.view(groups, repeat).repeat_interleave(width, 1)
             )
             attended = _explicit(*qkv, mask, scale, softcap, sinks)
-        own = attended.unflatten(2, (repeat, width)).permute(0, 3, 1, 2, 4)
-        found.append(own.reshape(n * width, heads, -1))
-    out = torch.cat(found)[layout.place]
+        by_token = attended.unflatten(2, (repeat, width)).permute(0, 3, 1, 2, 4)
+        outputs.append(by_token.reshape(n * width, heads, -1))
+    out = torch.cat(outputs)[layout.place]
     if last_tokens_ask:
         out = out.new_zeros(tokens, *out.shape[1:]).index_copy_(0, batch.reads, out)
     return out[None], None
@@ -119,8 +119,8 @@ def _explicit(
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores + mask
     if sinks is not None:
-        asked = scores.shape[2] // sinks.shape[1]  # queries of each head of a group
-        sink = sinks.to(scores).repeat_interleave(asked, 1).expand(len(scores), -1, -1)
+        queries_per_head = scores.shape[2] // sinks.shape[1]  # queries of each head of a group
+        sink = sinks.to(scores).repeat_interleave(queries_per_head, 1).expand(len(scores), -1, -1)
         scores = torch.cat([scores, sink[..., None]], -1)
         scores = scores - scores.max(-1, keepdim=True).values
     wide = torch.float32 if sinks is None and scores.dtype != torch.float64 else scores.dtype

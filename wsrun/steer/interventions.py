@@ -165,9 +165,11 @@ class DirectionalAblation(AddVectors):
 
     def random_like(self, seed: int) -> "DirectionalAblation":
         """As of `AddVectors`, and layers that share a direction share its random one."""
-        drawn, own = super().random_like(seed).vectors, self.vectors
-        first = {n: next(m for m in own if torch.equal(own[m], own[n])) for n in own}
-        return DirectionalAblation({n: drawn[first[n]] for n in own})
+        drawn, vectors = super().random_like(seed).vectors, self.vectors
+        first = {
+            n: next(m for m in vectors if torch.equal(vectors[m], vectors[n])) for n in vectors
+        }
+        return DirectionalAblation({n: drawn[first[n]] for n in vectors})
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,16 +214,16 @@ class Combined(Intervention):
         return any(p.has_dose for p in self.parts)
 
     def delta(self) -> Change:
-        total, *more = [d for p in self.parts if (d := p.delta())] or [{}]
-        for d in more:
+        total, *other_deltas = [d for p in self.parts if (d := p.delta())] or [{}]
+        for d in other_deltas:
             total = add(total, d)
         return total
 
     def edits(self) -> Mapping[int, Edit]:
-        found: dict[int, Edit] = {}
+        edits: dict[int, Edit] = {}
         for layer, edit in (pair for p in self.parts for pair in p.edits().items()):
-            found[layer] = Chain((found[layer], edit)) if layer in found else edit
-        return found
+            edits[layer] = Chain((edits[layer], edit)) if layer in edits else edit
+        return edits
 
     def system(self) -> str | None:
         return "\n\n".join(s for p in self.parts if (s := p.system())) or None
@@ -278,13 +280,13 @@ def load_intervention(path: str | Path) -> tuple[Intervention, dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             texts, empty = dict(file.metadata() or {}), not file.keys()
         tensors = {} if empty else load_delta(path)
-        found = _restored(tensors, texts)
+        intervention = _restored(tensors, texts)
     except (OSError, SafetensorError, LookupError, ValueError) as error:
         raise ValueError(
             f"load_intervention: {str(path)!r} holds no intervention ({error!r}); save it again"
         ) from error
     texts.pop(FACTORED, None)
-    return found, {k: v for k, v in texts.items() if k not in found.texts()}
+    return intervention, {k: v for k, v in texts.items() if k not in intervention.texts()}
 
 
 def _restored(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Intervention:

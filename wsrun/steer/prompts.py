@@ -17,14 +17,14 @@ def read_wordings(data: Path, pos: str, neg: str) -> Wordings:
     """The system prompts of each method; none for a persona that the file does not have."""
     file = data / "personas.json"
     simple, simple_neg = load_personas(file, pos, neg)
-    more = {
+    personas = {
         "engineered": f"{pos}_engineered",
         "engineered_neg": f"{neg}_engineered",
         "neutral": "neutral",
     }
     has = persona_names(file)
-    found = {name: load_personas(file, p)[0] if p in has else [] for name, p in more.items()}
-    return {"simple": simple, "simple_neg": simple_neg} | found
+    wordings = {name: load_personas(file, p)[0] if p in has else [] for name, p in personas.items()}
+    return {"simple": simple, "simple_neg": simple_neg} | wordings
 
 
 def filter_reachable_prompts(
@@ -35,17 +35,17 @@ def filter_reachable_prompts(
     Some templates write a system turn of their own, which a neutral wording may repeat.
     """
     neutral = [w for w in wordings["neutral"] if all(differ(tok, items[:1], w))]
-    found = wordings | {"neutral": neutral}
-    for wording in {w for of_method in found.values() for w in of_method}:
+    reachable = wordings | {"neutral": neutral}
+    for wording in {w for of_method in reachable.values() for w in of_method}:
         check_reaches(tok, items, wording, what)
-    return found
+    return reachable
 
 
 def differ(tok: PreTrainedTokenizerBase, items: Sequence[Item], wording: str) -> list[bool]:
     """For each item, whether the model sees other tokens under this wording."""
     plain = [render(tok, i.turns, i.prefill) for i in items]
-    asked = [render(tok, with_system(i, wording).turns, i.prefill) for i in items]
-    return [a != p for a, p in zip(asked, plain, strict=True)]
+    prompted = [render(tok, with_system(i, wording).turns, i.prefill) for i in items]
+    return [a != p for a, p in zip(prompted, plain, strict=True)]
 
 
 def check_reaches(

@@ -23,12 +23,12 @@ ROWS = 8192  # of the readout, in float64 at a time
 
 def weights(model: PreTrainedModel, where: Where) -> dict[str, Tensor]:
     """The matrices of the decoder's layers at the sites that satisfy `where`, by parameter name."""
-    own = {id(p) for p in decoder_layers(model).parameters() if p.ndim == 2}
-    named = {n: p for n, p in model.named_parameters() if id(p) in own}
-    found = {n: p.detach() for n, p in named.items() if where(site(n))}
-    if not found:
+    matrix_ids = {id(p) for p in decoder_layers(model).parameters() if p.ndim == 2}
+    named = {n: p for n, p in model.named_parameters() if id(p) in matrix_ids}
+    selected = {n: p.detach() for n, p in named.items() if where(site(n))}
+    if not selected:
         raise ValueError(f"structure: `where` selects none of {len(named)} matrices")
-    return found
+    return selected
 
 
 def readout_basis(model: PreTrainedModel, names: Iterable[str], k: int) -> Basis:
