@@ -3,10 +3,7 @@
 save_delta(d, path, meta); load_delta(path) is d bit by bit, and load_delta(path).meta is meta
 """
 
-import os
-import secrets
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from wscore.entries import check_delta, format_keys
 from wscore.factored import Factored, OnDemand
+from wscore.files import write_whole
 
 DTYPES = {"F32": torch.float32, "F64": torch.float64}
 FACTORED = "wscore.factored"  # in the header of a file whose tensors are "<name>|L", "<name>|R"
@@ -65,39 +63,6 @@ def _separate(d: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out[name] = w.clone() if at in seen else w
         seen |= {at}
     return out
-
-
-def write_whole(path: str | Path, write: Callable[[Path], Any]) -> Path:
-    """Run write(temporary path beside `path`), sync it, rename it to `path`; returns `path`.
-
-    Folders are made as needed. Whatever happens in between, also a kill, `path` holds the whole new
-    file or what was there before. Raises ValueError where it cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        _sync(partial)
-        os.replace(partial, path)
-        _sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{str(path)!r} cannot be written ({error}); use another folder"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return path
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file, or the folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class LazyDelta(OnDemand):

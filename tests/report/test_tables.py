@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from tests.conftest import ROOT
-from wscore.store import write_whole
+from wscore.files import write_whole
 from wsrun.report.tables import check_writable, commit, provenance, read_table, write_table
 
 TABLE = pl.DataFrame({"a": [1, 2], "b": ["x", None]})
@@ -55,7 +55,7 @@ def test_a_killed_write_keeps_the_old_file(tmp_path):
     """SIGKILL in the middle of a write leaves a table that reads"""
     path = write_table(TABLE, tmp_path / "t.parquet", {})
     code = (
-        "import sys, time; from pathlib import Path; from wscore.store import write_whole\n"
+        "import sys, time; from pathlib import Path; from wscore.files import write_whole\n"
         "def half(tmp): tmp.write_bytes(b'PAR1'); print('half', flush=True); time.sleep(60)\n"
         f"write_whole(Path({str(path)!r}), half)"
     )

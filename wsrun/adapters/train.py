@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import stream
-from wscore.store import write_whole
+from wscore.files import write_whole
 from wsrun.adapters.configs import FAMILIES, Recipe, check_family, target_modules
 from wsrun.adapters.extract import (
     BASE,

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import tensors_sha256
-from wscore.store import write_whole
+from wscore.files import write_whole
 from wsrun.data.pairs import NEW_TOKENS, Pair, example, make_pairs
 from wsrun.models.code import code_sha256
 from wsrun.models.generate import right_padded

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from wscore import tensors_sha256
-from wscore.store import write_whole
+from wscore.files import write_whole
 from wsrun.adapters.extract import pair_deltas
 from wsrun.lenses.plants import (
     PLANTS,

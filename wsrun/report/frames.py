@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wscore.store import write_whole
+from wscore.files import write_whole
 
 MISSING = "figures need matplotlib: pip install 'wscore[plot]'"
 WIDTH, EDGE = 6.4, 0.06  # inches: of a figure, and of its margin

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from wscore.store import write_whole
+from wscore.files import write_whole
 from wsrun.report.costs import cost_grid, has_costs
 from wsrun.report.document import Block, Code, Figure, Grid, Heading, Points, Text, html, markdown
 from wsrun.report.sentences import benchmark_answers, comparison, rivals

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from wscore.store import write_whole
+from wscore.files import write_whole
 
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY = "wscore"

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wscore.store import write_whole
+from wscore.files import write_whole
 from wsrun.models.code import code_sha256
 
 CODE = (  # what the numbers depend on

@@ -25,7 +25,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wscore import add, entries_sha256, gaussian_null, load_delta, norm, save_delta, spectrum_null
-from wscore.store import FACTORED, from_halves, to_halves, write_whole
+from wscore.files import write_whole
+from wscore.store import FACTORED, from_halves, to_halves
 from wsrun.models.hooks import hooked, output_of
 from wsrun.steer.edits import AddVector, Chain, Edit, Project
 from wsrun.steer.weights import steered

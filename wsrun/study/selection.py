@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from wscore import effect_table, tensors_sha256
-from wscore.store import write_whole
+from wscore.files import write_whole
 from wsrun.data.items import items_sha256
 from wsrun.data.replies import NEUTRAL, load_neutral
 from wsrun.report.console import console, progress
