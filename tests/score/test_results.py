@@ -13,8 +13,9 @@ from wscore import tensors_sha256
 from wsrun.models.tiny import tiny_qwen3
 from wsrun.score import results as results_module
 from wsrun.score.cached import CachedEngine
+from wsrun.score.plan import plan
 from wsrun.score.results import Results, run_key
-from wsrun.score.scorer import Engines, Levers, plan
+from wsrun.score.scorer import Engines, Levers
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import AddVectors, WeightDelta
@@ -24,7 +25,7 @@ def keyed(model, tok, items, tokens=1024, style="style", engine="auto", **levers
     """The key of a run under this model's weights."""
     p, base = plan(tok, items), tensors_sha256(dict(model.named_parameters()))
     engines = Engines(model, engine, tokens, Levers(**levers), lambda notice: None)
-    return run_key(model, base, p.sequences, p.choices, style, engines.settings())
+    return run_key(model, base, p.sequences, p.decides, style, engines.settings())
 
 
 @pytest.fixture

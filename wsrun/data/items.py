@@ -18,7 +18,10 @@ DILEMMA_DATASET = "wassname/daily_dilemmas-self-honesty"
 
 @dataclass(frozen=True)
 class Item:
-    """One Yes/No question. label = +1 where the behaviour asked about answers Yes, else -1."""
+    """One question. label = +1 where the behaviour asked about answers the first choice, else -1.
+
+    An item of two replies asks which is likelier, and has no choices; its label is +1.
+    """
 
     id: str
     cluster: str
@@ -27,6 +30,8 @@ class Item:
     split: str = "test"
     dataset: str = "claims"
     prefill: str = PREFILL
+    choices: tuple[str, str] = ("Yes", "No")  # the two answer words
+    replies: tuple[str, str] | None = None  # (reply+, reply-) of an item of two given answers
 
 
 class Dilemmas(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from wsrun.models.chat import render, user
+from wsrun.models.chat import Turn, render, user
 
 NEUTRAL = "neutral.jsonl"
 
@@ -67,18 +67,20 @@ def read_jsonl(path: str | Path, needed: Sequence[str], split: str) -> list[dict
 def encode(
     tok: PreTrainedTokenizerBase, replies: Sequence[Reply], system: str | None = None
 ) -> list[Encoded]:
-    """Each reply behind its prompt, and behind a system turn where one is given.
+    """Each reply behind its prompt, and behind a system turn where one is given."""
+    return [encoded_reply(tok, user(r.prompt, system), r.text, r.item) for r in replies]
 
-    The prompt's tokens are those that do not depend on the reply. Raises ValueError for a reply
-    without tokens of its own.
+
+def encoded_reply(
+    tok: PreTrainedTokenizerBase, turns: Sequence[Turn], text: str, item: str
+) -> Encoded:
+    """A reply behind the turns before it. The prompt's tokens do not depend on the reply.
+
+    Raises ValueError, naming the item, for a reply without tokens of its own.
     """
-    encoded = []
-    for r in replies:
-        turns = user(r.prompt, system)
-        ids, prompt = render(tok, turns, r.text), render(tok, turns)
-        same = (a == b for a, b in zip(ids, prompt, strict=False))
-        start = next((i for i, equal in enumerate(same) if not equal), min(len(ids), len(prompt)))
-        if not 0 < start < len(ids):
-            raise ValueError(f"replies: the text of {r.item!r} has no tokens; give it words")
-        encoded.append(Encoded(ids, start))
-    return encoded
+    ids, prompt = render(tok, turns, text), render(tok, turns)
+    same = (a == b for a, b in zip(ids, prompt, strict=False))
+    start = next((i for i, equal in enumerate(same) if not equal), min(len(ids), len(prompt)))
+    if not 0 < start < len(ids):
+        raise ValueError(f"replies: the text of {item!r} has no tokens; give it words")
+    return Encoded(ids, start)

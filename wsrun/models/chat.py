@@ -11,10 +11,10 @@ BOUNDARY_MARKS = " Ġ▁"  # how tokenizers write a leading space
 
 
 class Choices(NamedTuple):
-    """Vocabulary ids that answer Yes, and those that answer No."""
+    """Vocabulary ids that answer Yes, and those that answer No; or any other two words."""
 
-    yes: list[int]
-    no: list[int]
+    yes: Sequence[int]
+    no: Sequence[int]
 
 
 def render(tok: PreTrainedTokenizerBase, turns: Sequence[Turn], prefill: str = "") -> list[int]:
@@ -59,15 +59,17 @@ def end_of_turn(tok: PreTrainedTokenizerBase) -> int:
     return int(ids[0] if ids else tok.eos_token_id)  # type: ignore[arg-type]
 
 
-def choice_ids(tok: PreTrainedTokenizerBase) -> Choices:
-    """Every vocabulary entry that is Yes or No up to case, leading space and boundary marks.
+def choice_ids(tok: PreTrainedTokenizerBase, words: tuple[str, str] = ("Yes", "No")) -> Choices:
+    """Every vocabulary entry that is one of the words up to case, leading space, boundary marks.
 
     Entries with punctuation ("Yes,") do not count. Raises ValueError where either side is empty.
     """
-    words = {i: t.lstrip(BOUNDARY_MARKS).lower() for t, i in tok.get_vocab().items()}
-    choices = Choices(*(sorted(i for i, w in words.items() if w == c) for c in ("yes", "no")))
+    entries = {i: t.lstrip(BOUNDARY_MARKS).lower() for t, i in tok.get_vocab().items()}
+    choices = Choices(*(sorted(i for i, e in entries.items() if e == w.lower()) for w in words))
     if not (choices.yes and choices.no):
-        raise ValueError("choice_ids: the tokenizer has no single token for Yes or for No")
+        raise ValueError(
+            f"choice_ids: the tokenizer has no single token for {words[0]} or for {words[1]}"
+        )
     return choices
 
 

@@ -7,7 +7,7 @@ sequence gets the numbers it gets alone (the two actions of a dilemma share its 
 the head of the template).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,45 @@ from torch import Tensor
 Tokens = Sequence[Sequence[int]]
 MAX_PADDING = 1.25  # attention's work with padding / without it, until rows are split by length
 SMALL_CALL = 20_000  # (query, key) pairs that are not worth a call of their own
+LOGITS = 2**26  # numbers of logits that are held at once
+
+
+class Readout(NamedTuple):
+    """At which positions of each sequence logits are read, and what is kept of them.
+
+    A row is one position; rows are counted over all sequences, in their order. values(rows, logits
+    [n, v]) gives [n, c].
+    """
+
+    positions: Sequence[Sequence[int]]
+    values: Callable[[list[int], Float[Tensor, "n v"]], Float[Tensor, "n c"]]
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The rows of each sequence."""
+        counts = [0]
+        for at in self.positions:
+            counts.append(counts[-1] + len(at))
+        return [[*range(a, b)] for a, b in zip(counts, counts[1:], strict=False)]
+
+    @property
+    def n(self) -> int:
+        """How many rows there are."""
+        return sum(map(len, self.positions))
+
+
+def last_logits(sequences: Tokens) -> Readout:
+    """The logits at the last position of each sequence, as they are."""
+    return Readout([[len(s) - 1] for s in sequences], lambda rows, logits: logits)
+
+
+def read_in_chunks(
+    readout: Readout, rows: list[int], logits: Callable[[slice], Float[Tensor, "_ v"]], v: int
+) -> Float[Tensor, "n c"]:
+    """readout.values of all rows, at most LOGITS numbers of logits(slice of the rows) at once."""
+    step = max(1, LOGITS // v)
+    parts = [slice(i, i + step) for i in range(0, len(rows), step)]
+    return torch.cat([readout.values(rows[at], logits(at)) for at in parts])
 
 
 class Rows(NamedTuple):
@@ -35,12 +74,12 @@ class Layout(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Tokens of a trie of sequences, where each one's last token is, and who sees whom."""
+    """Tokens of a trie of sequences, where logits are read, and who sees whom."""
 
-    order: list[int]  # the sequences
+    order: list[int]  # the rows of the readout
     ids: Int[Tensor, " t"]
     positions: Int[Tensor, " t"]
-    reads: Int[Tensor, " n"]  # the last token of each sequence
+    reads: Int[Tensor, " n"]  # the token of each of these rows
     every: Layout  # all tokens ask
     last: Layout  # only the tokens of `reads` do
 
@@ -55,18 +94,22 @@ class Batch(NamedTuple):
         return Batch(self.order, ids, positions, reads, layout(self.every), layout(self.last))
 
 
-def batches(sequences: Tokens, tokens: int, share: bool = True) -> list[Batch]:
+def batches(
+    sequences: Tokens, tokens: int, share: bool = True, readout: Readout | None = None
+) -> list[Batch]:
     """Tries of at most `tokens` tokens, at least one sequence each, in lexicographic order.
 
-    With share False every sequence keeps all of its tokens for itself.
+    With share False every sequence keeps all of its tokens for itself. Without a readout the last
+    tokens are read.
     """
     _check_tokens(tokens)
-    done, trie = [], _Trie(share)
+    readout = readout or last_logits(sequences)
+    done, trie, rows = [], _Trie(share), readout.rows
     for i in sorted(range(len(sequences)), key=lambda i: (list(sequences[i]), i)):
         if trie.order and len(trie.ids) + trie.new(sequences[i]) > tokens:
             done.append(trie.batch())
             trie = _Trie(share)
-        trie.add(i, sequences[i])
+        trie.add(sequences[i], rows[i], readout.positions[i])
     return [*done, trie.batch()]
 
 
@@ -106,33 +149,34 @@ class _Trie:
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.asks: list[tuple[list[int], list[int]]] = []  # (own tokens, whole path)
+        self.reads: list[list[int]] = []  # of each sequence, the tokens that are read
         self.sequence: Sequence[int] = []
 
     def new(self, sequence: Sequence[int]) -> int:
         """How many tokens a sequence would add."""
         return len(sequence) - (_common(self.sequence, sequence) if self.share else 0)
 
-    def add(self, i: int, sequence: Sequence[int]) -> None:
+    def add(self, sequence: Sequence[int], rows: list[int], read_at: Sequence[int]) -> None:
         new, size = self.new(sequence), len(self.ids)
         common = len(sequence) - new
         own_tokens = list(range(size, size + new))
         self.asks.append(
             (own_tokens, [*(self.asks[-1][1][:common] if common else []), *own_tokens])
         )
-        self.order.append(i)
+        self.order += rows
+        path = self.asks[-1][1]
+        self.reads.append([path[p] for p in read_at])
         self.ids += sequence[common:]
         self.positions += range(common, len(sequence))
         self.sequence = sequence
 
     def batch(self) -> Batch:
-        positions, reads = torch.tensor(self.positions), [path[-1] for _, path in self.asks]
+        positions = torch.tensor(self.positions)
         every = _layout([a for a in self.asks if a[0]], positions)
-        last = _layout(
-            [([t], path) for t, (_, path) in zip(reads, self.asks, strict=True)], positions
-        )
-        return Batch(
-            self.order, torch.tensor(self.ids), positions, torch.tensor(reads), every, last
-        )
+        asking = [(read, path) for read, (_, path) in zip(self.reads, self.asks, strict=True)]
+        reads = torch.tensor([t for read in self.reads for t in read])
+        last = _layout(asking, positions)
+        return Batch(self.order, torch.tensor(self.ids), positions, reads, every, last)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

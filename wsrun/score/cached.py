@@ -15,14 +15,21 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wscore import subset
 from wsrun.models.hooks import check_layers, decoder_layers, output_of
 from wsrun.score.activation_cache import ActivationCache, CacheKey, CachePath
-from wsrun.score.batching import Batch, batches, in_order
+from wsrun.score.batching import (
+    Batch,
+    Readout,
+    batches,
+    in_order,
+    last_logits,
+    read_in_chunks,
+)
 from wsrun.score.layer_steps import (
     DOWN,
     EMBEDDED,
@@ -61,9 +68,10 @@ class Change(NamedTuple):
 
 
 class CachedEngine:
-    """Last-position logits of a model under interventions; equal parts of two runs run once.
+    """Logits of a model under interventions; equal parts of two runs run once.
 
-    tokens: of a batch. share_heads: common heads of sequences run once; rounding differs by about
+    tokens: of a batch. readout: where logits are read and what is kept, by default all logits at
+    each last position. share_heads: common heads of sequences run once; rounding differs by about
     1e-6. last_token_only: the last layer runs only where logits are read. cache_bytes: for states;
     0 keeps none, None takes a quarter of a GPU's free memory, on a CPU 256 MiB or more.
 
@@ -79,9 +87,11 @@ class CachedEngine:
         share_heads: bool = True,
         last_token_only: bool = True,
         cache_bytes: int | None = None,
+        readout: Readout | None = None,
     ) -> None:
         limit = _default_cache_bytes(model) if cache_bytes is None else cache_bytes
-        self.model, self.cache, self.n = model, ActivationCache(limit), len(sequences)
+        self.model, self.cache = model, ActivationCache(limit)
+        self.readout = readout or last_logits(sequences)
         self.layers = decoder_layers(model)
         self.prefix = next(n for n, m in model.named_modules() if m is self.layers)
         owner, _, self.list_name = self.prefix.rpartition(".")
@@ -91,7 +101,7 @@ class CachedEngine:
         self.parts = [layer_parts(layer) for layer in self.layers]
         self.steps = self._steps()
         self.last = len(self.layers) - 1 if last_token_only and self.parts[-1] else None
-        plan = batches(sequences, tokens, share_heads)
+        plan = batches(sequences, tokens, share_heads, self.readout)
         self.batches = [batch.to_device(model.device) for batch in plan]
         self.masks: Masks = {}
         self.embedded, self.calls = self._embed()
@@ -104,8 +114,8 @@ class CachedEngine:
         intervention: Intervention | None = None,
         alpha: float = 0.0,
         jitter: Jitter | None = None,
-    ) -> Float[Tensor, "n v"]:
-        """Next-token logits at each sequence's last position, fp32 on the CPU, in their order."""
+    ) -> Float[Tensor, "n c"]:
+        """What the readout keeps of the next-token logits, fp32 on the CPU, a row a position."""
         change = self._change(intervention, alpha)
         by_layer: dict[int, list[str]] = {}
         for name in change.delta:
@@ -126,7 +136,8 @@ class CachedEngine:
                     states = self._layer(layer, inner, states, calls, None if jitter else path)
                 states = _edited(states, change, layer)
             pairs = zip(self.batches, states, strict=True)
-            return in_order(self.n, ((b.order, self._head(s.hidden, b)) for b, s in pairs))
+            read = ((b.order, self._read(s.hidden, b)) for b, s in pairs)
+            return in_order(self.readout.n, read)
 
     def _change(self, intervention: Intervention | None, alpha: float) -> Change:
         """What an intervention does at alpha, layers counted from 0; nothing at alpha = 0."""
@@ -220,9 +231,17 @@ class CachedEngine:
                 calls.append([_checked(call) for call in passed])
         return embedded, calls
 
-    def _head(self, hidden: Float[Tensor, "1 t d"], batch: Batch) -> Float[Tensor, "n v"]:
-        """The model's own last norm and head, at the positions that are read."""
-        at = batch.reads
+    def _read(self, hidden: Float[Tensor, "1 t d"], batch: Batch) -> Float[Tensor, "n c"]:
+        """What the readout keeps of a batch's logits."""
+        v = self.model.config.get_text_config().vocab_size
+        return read_in_chunks(
+            self.readout, batch.order, lambda at: self._head(hidden, batch, batch.reads[at]), v
+        )
+
+    def _head(
+        self, hidden: Float[Tensor, "1 t d"], batch: Batch, at: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n v"]:
+        """The model's own last norm and head, at some tokens."""
         with self._without_layers(hidden[:, at]):
             logits = self.model(
                 input_ids=batch.ids[at][None],

@@ -28,6 +28,8 @@ CODE = (  # what the numbers depend on
     "score/cached.py",
     "score/layer_steps.py",
     "score/plain.py",
+    "score/plan.py",
+    "data/replies.py",
     "score/scorer.py",
     "score/trie_attention.py",
     "steer/edits.py",

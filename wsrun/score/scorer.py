@@ -1,8 +1,4 @@
-"""Scores of a list of items: rendered once, then read off an engine under any change of the model.
-
-margin = log sum_{i in Yes} p_i - log sum_{i in No} p_i and mass = sum_{i in Yes or No} p_i, with p
-the fp32 next-token distribution at the position right after the prefill.
-"""
+"""Scores of a list of items: rendered once, then read off an engine under any intervention."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -13,16 +9,16 @@ from typing import Any
 
 import polars as pl
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import stream
-from wsrun.data.items import Item, check_items
-from wsrun.models.chat import Choices, choice_ids, render
+from wsrun.data.items import Item
+from wsrun.score.batching import Readout
 from wsrun.score.cached import CachedEngine, verify_logits
 from wsrun.score.layer_steps import Jitter
 from wsrun.score.plain import PlainEngine
+from wsrun.score.plan import Plan, plan
 from wsrun.score.results import Results, run_key
 from wsrun.steer.interventions import Intervention
 
@@ -53,51 +49,6 @@ class Levers:
 ALL_LEVERS = Levers()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Items rendered and tokenized once, to be scored under many interventions."""
-
-    items: list[Item]
-    sequences: list[list[int]]
-    choices: Choices
-
-
-def plan(tok: PreTrainedTokenizerBase, items: Sequence[Item]) -> Plan:
-    """The items under one tokenizer; raises ValueError for unusable items."""
-    items = check_items(items)
-    return Plan(items, [render(tok, i.turns, i.prefill) for i in items], choice_ids(tok))
-
-
-def choice_scores(
-    logits: Float[Tensor, "b v"], choices: Choices
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """(margin, mass) of next-token logits; raises ValueError for logits that are not finite."""
-    if not torch.isfinite(logits).all():
-        raise ValueError("score: the model gave logits that are not finite; use a wider dtype")
-    logp = logits.float().log_softmax(-1)
-    yes, no = (logp[:, ids].logsumexp(-1) for ids in choices)
-    return yes - no, yes.exp() + no.exp()
-
-
-def scored(p: Plan, logits: Float[Tensor, "n v"]) -> pl.DataFrame:
-    """Columns dataset, item, cluster, label, margin, mass: one row an item, in the items' order."""
-    margin, mass = choice_scores(logits, p.choices)
-    return _frame(p, margin.double(), mass.double())
-
-
-def _frame(p: Plan, margin: Tensor, mass: Tensor) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "dataset": [i.dataset for i in p.items],
-            "item": [i.id for i in p.items],
-            "cluster": [i.cluster for i in p.items],
-            "label": [i.label for i in p.items],
-            "margin": margin.numpy(),
-            "mass": mass.numpy(),
-        }
-    )
-
-
 def score(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
@@ -107,7 +58,8 @@ def score(
 ) -> pl.DataFrame:
     """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
     p = plan(tok, items)
-    return scored(p, choose_engine(model, p.sequences, engine=engine, cache_bytes=0)[0].run())
+    chosen, _ = choose_engine(model, p.sequences, engine=engine, cache_bytes=0, readout=p.readout)
+    return p.frame(*p.results(chosen.run()))
 
 
 REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -120,6 +72,7 @@ def choose_engine(
     tokens: int = 4096,
     *,
     engine: str = "auto",
+    readout: Readout | None = None,
     **options: Any,
 ) -> tuple[CachedEngine | PlainEngine, str | None]:
     """An engine for these sequences, and in one line why it is not the cached one.
@@ -134,7 +87,7 @@ def choose_engine(
     if engine != "plain":
         try:
             verify_logits(model, max(sequences, key=len))
-            return CachedEngine(model, sequences, tokens, **options), None
+            return CachedEngine(model, sequences, tokens, readout=readout, **options), None
         except REFUSALS as error:
             line = str(error).strip().partition("\n")[0] or type(error).__name__
             reason = (
@@ -142,7 +95,7 @@ def choose_engine(
             )
             if engine == "cached":
                 raise ValueError(f"cached engine: {type(model).__name__}: {line}") from error
-    return PlainEngine(model, sequences, tokens), reason
+    return PlainEngine(model, sequences, tokens, readout), reason
 
 
 @dataclass
@@ -155,9 +108,14 @@ class Engines:
     levers: Levers
     warn: Callable[[str], None]
 
-    def make(self, sequences: Sequence[Sequence[int]]) -> CachedEngine | PlainEngine:
+    def make(self, p: Plan) -> CachedEngine | PlainEngine:
         made, notice = choose_engine(
-            self.model, sequences, self.tokens, engine=self.kind, **self.levers.options()
+            self.model,
+            p.sequences,
+            self.tokens,
+            engine=self.kind,
+            readout=p.readout,
+            **self.levers.options(),
         )
         if notice:
             self.kind = "plain"
@@ -182,7 +140,7 @@ class Scorer:
     ) -> None:
         self.plan, self.engines, self.results = p, engines, None
         if cache_dir:
-            decides = (p.sequences, p.choices, PROMPT_STYLE, engines.settings())
+            decides = (p.sequences, p.decides, PROMPT_STYLE, engines.settings())
             self.results = Results(cache_dir, run_key(model, base, *decides))
         self.done: dict[tuple[str, float], pl.DataFrame] = {}
         self.base = self.at(Intervention(), 0.0)
@@ -213,7 +171,7 @@ class Scorer:
 
     @cached_property
     def engine(self) -> CachedEngine | PlainEngine:
-        return self.engines.make(self.plan.sequences)
+        return self.engines.make(self.plan)
 
     def _run(
         self,
@@ -221,15 +179,16 @@ class Scorer:
         alpha: float = 0.0,
         jitter: Jitter | None = None,
     ) -> pl.DataFrame:
-        return scored(self.plan, self.engine.run(change, alpha, jitter))
+        return self.plan.frame(*self.plan.results(self.engine.run(change, alpha, jitter)))
 
     def _found(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         """What run() gives, unless it is at hand already, in memory or on disk."""
         if (same, alpha) in self.done:
             return self.done[same, alpha]
         stored = self.results.get(same, alpha) if self.results else None
-        fresh = run() if stored is None else _frame(self.plan, *stored)
+        fresh = run() if stored is None else self.plan.frame(*stored)
         if self.results and stored is None:
-            self.results.put(same, alpha, (fresh["margin"].to_torch(), fresh["mass"].to_torch()))
+            mass = fresh["mass"].fill_null(float("nan"))
+            self.results.put(same, alpha, (fresh["margin"].to_torch(), mass.to_torch()))
         self.done[same, alpha] = fresh
         return fresh

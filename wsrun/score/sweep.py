@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wscore import tensors_sha256
 from wsrun.data.items import Item, with_system
 from wsrun.models.hooks import check_layers
-from wsrun.score.scorer import ALL_LEVERS, PROMPT_STYLE, TOKENS, Engines, Levers, Scorer, plan
+from wsrun.score.plan import plan
+from wsrun.score.scorer import ALL_LEVERS, PROMPT_STYLE, TOKENS, Engines, Levers, Scorer
 from wsrun.score.variants import BASE, Variant, completed, labelled
 from wsrun.steer.held import Held
 from wsrun.steer.interventions import Intervention, WeightDelta
@@ -121,7 +122,7 @@ def _rows(
 ) -> pl.DataFrame:
     crude = rounding is not None and rounding.cosine < MIN_COSINE
     return labelled(scored, variant, alpha).with_columns(
-        ((pl.col("mass") < MIN_MASS) | pl.lit(crude)).alias("flagged"),
+        ((pl.col("mass") < MIN_MASS).fill_null(False) | pl.lit(crude)).alias("flagged"),
         pl.lit(rounding and rounding.norm_ratio, pl.Float64).alias("realised_norm_ratio"),
         pl.lit(rounding and rounding.cosine, pl.Float64).alias("realised_cosine"),
     )
