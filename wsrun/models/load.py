@@ -18,13 +18,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from wsrun.models.gguf import converted, gguf_file
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_model(
     name: str | Path, dtype: str = "float32", device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) of a local folder or a Hub name, in evaluation mode, without gradients.
+    """(model, tokenizer) of a folder, a GGUF file, "smollm2" or a Hub name, in evaluation mode, without gradients.
 
     The dtype is always explicit, because transformers 5 otherwise takes the one found in the
     checkpoint. Raises ValueError for an unknown dtype, a folder that lacks its model or tokenizer,
@@ -32,6 +34,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"load_model: dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
+    name = model_folder(name)
     model: Any = _load(AutoModelForCausalLM, name, "model", dtype=DTYPES[dtype])
     tok = load_tokenizer(name)
     try:
@@ -41,8 +44,15 @@ def load_model(
         raise ValueError(f"load_model: device {device!r} is unavailable ({reason})") from error
 
 
+def model_folder(name: str | Path) -> str | Path:
+    """The name itself, or the folder into which its GGUF file is converted."""
+    path = gguf_file(name)
+    return name if path is None else converted(path)
+
+
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a local folder or a Hub name; it must carry a chat template."""
+    name = model_folder(name)
     if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
         raise ValueError(
             f"load_model: no tokenizer in folder {str(name)!r} (no tokenizer.json or "
