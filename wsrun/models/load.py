@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load_model(
     name: str | Path, dtype: str = "float32", device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) of a folder, a GGUF file, "smollm2" or a Hub name, in evaluation mode, without gradients.
+    """(model, tokenizer) of a folder, a GGUF file, "smollm2" or a Hub name, ready to be asked.
 
     The dtype is always explicit, because transformers 5 otherwise takes the one found in the
     checkpoint. Raises ValueError for an unknown dtype, a folder that lacks its model or tokenizer,

@@ -1,0 +1,102 @@
+"""Can these items read this behaviour on this model, only a bias, or nothing?
+
+Question:   before an effect is read off a model: does the base answer these items at all, does it
+            tell true from false, and are prompts of the two poles apart on them?
+Prediction: none; this script looks at the instrument, not at steering.
+Rule:       a reading works where mass is 0.5 or more, of replies where the margin follows a prompt
+            that gives the answer away; it reads the behaviour where it works and the interval of
+            accuracy excludes 0.5 or that of the prompts' distance 0; only a bias where only the
+            distance of the margins themselves excludes 0; else nothing.
+
+    python experiments/check.py
+    python experiments/check.py --model smollm2 --data data/english
+
+The prompts are those of the two personas, chosen on one half of the clusters and measured on the
+other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from wscore import tensors_sha256
+from wsrun.data.items import items_sha256, load_items
+from wsrun.data.personas import load_personas
+from wsrun.models.load import limit_threads, load_model
+from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.tables import check_writable, provenance, write_table
+from wsrun.study.instrument import check
+
+NAME = "check"
+HEADS = ("data set", "n", "mass", "accuracy", "poles apart", "bias apart", "told apart", "reads")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of check."""
+
+    model: str = "data/organism"
+    """model folder, GGUF file, smollm2 or hub name"""
+    data: Path = Path("data/organism")
+    """folder with claims.jsonl, dilemmas.jsonl and personas.json"""
+    split: str = "test"
+    """which items"""
+    dilemmas: int | None = 20
+    """how many of the dilemmas, the first by dilemma_idx; None for all"""
+    pos: str = "honest"
+    """persona towards the behaviour"""
+    neg: str = "dishonest"
+    """persona away from it"""
+    wordings: int = 3
+    """how many prompts of each persona, the first ones; 0 for none"""
+    resamples: int = 2000
+    """bootstrap resamples"""
+    out: Path = Path("artifacts/tables")
+    """folder that receives the table"""
+    dtype: str = "float32"
+    """dtype of the model"""
+    device: str = "cpu"
+    """device of the model"""
+
+
+def main(cfg: Config) -> None:
+    """Score the base, the prompts and what gives the answers away; say what can be read."""
+    if cfg.wordings < 0 or cfg.resamples < 1:
+        raise ValueError(f"{NAME}: --wordings must be at least 0 and --resamples at least 1")
+    check_writable(cfg.out)
+    items = load_items(cfg.data, cfg.split, cfg.dilemmas)
+    pos, neg = [], []
+    if cfg.wordings:
+        pos, neg = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
+    personas = pos[: cfg.wordings], neg[: cfg.wordings]
+    model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
+    limit_threads(model)
+    with progress("scoring", 3 + sum(map(len, personas))) as step:
+        result = check(model, tok, items, personas, resamples=cfg.resamples, done=step)
+    record = provenance(
+        asdict(cfg),
+        base=tensors_sha256(dict(model.named_parameters())),
+        items=items_sha256(items),
+    )
+    path = write_table(result.table, cfg.out / f"{NAME}.parquet", record)
+    console.print(grid(f"{cfg.model}: what can be read", HEADS, map(line, result.table.to_dicts())))
+    for sentence in result.sentences:
+        console.print(sentence, markup=False, highlight=False)
+    console.print(f"table {path}", markup=False, highlight=False)
+
+
+def line(r: Mapping) -> list:
+    """What is printed of a data set."""
+    spans = [span(r, name) for name in ("accuracy", "poles", "bias", "told")]
+    return [r["dataset"], r["n"], r["mass"], *spans, r["reads"]]
+
+
+def span(r: Mapping, name: str) -> str | None:
+    value, lo, hi = (r.get(f"{name}{end}") for end in ("", "_lo", "_hi"))
+    if value is None:
+        return None
+    return f"{value:.2f}" + ("" if lo is None else f" [{lo:.2f}, {hi:.2f}]")
+
+
+if __name__ == "__main__":
+    guarded(main, Config)
