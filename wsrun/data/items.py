@@ -1,4 +1,4 @@
-"""Evaluation items: one Yes/No question each, read from jsonl, parquet or the hub and checked."""
+"""Evaluation items: one question with two answers each, read from files or the hub, checked."""
 
 import hashlib
 import json
@@ -18,9 +18,10 @@ DILEMMA_DATASET = "wassname/daily_dilemmas-self-honesty"
 
 @dataclass(frozen=True)
 class Item:
-    """One question. label = +1 where the behaviour asked about answers the first choice, else -1.
+    """One question with two answers; label = +1 where the behaviour asked about gives the first.
 
-    An item of two replies asks which is likelier, and has no choices; its label is +1.
+    A Yes/No item is answered by one of its choices, and so is an A/B item, which stands twice, with
+    its options in both orders. A reply item has two given answers, label +1 and no prefill.
     """
 
     id: str
@@ -30,8 +31,12 @@ class Item:
     split: str = "test"
     dataset: str = "claims"
     prefill: str = PREFILL
-    choices: tuple[str, str] = ("Yes", "No")  # the two answer words
-    replies: tuple[str, str] | None = None  # (reply+, reply-) of an item of two given answers
+    choices: tuple[str, str] = ("Yes", "No")  # margin = log p(first) - log p(second)
+    replies: tuple[str, str] | None = None  # (reply+, reply-): margin = log p(+) - log p(-)
+
+
+ADDED = {"choices": ("Yes", "No"), "replies": None}
+"""fields that no sha256 holds where they have these values, so that older ones stay as they are"""
 
 
 class Dilemmas(NamedTuple):
@@ -161,8 +166,11 @@ def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item
 
 
 def items_sha256(items: Iterable[object]) -> str:
-    """sha256 of a list of items, pairs or texts, over every field in order."""
-    text = json.dumps([vars(i) for i in items], sort_keys=True, ensure_ascii=False)
+    """sha256 of a list of items, pairs or texts, over every field in order but ADDED ones."""
+    fields = [
+        {k: v for k, v in vars(i).items() if not (k in ADDED and v == ADDED[k])} for i in items
+    ]
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
