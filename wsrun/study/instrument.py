@@ -52,7 +52,7 @@ def check(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     items: Sequence[Item],
-    personas: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    personas: Sequence[Sequence[str]] = ((), ()),
     *,
     resamples: int = 2000,
     done: Callable[[str], None] = lambda note: None,
@@ -96,9 +96,9 @@ def verdict_of(line: Mapping[str, object]) -> str:
     works = (told_lo or 0) > 0 if mass is None else mass >= MIN_MASS  # type: ignore[operator]
     if not works:
         return "nothing"
-    if _excludes(line, "accuracy", 0.5) or _excludes(line, "poles", 0):
+    if _excludes(line, "accuracy", 0.5) or _excludes(line, "poles", 0.0):
         return "behaviour"
-    return "bias" if _excludes(line, "bias", 0) else "nothing"
+    return "bias" if _excludes(line, "bias", 0.0) else "nothing"
 
 
 def _excludes(line: Mapping[str, object], name: str, value: float) -> bool:
