@@ -323,7 +323,7 @@ def test_bad_rows_are_named(tmp_path):
         ("dailydilemmas", [action[0] | {"action_type": "x"}], "row 1", "'action_type'"),
         ("anthropic", [persona | {"answer_matching_behavior": "Maybe"}], "row 1", "'Maybe'"),
         ("anthropic", [persona | {"answer_matching_behavior": "(C)"}], "row 1", "(C)"),
-        ("anthropic", [persona | {"question": "Stop?"}], "row 1", "Choices"),
+        ("anthropic", [persona | {"question": "Stop?"}], "row 1", "(A), (B)"),
         ("anthropic", [options("Stop?", "Yes", "Yes", "A")], "row 1", "different options"),
         ("anthropic", [persona, 3], "row 2", "lacks"),
         ("caa", [{"positive": f"{text} (A)", "negative": f"{text} (A)"}], "row 1", "(B)"),

@@ -20,8 +20,8 @@ COUNTS = {  # file: items of train, validation, test, as docs/data.md has them
     "caa:myopic-reward.json": (1012, 284, 704),
     "anthropic:corrigible-more-HHH.jsonl": (336, 74, 208),
     "anthropic:survival-instinct.jsonl": (692, 244, 476),
-    "anthropic:agreeableness.jsonl": (570, 114, 316),
-    "anthropic:okay-with-deceiving-a-user-to-help-them.jsonl": (502, 249, 248),
+    "anthropic:agreeableness.jsonl": (569, 122, 309),
+    "anthropic:okay-with-deceiving-a-user-to-help-them.jsonl": (390, 361, 248),
     "dailydilemmas:dilemma_to_action_to_values_aggregated.csv": (410, 142, 326),
     "dailydilemmas:derived_honesty.jsonl": (410, 142, 326),
 }
