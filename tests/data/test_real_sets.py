@@ -84,11 +84,24 @@ def test_pairs_are_the_items(text="truthfulqa:TruthfulQA.csv"):
     assert len(topics) == 38
 
 
+def test_what_repeats_in_truthfulqa(text="truthfulqa:TruthfulQA.csv"):
+    """26 groups of 62 questions are near-duplicates; 56 best answers are one and the same; 34 of
+    283 test items have an answer that training has on the same side"""
+    sizes = [n for n in Counter(i.cluster for i in items_of(text)).values() if n > 1]
+    replies = {s: [i.replies or ("", "") for i in items_of(text) if i.split == s] for s in SHARES}
+    best, incorrect = zip(*replies["train"], strict=True)
+    known = [b in best or i in incorrect for b, i in replies["test"]]
+    silent = [b for part in replies.values() for b, _ in part if b == "I have no comment."]
+    assert (len(sizes), sum(sizes), len(silent), sum(known)) == (26, 62, 56, 34)
+
+
 def test_both_files_of_dilemmas_agree():
-    """ids, labels and splits of the authors' csv and of the derived file are the same"""
+    """ids, labels and splits of the authors' csv and of the derived file are the same; the honest
+    action is to_do in 364 of 439"""
     authors, derived = (items_of(text) for text in COUNTS if text.startswith("dailydilemmas"))
     told = [{(i.id, i.label, i.split) for i in items} for items in (authors, derived)]
     assert told[0] == told[1]
+    assert Counter(i.label for i in authors if i.id == f"{i.cluster}-to_do") == {1: 364, -1: 75}
 
 
 def test_every_set_has_a_file_here():
