@@ -6,8 +6,9 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
+import torch
 
-from tests.data.test_english import CLAIMS, QUESTIONS, SPLITS, near, rows, told, words
+from tests.data.test_english import CLAIMS, QUESTIONS, SPLITS, rows, told, words
 from wsrun.data.pairs import Pair
 
 COLUMNS = ["question", "behaviour", "topic", "split", "prompt", "response_pos", "response_neg"]
@@ -78,6 +79,42 @@ def bayes_by_topic(found: list[dict]) -> tuple[float, float]:
         for t in sorted({r["topic"] for r in found})
     ]
     return tuple(sum(p[i] for p in parts) / len(found) for i in (0, 1))
+
+
+def occurrences(sets: list[set[str]], vocabulary: set[str] | None = None) -> torch.Tensor:
+    """One row a set, one column a word of the vocabulary (or of the sets), 1 where it is in."""
+    place = {w: i for i, w in enumerate(sorted(vocabulary or set().union(*sets)))}
+    out = torch.zeros(len(sets), len(place))
+    for row, found in zip(out, sets, strict=True):
+        row[[place[w] for w in found]] = 1
+    return out
+
+
+def near(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """|a and b| / |a or b| of all rows of occurrences, the Jaccard similarity."""
+    both = a @ b.T
+    return both / (a.sum(1)[:, None] + b.sum(1) - both)
+
+
+def runs(text: str) -> set[str]:
+    """The words of a text and its pairs of neighbouring words."""
+    found = re.findall(r"[a-z0-9'-]+", text.lower())
+    return set(found) | {f"{a} {b}" for a, b in zip(found, found[1:], strict=False)}
+
+
+def ridge_by_topic(found: list[dict]) -> float:
+    """Ridge regression on words and pairs of words, rows of length 1, judged as bayes_by_topic."""
+    x = occurrences([runs(r[p]) for r in found for p in POLES])
+    x = x / x.norm(dim=1, keepdim=True)
+    y = torch.tensor([1.0, -1.0]).repeat(len(found))
+    topics = [r["topic"] for r in found for _ in POLES]
+    right = 0
+    for topic in sorted(set(topics)):
+        out = torch.tensor([t == topic for t in topics])
+        known = x[~out]
+        dual = torch.linalg.solve(known @ known.T + torch.eye(len(known)), y[~out])
+        right += int(((x[out] @ (known.T @ dual)) * y[out] > 0).sum())
+    return right / len(topics)
 
 
 def of_kind(answers: list[str], kind: str) -> int:
@@ -166,6 +203,15 @@ def test_words_of_train_do_not_tell_the_poles_elsewhere(behaviour):
 
 
 @each
+def test_words_and_their_neighbours_do_not_tell_the_poles(behaviour):
+    """ridge regression over the other topics, with which nothing was rewritten: at most 0.65"""
+    accuracy = ridge_by_topic(part(behaviour))
+    print(f"\npairs {behaviour}: ridge on words and pairs of words, other topics known: "
+          f"{accuracy:.3f} of the answers")  # fmt: skip
+    assert accuracy <= 0.65
+
+
+@each
 def test_style_does_not_tell_the_poles(behaviour):
     """negations, hedges, first and second person: at most 20 % more at one pole than the other"""
     pos, neg = texts(part(behaviour))
@@ -186,14 +232,16 @@ def test_first_words_do_not_tell_the_poles(behaviour):
 
 
 def test_no_near_duplicates():
-    """Jaccard of words at most 0.5 between answers to two questions, or of two behaviours"""
-    answers = [(r["question"], r["behaviour"], words(r[p])) for r in ROWS for p in POLES]
-    close = [near(a, b) for (q, s, a), (p, t, b) in combinations(answers, 2) if (q, s) != (p, t)]
-    print(f"\npairs: nearest answers of two rows share {max(close):.2f} of their words")
-    assert max(close) <= 0.5
+    """Jaccard of words at most 0.5 between the answers of two rows"""
+    answers = occurrences([words(r[p]) for r in ROWS for p in POLES])
+    row = torch.arange(len(ROWS)).repeat_interleave(2)
+    close = float(near(answers, answers)[row[:, None] != row].max())
+    print(f"\npairs: nearest answers of two rows share {close:.2f} of their words")
+    assert close <= 0.5
 
 
 def test_no_answer_is_a_claim():
     """Jaccard of words at most 0.4 between an answer and a claim"""
-    claims = [words(told(c)) for c in CLAIMS]
-    assert max(near(words(r[p]), c) for r in ROWS for p in POLES for c in claims) <= 0.4
+    sets = [[words(r[p]) for r in ROWS for p in POLES], [words(told(c)) for c in CLAIMS]]
+    both = set().union(*sets[0], *sets[1])
+    assert near(*(occurrences(s, both) for s in sets)).max() <= 0.4
