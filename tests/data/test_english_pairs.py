@@ -106,14 +106,15 @@ def ridge_by_topic(found: list[dict]) -> float:
     """Ridge regression on words and pairs of words, rows of length 1, judged as bayes_by_topic."""
     x = occurrences([runs(r[p]) for r in found for p in POLES])
     x = x / x.norm(dim=1, keepdim=True)
+    inner = x @ x.T
     y = torch.tensor([1.0, -1.0]).repeat(len(found))
     topics = [r["topic"] for r in found for _ in POLES]
     right = 0
     for topic in sorted(set(topics)):
         out = torch.tensor([t == topic for t in topics])
-        known = x[~out]
-        dual = torch.linalg.solve(known @ known.T + torch.eye(len(known)), y[~out])
-        right += int(((x[out] @ (known.T @ dual)) * y[out] > 0).sum())
+        known = inner[~out][:, ~out]
+        dual = torch.linalg.solve(known + torch.eye(len(known)), y[~out])
+        right += int(((inner[out][:, ~out] @ dual) * y[out] > 0).sum())
     return right / len(topics)
 
 
