@@ -214,12 +214,16 @@ def test_words_and_their_neighbours_do_not_tell_the_poles(behaviour):
 
 @each
 def test_style_does_not_tell_the_poles(behaviour):
-    """negations, hedges, first and second person: at most 20 % more at one pole than the other"""
+    """negations, hedges, first and second person: at most 20 % more at one pole than the other
+
+    Praise and owning up are what the poles are about: at most 1.5 and 2.5 times as many.
+    """
+    most = {"praise": 1.5, "apology": 2.5}
     pos, neg = texts(part(behaviour))
     for kind in KINDS:
         a, b = (of_kind(t, kind) for t in (pos, neg))
         print(f"\npairs {behaviour}: {kind} {a} / {b}")
-        assert kind in ("praise", "apology") or max(a, b) <= 1.2 * min(a, b)
+        assert max(a, b) <= most.get(kind, 1.2) * min(a, b)
 
 
 @each
