@@ -78,7 +78,7 @@ def bayes_by_topic(found: list[dict]) -> tuple[float, float]:
         bayes([r for r in found if r["topic"] != t], [r for r in found if r["topic"] == t])
         for t in sorted({r["topic"] for r in found})
     ]
-    return tuple(sum(p[i] for p in parts) / len(found) for i in (0, 1))
+    return sum(p[0] for p in parts) / len(found), sum(p[1] for p in parts) / len(found)
 
 
 def occurrences(sets: list[set[str]], vocabulary: set[str] | None = None) -> torch.Tensor:
@@ -205,7 +205,7 @@ def test_words_of_train_do_not_tell_the_poles_elsewhere(behaviour):
 
 @each
 def test_words_and_their_neighbours_do_not_tell_the_poles(behaviour):
-    """ridge regression over the other topics, with which nothing was rewritten: at most 0.65"""
+    """ridge regression over the other topics, by which nothing was rewritten: at most 0.65"""
     accuracy = ridge_by_topic(part(behaviour))
     print(f"\npairs {behaviour}: ridge on words and pairs of words, other topics known: "
           f"{accuracy:.3f} of the answers")  # fmt: skip
