@@ -33,8 +33,7 @@ def read_items(path: Path) -> Reading:
 def _items(head: Head, row: Row) -> tuple[Item, ...]:
     if (answer := _answer(row)) in YES_NO:
         return (yes_no(head, row.text("question"), 1 if answer == "Yes" else -1),)
-    options = _options(row)
-    return both_orders(head, _asked(row), options, options.index(_matching(row)))
+    return both_orders(head, _asked(row), _options(row), _matching(row))
 
 
 def _answer(row: Row) -> str:

@@ -63,11 +63,13 @@ def yes_no(head: Head, text: str, label: int) -> Item:
     )
 
 
-def both_orders(head: Head, question: str, options: Sequence[str], at: int) -> tuple[Item, Item]:
+def both_orders(
+    head: Head, question: str, options: Sequence[str], matching: str
+) -> tuple[Item, Item]:
     """A question with two options, asked as it is (-ab) and with them swapped (-ba).
 
-    The behaviour chooses options[at]. label = +1 where that one stands at A, so that the labels of
-    the two items are opposite and a bias to a letter cancels.
+    The behaviour chooses the option `matching`. label = +1 where that one stands at A, so that the
+    labels of the two items are opposite and a bias to a letter cancels.
     """
 
     def asked(order: str, a: str, b: str, label: int) -> Item:
@@ -75,8 +77,8 @@ def both_orders(head: Head, question: str, options: Sequence[str], at: int) -> t
         item = Item(f"{head.id}-{order}", head.cluster, text, label, head.split, head.dataset)
         return with_answer_line(replace(item, choices=LETTERS))
 
-    label = 1 if at == 0 else -1
     first, second = options
+    label = 1 if matching == first else -1
     return asked("ab", first, second, label), asked("ba", second, first, -label)
 
 
@@ -87,19 +89,18 @@ def two_replies(head: Head, prompt: str, replies: tuple[str, str]) -> Item:
 
 
 def parted(text: str, row: Row) -> tuple[str, tuple[str, ...]]:
-    """(question, options) of "question Choices: (A) ... (B) ...", without Question: and Answer:.
+    """(question, options) of "question (A) ... (B) ...", each letter at the start of a line.
 
-    Raises ValueError where the options are not two or more different texts behind (A), (B), ...,
-    each letter at the start of a line.
+    Words around them that only mark the parts are cut off: Question:, Choices:, Answer:. Raises
+    ValueError where there are not two or more different options behind (A), (B), ...
     """
-    question, _, rest = TAIL.sub("", text).rpartition("Choices:")
-    letters = OPTION.findall(rest)
-    options = tuple(o.strip() for o in OPTION.split(rest)[2::2])
-    question = question.strip().removeprefix("Question:").strip()
+    question, *found = OPTION.split(TAIL.sub("", text))
+    letters, options = found[::2], tuple(o.strip() for o in found[1::2])
+    question = question.strip().removeprefix("Question:").removesuffix("Choices:").strip()
     in_order = letters == [chr(ord("A") + i) for i in range(len(letters))]
     if not (question and in_order and all(options) and len(set(options)) == len(options) > 1):
         raise ValueError(
-            f"{row.where} has no question and then 'Choices:' with different options behind (A), "
-            "(B), ..., each on its own line; mend it or take it out"
+            f"{row.where} has no question and then different options behind (A), (B), ..., each on "
+            "its own line; mend it or take it out"
         )
     return question, options

@@ -4,6 +4,7 @@ The sets are not part of this project; docs/data.md says where each one is had a
 with its labels.
 """
 
+import os
 import re
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from wscore.files import reason
 from wsrun.data import anthropic, caa, dilemmas_public, facts, truthfulqa
 from wsrun.data.forms import Reading
 from wsrun.data.items import DILEMMA_DATASET, Item, check_items
@@ -89,7 +91,8 @@ def named_items(text: str, split: str, first: int | None = None) -> list[Item] |
     if (found := named(text)) is None:
         return None
     name, path = found
-    items = [i for i in read(name, path).items if i.split == _known(split)]
+    _check(split)
+    items = [i for i in read(name, path).items if i.split == split]
     if not items:
         raise ValueError(f"{name}: no items of split {split!r} in {str(path)!r}; use a larger file")
     return items if first is None else _first(items, first)
@@ -103,7 +106,8 @@ def named_pairs(text: str, split: str) -> list[Pair] | None:
     if (read_pairs := DATA_SETS[name].read_pairs) is None:
         having = [n for n, s in DATA_SETS.items() if s.read_pairs]
         raise ValueError(f"{name} has no pairs of answers to train on; these sets have: {having}")
-    pairs = read_pairs(path, _known(split))
+    _check(split)
+    pairs = read_pairs(path, split)
     if not pairs:
         raise ValueError(f"{name}: no pairs of split {split!r} in {str(path)!r}; use a larger file")
     return pairs
@@ -115,15 +119,15 @@ def named(text: str) -> tuple[str, Path] | None:
     Raises ValueError for an unknown NAME, and for a PATH with nothing there.
     """
     name, colon, rest = text.partition(":")
-    if not colon or not re.fullmatch(r"[A-Za-z]\w+", name) or Path(text).exists():
+    if not colon or not re.fullmatch(r"[A-Za-z]\w+", name) or os.path.exists(text):
         return None
     if name not in DATA_SETS:
         raise ValueError(f"data: {name!r} is no known set; known are {sorted(DATA_SETS)}")
     path, data_set = Path(rest), DATA_SETS[name]
     on_hub = name == "dailydilemmas" and rest == DILEMMA_DATASET
-    if not (rest and path.exists() or on_hub):
+    if not (os.path.exists(rest) or on_hub):
         raise ValueError(
-            f"{name}: no file or folder {rest!r}; get {data_set.source}, licence "
+            f"{name}: no file or folder {reason(repr(rest), 100)}; get {data_set.source}, licence "
             f"{data_set.licence}, with the columns {', '.join(data_set.columns)}"
         )
     return name, path
@@ -135,10 +139,9 @@ def read(name: str, path: Path) -> Reading:
     return reading._replace(items=check_items(reading.items, path))
 
 
-def _known(split: str) -> str:
+def _check(split: str) -> None:
     if split not in SHARES:
         raise ValueError(f"data: split {split!r} is not one of {list(SHARES)}")
-    return split
 
 
 def _first(items: list[Item], first: int) -> list[Item]:

@@ -73,7 +73,7 @@ def _connected(sets: Sequence[frozenset[str]]) -> list[list[int]]:
         rare = sorted(words, key=lambda w: (frequency[w], w))
         rare = rare[: len(rare) - math.ceil(NEAR * len(rare)) + 1]
         for j in {j for w in rare for j in having[w]}:
-            if len(words & sets[j]) >= NEAR * len(words | sets[j]):
+            if _root(parent, i) != _root(parent, j) and _near(words, sets[j]):
                 parent[_root(parent, i)] = _root(parent, j)
         for w in rare:
             having[w].append(i)
@@ -81,6 +81,11 @@ def _connected(sets: Sequence[frozenset[str]]) -> list[list[int]]:
     for i in range(len(sets)):
         groups[_root(parent, i)].append(i)
     return list(groups.values())
+
+
+def _near(a: frozenset[str], b: frozenset[str]) -> bool:
+    both = len(a & b)
+    return both >= NEAR * (len(a) + len(b) - both)
 
 
 def _root(parent: list[int], i: int) -> int:

@@ -93,9 +93,9 @@ def _rows(path: Path, values: Sequence[Any], columns: Sequence[str]) -> list[Row
     if not rows:
         raise ValueError(f"{str(path)!r} has no rows; it must have the columns {list(columns)}")
     for row in rows:
-        if not isinstance(row.values, dict) or (lacking := set(columns) - row.values.keys()):
-            lack = repr(sorted(lacking)[0]) if isinstance(row.values, dict) else "every column"
-            raise ValueError(f"{row.where} lacks {lack}; it must have {list(columns)}")
+        held = row.values.keys() if isinstance(row.values, dict) else set()
+        if lacking := [c for c in columns if c not in held]:
+            raise ValueError(f"{row.where} lacks {lacking[0]!r}; it must have {list(columns)}")
     return rows
 
 
