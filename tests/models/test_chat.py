@@ -81,6 +81,14 @@ def test_choice_ids_are_words_only(tok):
         choice_ids(PreTrainedTokenizerFast(tokenizer_object=raw))
 
 
+def test_choices_of_one_letter_keep_their_case():
+    """A and B count with a leading space or a mark; "a" is a word of its own"""
+    entries = ["<unk>", "A", "a", "ĠA", "B", "b", "▁B", "AB", "A)"]
+    raw = Tokenizer(models.WordLevel({e: i for i, e in enumerate(entries)}, unk_token="<unk>"))
+    found = choice_ids(PreTrainedTokenizerFast(tokenizer_object=raw), ("A", "B"))
+    assert found == Choices([1, 3], [4, 6])
+
+
 def test_the_end_of_a_turn_is_the_template_s(tok):
     """the token that the template writes after an assistant's turn, not the tokenizer's eos"""
     assert end_of_turn(tok) == tok.convert_tokens_to_ids("<|im_end|>")

@@ -59,13 +59,20 @@ def end_of_turn(tok: PreTrainedTokenizerBase) -> int:
     return int(ids[0] if ids else tok.eos_token_id)  # type: ignore[arg-type]
 
 
-def choice_ids(tok: PreTrainedTokenizerBase, words: tuple[str, str] = ("Yes", "No")) -> Choices:
+def choice_ids(
+    tok: PreTrainedTokenizerBase, words: tuple[str, str] = ("Yes", "No")
+) -> Choices:
     """Every vocabulary entry that is one of the words up to case, leading space, boundary marks.
 
-    Entries with punctuation ("Yes,") do not count. Raises ValueError where either side is empty.
+    A word of one letter keeps its case: "a" is a word of its own. Entries with punctuation ("Yes,")
+    do not count. Raises ValueError where either side is empty.
     """
-    entries = {i: t.lstrip(BOUNDARY_MARKS).lower() for t, i in tok.get_vocab().items()}
-    choices = Choices(*(sorted(i for i, e in entries.items() if e == w.lower()) for w in words))
+    vocabulary = {i: t.lstrip(BOUNDARY_MARKS) for t, i in tok.get_vocab().items()}
+
+    def means(entry: str, word: str) -> bool:
+        return entry == word or len(word) > 1 and entry.lower() == word.lower()
+
+    choices = Choices(*(sorted(i for i, e in vocabulary.items() if means(e, w)) for w in words))
     if not (choices.yes and choices.no):
         raise ValueError(
             f"choice_ids: the tokenizer has no single token for {words[0]} or for {words[1]}"
