@@ -15,7 +15,7 @@ import polars as pl
 
 from wsrun.score.names import DW
 from wsrun.score.variants import Dose, Variant
-from wsrun.steer.interventions import load_intervention
+from wsrun.steer.saved import load_intervention
 
 FOLDER = "selection"  # under the folder of the tables
 FIELDS = ("name", "family", "k", "seed", "alphas")  # of a Variant, beside its intervention
