@@ -36,8 +36,8 @@ ROOMS = {
 __all__ = [
     "AddVectors", "ConstructedDelta", "DirectionalAblation", "Item", "SystemPrompt", "Variant",
     "WeightDelta", "adapter_delta", "applied", "checkpoint_delta", "choice_ids",
-    "load_intervention", "load_items", "load_model", "pair_deltas", "render", "score", "steered", "sweep",
-    "train_adapter",
+    "load_intervention", "load_items", "load_model", "pair_deltas", "render", "score", "steered",
+    "sweep", "train_adapter",
 ]  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def test_batched_is_one_at_a_time(model, tok):
 
 
 def test_the_last_token_of_the_response(model, tok):
-    """at="last": h_l of the token before the end of turn, as a plain forward up to there gives it"""
+    """at="last": h_l of the token before the end of turn, as of a plain forward up to there"""
     last = pair_differences(model, tok, PAIRS, at="last", batch_size=6)
     for pair, found in zip(PAIRS, last, strict=True):
         states = []

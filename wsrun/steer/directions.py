@@ -3,9 +3,10 @@
     d_il = h_l(prompt_i + response_pos_i) - h_l(prompt_i + response_neg_i)
 
 h_l is the output of decoder layer l, averaged over the tokens of the response: not the prompt, and
-not the end of turn after it; or, with at="last", at the last token of the response. The persona is not in the prompt, as in training, unless it is
-asked for: then each response is read under the system turn that it was given under. Each
-direction is what `AddVectors` takes, {layer: v}, one vector for every layer.
+not the end of turn after it; or, with at="last", at the last token of the response. The persona is
+not in the prompt, as in training, unless it is asked for: then each response is read under the
+system turn that it was given under. Each direction is what `AddVectors` takes, {layer: v}, one
+vector for every layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,7 +101,8 @@ def pair_differences(
     """d_il for every pair i and layer l; with `persona`, each response under its own persona.
 
     at="mean" reads all tokens of the responses, at="last" the last of each, before the end of turn,
-    as the public code after Zou et al. 2023 (arXiv 2310.01405) does (repeng). Raises as `response_states`, and where a persona is asked for that the pairs do not know.
+    as the public code after Zou et al. 2023 (arXiv 2310.01405) does (repeng). Raises as
+    `response_states`, and where a persona is asked for that the pairs do not know.
     """
     if persona and any(p.persona_pos is None or p.persona_neg is None for p in pairs):
         raise ValueError("directions: some pairs do not name their personas; use make_pairs")
