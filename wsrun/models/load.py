@@ -19,10 +19,12 @@ from transformers import (
 from transformers.utils import cached_file
 
 from wscore.files import reason
+from wsrun.models.chat import encode
 from wsrun.models.checkpoint import check_config, check_loaded, check_sizes, read_headers
 from wsrun.models.template import check_template
 
 ADAPTER = "adapter_config.json"
+PROBE = "Is it so? Yes or no."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -81,6 +83,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             "add chat_template.jinja, or use an instruction-tuned model"
         )
     check_template(tok)
+    encode(tok, PROBE)
     return tok
 
 

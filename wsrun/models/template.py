@@ -1,4 +1,4 @@
-"""Chat templates: programs that come with a tokenizer, so bounded; they must lose no user's turn."""
+"""Chat templates: programs that come with a tokenizer, so bounded; none loses a user turn."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from wscore.files import reason
 from wsrun.models.bounds import TooSlow, time_limit, trial
 
 Turn = dict[str, str]
-SECONDS = 8.0  # of one rendering, which takes less than a thousandth
+SECONDS = 5.0  # of one rendering, which takes less than a thousandth
 MORE_LETTERS = 2**20
 MARKS = "wscore marks one text", "wscore marks another"
 LONG = "Is the sky blue? Say <b>yes</b> or no.\n" * 50
