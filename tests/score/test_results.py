@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import random_delta
-from wscore import tensors_sha256
+from wsrun.models.machine import model_state
 from wsrun.models.tiny import tiny_qwen3
 from wsrun.score import results as results_module
 from wsrun.score.cached import CachedEngine
@@ -22,9 +22,9 @@ from wsrun.steer.interventions import AddVectors, WeightDelta
 
 def keyed(model, tok, items, tokens=1024, style="style", engine="auto", **levers):
     """The key of a run under this model's weights."""
-    p, base = plan(tok, items), tensors_sha256(dict(model.named_parameters()))
+    p, state = plan(tok, items), model_state(model)
     engines = Engines(model, engine, tokens, Levers(**levers), lambda notice: None)
-    return run_key(model, base, p.sequences, p.choices, style, engines.settings())
+    return run_key(model, state, p.sequences, p.choices, style, engines.settings())
 
 
 @pytest.fixture
@@ -85,14 +85,14 @@ def test_every_component_of_the_key_counts(qwen, tok, items, tmp_path):
     """a result is found under its own key: flip any component, or the change, or alpha: miss"""
     key = keyed(qwen, tok, items)
     margin = torch.arange(3.0, dtype=torch.float64)
-    Results(tmp_path, key).put("change", 1.0, (margin, margin / 2))
-    found = Results(tmp_path, key).get("change", 1.0)
+    Results(tmp_path, key, 3).put("change", 1.0, (margin, margin / 2))
+    found = Results(tmp_path, key, 3).get("change", 1.0)
     assert found is not None and torch.equal(found[0], margin)
-    assert Results(tmp_path, key).get("other", 1.0) is None
-    assert Results(tmp_path, key).get("change", 1.0 + 1e-15) is None
+    assert Results(tmp_path, key, 3).get("other", 1.0) is None
+    assert Results(tmp_path, key, 3).get("change", 1.0 + 1e-15) is None
     for name in key:
         flipped = key | {name: key[name] + "x"}
-        assert Results(tmp_path, flipped).get("change", 1.0) is None, name
+        assert Results(tmp_path, flipped, 3).get("change", 1.0) is None, name
 
 
 def flips(qwen, tok, items):
