@@ -127,13 +127,20 @@ def cached_pairs(
                 f"pairs: the model's own log-likelihood separates the answers of none of "
                 f"{len(made)} pairs; try other personas"
             )
+    generated = GeneratedPairs(pairs, len(questions), len(made))
     if code:
-        return GeneratedPairs(pairs, len(questions), len(made), f"not kept, the model has {code}")
+        return generated._replace(note=f"not kept, the model has {code}")
+    _write(path, key, generated)
+    return generated
+
+
+def _write(path: Path, key: dict, generated: GeneratedPairs) -> None:
+    """A head of key, counts and the hash of all, then one pair a line."""
+    pairs, questions, finished, _ = generated
     lines = [asdict(p) for p in pairs]
-    head = seal({"key": key, "questions": len(questions), "finished": len(made), "lines": lines})
+    head = seal({"key": key, "questions": questions, "finished": finished, "lines": lines})
     text = "".join(json.dumps(line) + "\n" for line in (head | {"lines": len(lines)}, *lines))
     write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
-    return GeneratedPairs(pairs, len(questions), len(made))
 
 
 def _read(path: Path, key: dict) -> GeneratedPairs | None:

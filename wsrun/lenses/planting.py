@@ -81,11 +81,11 @@ def complete(folder: Path, settings: Mapping[str, Any]) -> bool:
     settle(folder)
     with suppress(OSError, ValueError):
         found = unseal(read_json(folder / SETTINGS), repr(str(folder)))
-        return found == _record(folder, settings)
+        return found == record(folder, settings)
     return False
 
 
-def _record(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def record(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings as JSON has them, and the sha256 of every file of both poles."""
     files = sorted(p for side in ("pos", "neg") for p in (folder / side).rglob("*") if p.is_file())
     hashes = {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in files}
@@ -109,7 +109,7 @@ def train_member(
     def write(new: Path) -> None:
         for side in ("pos", "neg"):
             learn(side, "lora", recipe, new / side, **how)
-        text = json.dumps(seal(_record(new, settings)), indent=1) + "\n"
+        text = json.dumps(seal(record(new, settings)), indent=1) + "\n"
         (new / SETTINGS).write_text(text, encoding="utf-8")
 
     replace_folder(folder, write)

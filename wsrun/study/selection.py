@@ -54,7 +54,7 @@ def select_dW(cfg: BenchmarkOptions, validation: Session, pairs: Pairs) -> Selec
     name = f"{Path(cfg.model).name}.{cfg.data.resolve().name}.json"
     path, key = cfg.out / FOLDER / name, selection_key(cfg, validation, pairs)
     candidates = dW_candidates(cfg, pairs)
-    before, why = _read_sealed(path)
+    before, why = read_sealed(path)
     if before and before["key"] == key:
         chosen = _from_json(before, candidates)
         console.print(f"dW as chosen in {path}: {_said(chosen)}", highlight=False)
@@ -103,7 +103,7 @@ def _said(chosen: Mapping[str, Selection]) -> str:
     return f"{dW.variant.family} at alpha {dW.alpha:g}"
 
 
-def _read_sealed(path: Path) -> tuple[dict[str, Any], str]:
+def read_sealed(path: Path) -> tuple[dict[str, Any], str]:
     """(the file's content, why dW is chosen if this is another choice's or {}).
 
     {} where there is no file, and where it is damaged.
