@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
-Turn = dict[str, str]
+from wscore.files import reason
+from wsrun.models.template import Turn, apply_template, chat_text, named
+
 BOUNDARY_MARKS = " Ġ▁"  # how tokenizers write a leading space
 
 
@@ -22,40 +23,40 @@ def render(tok: PreTrainedTokenizerBase, turns: Sequence[Turn], prefill: str = "
 
     Thinking is switched off where the template knows the switch, and a `<think>` it leaves open is
     closed. A system turn that the template refuses or drops is merged into the first user turn.
+    Raises ValueError for a template that fails or loses the text of another turn.
     """
-    text = _template(tok, turns)
+    text = chat_text(tok, turns)
     if text.rstrip().endswith("<think>"):
         text = text.rstrip() + "\n\n</think>\n\n"
-    return tok(text + prefill, add_special_tokens=False)["input_ids"]
+    return encode(tok, text + prefill)
 
 
-def _template(tok: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
-    def apply(turns: Sequence[Turn]) -> str:
-        text = tok.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return str(text)
-
-    if turns[0]["role"] != "system":
-        return apply(turns)
-    system, first, *rest = turns
-    merged = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
+def encode(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, nothing added; ValueError where the tokenizer fails on it."""
     try:
-        text = apply(turns)
-    except jinja2.TemplateError:
-        return apply([merged, *rest])
-    return text if system["content"].strip() in text else apply([merged, *rest])
+        return tok(text, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(
+            f"the tokenizer of {named(tok)} fails on a text of {len(text)} letters "
+            f"({reason(error)}); use the tokenizer that the model was trained with"
+        ) from error
 
 
 def end_of_turn(tok: PreTrainedTokenizerBase) -> int:
     """The token that the chat template writes after an assistant's turn, else the tokenizer's eos.
 
-    They differ for Gemma, whose turns end in <end_of_turn> while its eos is <eos>.
+    They differ for Gemma, whose turns end in <end_of_turn> while its eos is <eos>. Raises
+    ValueError where there is neither.
     """
     mark = "wscore"
     turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
-    tail = str(tok.apply_chat_template(turns, tokenize=False)).rpartition(mark)[2].strip()
-    ids = tok(tail, add_special_tokens=False)["input_ids"] if tail else []
+    tail = apply_template(tok, turns).rpartition(mark)[2].strip()
+    ids = encode(tok, tail) if tail else []
+    if not ids and not isinstance(tok.eos_token_id, int):
+        raise ValueError(
+            f"the tokenizer of {named(tok)} ends no turn: its chat template writes nothing after "
+            "an assistant's, and it has no eos_token; give it one"
+        )
     return int(ids[0] if ids else tok.eos_token_id)  # type: ignore[arg-type]
 
 
@@ -72,6 +73,6 @@ def choice_ids(tok: PreTrainedTokenizerBase) -> Choices:
 
 
 def user(text: str, system: str | None = None) -> tuple[Turn, ...]:
-    """One user turn, after a system turn where one is given."""
-    head = ({"role": "system", "content": system},) if system else ()
+    """One user turn, after a system turn where one is given, be it empty."""
+    head = () if system is None else ({"role": "system", "content": system},)
     return (*head, {"role": "user", "content": text})

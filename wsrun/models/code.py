@@ -1,4 +1,4 @@
-"""Hashes of the source files that numbers depend on."""
+"""Hashes of what numbers depend on beside weights and prompts: source files, the tokenizer."""
 
 import hashlib
 import json
@@ -15,8 +15,13 @@ def code_sha256(names: Sequence[str]) -> str:
 
 
 def tokenizer_sha256(tok: PreTrainedTokenizerBase) -> str:
-    """sha256 of everything of a tokenizer that decides tokens."""
+    """sha256 of everything of a tokenizer that decides tokens: what its file says, not its name.
+
+    Vocabulary, merges, normaliser, pre-tokenizer and added tokens stand in the text of a tokenizer
+    of the tokenizers library; of another kind the vocabulary and its settings are taken.
+    """
     backend = getattr(tok, "backend_tokenizer", None)
-    own = backend.to_str() if backend is not None else json.dumps(sorted(tok.get_vocab().items()))
-    parts = [own, str(tok.special_tokens_map), str(tok.chat_template)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    settings = getattr(tok, "init_kwargs", {})
+    text = backend.to_str() if backend else json.dumps([tok.get_vocab(), settings], default=str)
+    own = [text, tok.special_tokens_map, tok.chat_template, tok.split_special_tokens]
+    return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()
