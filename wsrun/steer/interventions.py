@@ -217,7 +217,7 @@ class Combined(Intervention):
     def delta(self) -> Change:
         total, *other_deltas = [d for p in self.parts if (d := p.delta())] or [{}]
         for d in other_deltas:
-            total = add(total, d)
+            total = add(total, d, disjoint=True)
         return total
 
     def edits(self) -> Mapping[int, Edit]:

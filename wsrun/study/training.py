@@ -66,7 +66,15 @@ def trained_line(
     """What is printed of a (seed, family) after training: how it went, and its geometry."""
     seed, family = cell
     loss = f"{losses[0]:.3f} to {losses[-1]:.3f}"
-    return [seed, family, recipe_of(cfg).lr[family], loss, g.norms["dW"], g.cos_anti, g.drift_ratio]
+    return [
+        seed,
+        family,
+        recipe_of(cfg).lr[family],
+        loss,
+        g.norms["dW"],
+        g.cos_anti,
+        g.common_over_difference,
+    ]
 
 
 def steers(table: pl.DataFrame, alpha: float) -> list[RuleResult]:
