@@ -28,6 +28,7 @@ from wsrun.adapters.extract import (
 )
 from wsrun.data.pairs import Pair, example
 from wsrun.models.generate import right_padded
+from wsrun.models.load import check_positions
 from wsrun.models.memory import check_memory, training_bytes, within_memory
 
 LESS = "leave out the longest pairs, or use a device with more memory"
@@ -66,6 +67,7 @@ def train_adapter(
     config = FAMILIES[check_family(family)](recipe, where)
     examples = [example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
     base = base_record(model, where)
+    check_positions(model, [ids for ids, _ in examples], "adapters")
     longest = max(len(ids) for ids, _ in examples)
     what = f"adapters: a batch of {recipe.batch} with the longest pair, {longest} tokens,"
     check_memory(model, training_bytes(model, recipe.batch, longest), what, LESS)

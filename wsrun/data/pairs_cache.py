@@ -26,6 +26,7 @@ CODE = (
     "data/pairs.py",
     "data/pairs_cache.py",
     "models/chat.py",
+    "models/template.py",
 )
 """what the pairs depend on"""
 BATCH = 64  # conversations that `generate` runs at once

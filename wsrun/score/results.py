@@ -24,6 +24,7 @@ from wsrun.models.machine import machine_state
 
 CODE = (  # what the numbers depend on
     "models/chat.py",
+    "models/template.py",
     "score/activation_cache.py",
     "score/batching.py",
     "score/cached.py",

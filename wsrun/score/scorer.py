@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wscore import stream
 from wsrun.data.items import Item, check_items
 from wsrun.models.chat import Choices, choice_ids, render
+from wsrun.models.load import check_positions
 from wsrun.models.memory import LAYOUT, check_memory, forward_bytes, out_of_memory, within_memory
 from wsrun.score.cached import CachedEngine, verify_logits
 from wsrun.score.layer_steps import Jitter
@@ -72,7 +73,7 @@ def plan(tok: PreTrainedTokenizerBase, items: Sequence[Item]) -> Plan:
 
 
 def check_fits(model: PreTrainedModel, p: Plan, engine: str) -> None:
-    """Raises ValueError, naming the longest item, where it alone takes more memory than is free."""
+    """Raises ValueError where the longest item alone takes more memory than is free."""
     item, tokens = max(
         ((i.id, len(s)) for i, s in zip(p.items, p.sequences, strict=True)), key=lambda x: x[1]
     )
@@ -120,6 +121,7 @@ def score(
 ) -> pl.DataFrame:
     """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
     p = plan(tok, items)
+    check_positions(model, p.sequences, "score")
     check_fits(model, p, engine)
     with within_memory("score", FEWER):
         return scored(p, choose_engine(model, p.sequences, engine=engine, cache_bytes=0)[0].run())
@@ -197,6 +199,7 @@ class Scorer:
         cache_dir: str | Path | None,
         state: Mapping[str, str],
     ) -> None:
+        check_positions(model, p.sequences, "score")
         self.model, self.plan, self.engines, self.results = model, p, engines, None
         if cache_dir:
             decides = (p.sequences, p.choices, PROMPT_STYLE, engines.settings())

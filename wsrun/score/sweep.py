@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wscore.entries import number
 from wsrun.data.items import Item, with_system
 from wsrun.models.hooks import check_layers
 from wsrun.models.machine import model_state, unkeyed
@@ -77,7 +78,7 @@ def sweep(
     for variant in _listed(variants):
         change = _checked(model, variant)
         scorer = under(change.system())
-        for alpha in (a for a in variant.alphas or alphas if a != 0):
+        for alpha in _doses(variant, alphas):
             scores = scorer.at(change, alpha)
             frames.append(_rows(scores, variant, alpha, _rounding(model, change, alpha)))
             progress(variant.name)
@@ -107,6 +108,12 @@ def _checked(model: PreTrainedModel, variant: Variant) -> Held:
     if delta:
         touched_parameters(model, delta)
     return change
+
+
+def _doses(variant: Variant, alphas: Sequence[float]) -> list[float]:
+    """The alphas of a variant that are not 0; ValueError for one that is no finite real number."""
+    numbers = [number(a, f"sweep: an alpha of {variant.name!r}") for a in variant.alphas or alphas]
+    return [a for a in numbers if a != 0]
 
 
 def _rms(x: pl.Series) -> float:
