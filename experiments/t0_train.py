@@ -62,10 +62,13 @@ def main(cfg: Config) -> None:
     base = tensors_sha256(dict(model.named_parameters()))
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
     pairs = answers(cfg, model, tok, sources, cfg.seeds)
-    losses = train(cfg, model, tok, pairs, cells)
     trained: dict[tuple[int, str], PairDelta] = {}
-    for seed, family in cells:
-        pair = trained[seed, family] = pair_deltas(model, cfg.adapters / f"{family}-s{seed}")
+
+    def read_back(cell: tuple[int, str], folder: Path) -> None:
+        trained[cell] = pair_deltas(model, folder)
+
+    losses = train(cfg, model, tok, pairs, cells, read_back)
+    for (seed, family), pair in trained.items():
         path = cfg.deltas / f"{family}-s{seed}.safetensors"
         save_delta(pair.dW, path, {"family": family, "seed": str(seed), "base": base})
     variants = [

@@ -5,7 +5,7 @@ the fp32 next-token distribution at the position right after the prefill.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wscore import stream
 from wsrun.data.items import Item, check_items
 from wsrun.models.chat import Choices, choice_ids, render
+from wsrun.models.load import check_positions
+from wsrun.models.memory import LAYOUT, check_memory, forward_bytes, out_of_memory, within_memory
 from wsrun.score.cached import CachedEngine, verify_logits
 from wsrun.score.layer_steps import Jitter
 from wsrun.score.plain import PlainEngine
@@ -28,6 +30,8 @@ from wsrun.steer.interventions import Intervention
 
 PROMPT_STYLE = "chat-yesno-1"
 TOKENS = {False: 4096, True: 16384}  # of a batch, by whether it runs on a GPU
+LESS = "shorten it or leave it out, or use a device with more memory"
+FEWER = "give fewer tokens a batch, shorter items, or a device with more memory"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,16 @@ def plan(tok: PreTrainedTokenizerBase, items: Sequence[Item]) -> Plan:
     """The items under one tokenizer; raises ValueError for unusable items."""
     items = check_items(items)
     return Plan(items, [render(tok, i.turns, i.prefill) for i in items], choice_ids(tok))
+
+
+def check_fits(model: PreTrainedModel, p: Plan, engine: str) -> None:
+    """Raises ValueError where the longest item alone takes more memory than is free."""
+    item, tokens = max(
+        ((i.id, len(s)) for i, s in zip(p.items, p.sequences, strict=True)), key=lambda x: x[1]
+    )
+    layout = 0 if engine == "plain" else LAYOUT * tokens**2
+    need = forward_bytes(model, 1, tokens, 1) + layout
+    check_memory(model, need, f"score: item {item!r:.100} of {tokens} tokens", LESS)
 
 
 def choice_scores(
@@ -107,7 +121,10 @@ def score(
 ) -> pl.DataFrame:
     """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
     p = plan(tok, items)
-    return scored(p, choose_engine(model, p.sequences, engine=engine, cache_bytes=0)[0].run())
+    check_positions(model, p.sequences, "score")
+    check_fits(model, p, engine)
+    with within_memory("score", FEWER):
+        return scored(p, choose_engine(model, p.sequences, engine=engine, cache_bytes=0)[0].run())
 
 
 REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -126,7 +143,7 @@ def choose_engine(
 
     engine: "auto" takes the cached engine where `verify_logits` passes on the longest sequence and
     else the plain one; "cached" raises there; "plain" asks nothing, and gives no reason. `options`
-    are those of CachedEngine.
+    are those of CachedEngine. Running out of memory is no reason: it is raised.
     """
     if engine not in ("auto", "cached", "plain"):
         raise ValueError(f"engine must be auto, cached or plain, got {engine!r}")
@@ -136,6 +153,8 @@ def choose_engine(
             verify_logits(model, max(sequences, key=len))
             return CachedEngine(model, sequences, tokens, **options), None
         except REFUSALS as error:
+            if out_of_memory(error):
+                raise
             line = str(error).strip().partition("\n")[0] or type(error).__name__
             reason = (
                 f"scored plainly: {type(model).__name__} does not fit the cached engine ({line})"
@@ -178,12 +197,13 @@ class Scorer:
         p: Plan,
         engines: Engines,
         cache_dir: str | Path | None,
-        base: str,
+        state: Mapping[str, str],
     ) -> None:
-        self.plan, self.engines, self.results = p, engines, None
+        check_positions(model, p.sequences, "score")
+        self.model, self.plan, self.engines, self.results = model, p, engines, None
         if cache_dir:
             decides = (p.sequences, p.choices, PROMPT_STYLE, engines.settings())
-            self.results = Results(cache_dir, run_key(model, base, *decides))
+            self.results = Results(cache_dir, run_key(model, state, *decides), len(p.items))
         self.done: dict[tuple[str, float], pl.DataFrame] = {}
         self.base = self.at(Intervention(), 0.0)
 
@@ -213,6 +233,7 @@ class Scorer:
 
     @cached_property
     def engine(self) -> CachedEngine | PlainEngine:
+        check_fits(self.model, self.plan, self.engines.kind)
         return self.engines.make(self.plan.sequences)
 
     def _run(
@@ -221,7 +242,8 @@ class Scorer:
         alpha: float = 0.0,
         jitter: Jitter | None = None,
     ) -> pl.DataFrame:
-        return scored(self.plan, self.engine.run(change, alpha, jitter))
+        with within_memory(f"score: batches of {self.engines.tokens} tokens", FEWER):
+            return scored(self.plan, self.engine.run(change, alpha, jitter))
 
     def _found(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         """What run() gives, unless it is at hand already, in memory or on disk."""
