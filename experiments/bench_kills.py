@@ -15,6 +15,8 @@ writing would give it a new inode and time, which are compared after every kill.
 process of its own, the whole command line of T6.
 """
 
+from wsrun.script import guarded
+
 import random
 import shutil
 import subprocess
@@ -23,7 +25,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsrun.report.console import guarded, progress
+from wsrun.report.console import progress
 from wsrun.report.tables import check_writable
 from wsrun.study.profile import finish
 from wsrun.study.shards import finished
