@@ -106,7 +106,7 @@ def first_options(cfg: Config, sources: Mapping[str, Source]) -> Common:
     """The model, data and adapters of the first table that names them, and the folder of tables."""
     names = ("model", "data", "adapters", "dtype", "device")
     configs = (s.meta.get("config", {}) for s in sources.values())
-    first = next((c for c in configs if c.keys() >= {*names}), {})
+    first = next((c for c in configs if all(isinstance(c.get(n), str) for n in names)), {})
     options: dict[str, Any] = {n: first[n] for n in names if first}
     options |= {n: Path(options[n]) for n in ("data", "adapters") if first}
     return Common(**options, out=cfg.tables)

@@ -171,18 +171,25 @@ def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item
     if not items:
         raise ValueError(f"items: {str(where)!r} has no rows; give at least one item")
     for item in items:
-        if fault := text_fault(item.id):
-            raise ValueError(f"items: an id in {str(where)!r} must be a text, got {fault}")
-        about = f"of {shown(item.id)} in {str(where)!r}"
-        for turn in item.turns:
-            text = turn["content"]
-            if (text or turn["role"] != "system") and (fault := text_fault(text)):
-                raise ValueError(f"items: a turn {about} must be a text, got {fault}; repair it")
-        if isinstance(item.label, bool) or item.label not in (1, -1):
-            raise ValueError(f"items: label {about} is {shown(item.label)}; it must be +1 or -1")
+        if fault := _fault(item):
+            about = f"{shown(item.id)} in {str(where)!r}"
+            raise ValueError(f"items: the item {about} has {fault}; repair it")
     for dataset in {i.dataset for i in items}:
         check_unique((i.id for i in items if i.dataset == dataset), where)
     return list(items)
+
+
+def _fault(item: Item) -> str | None:
+    """What is wrong with an item; only a system turn may be empty."""
+    if fault := text_fault(item.id):
+        return f"as its id {fault}"
+    for turn in item.turns:
+        text = turn["content"]
+        if (text or turn["role"] != "system") and (fault := text_fault(text)):
+            return f"for a text {fault}"
+    if isinstance(item.label, bool) or item.label not in (1, -1):
+        return f"the label {shown(item.label)}, it must be +1 or -1"
+    return None
 
 
 def items_sha256(items: Iterable[object]) -> str:

@@ -88,10 +88,10 @@ def text_fault(value: Any) -> str | None:
 
 def read_jsonl(path: str | Path) -> list[Record]:
     """The objects of a jsonl file, one a line; ValueError, naming the line, for anything else."""
-    records = []
+    records, name = [], repr(str(path))
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
-            where = f"line {number} of {str(path)!r}"
+            where = f"line {number} of {name}"
             fields = parse_json(line, where)
             if not isinstance(fields, dict):
                 raise ValueError(f"{where} must be a JSON object {{...}}, got {shown(fields)}")
