@@ -16,6 +16,8 @@ finished result is one file; a second writing would give it a new inode and time
 after every kill. Each run is a process of its own, with a small setting of the script's options.
 """
 
+from wsrun.script import guarded
+
 import random
 import shutil
 import subprocess
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from wsrun.adapters.extract import CONFIG, WEIGHTS
-from wsrun.report.console import guarded, progress
+from wsrun.report.console import progress
 from wsrun.report.tables import check_writable
 from wsrun.study.profile import finish
 

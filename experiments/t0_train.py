@@ -13,6 +13,8 @@ negative persona; the persona is stripped before training. Every delta is proved
 forward when it is read back.
 """
 
+from wsrun.script import guarded
+
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -22,7 +24,7 @@ from wscore.stats.schema import KEYS
 from wsrun.adapters.extract import PairDelta, pair_deltas
 from wsrun.data.items import items_sha256, load_items
 from wsrun.models.load import limit_threads, load_model
-from wsrun.report.console import console, effects, grid, guarded, progress
+from wsrun.report.console import console, effects, grid, progress
 from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.report.verdicts import verdict_table
 from wsrun.score.sweep import sweep

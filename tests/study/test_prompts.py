@@ -1,5 +1,7 @@
 """T3: system prompts reach the model, the best ones are picked on validation, all beside dW."""
 
+from wsrun.script import guarded
+
 import json
 import sys
 from contextlib import nullcontext
@@ -17,7 +19,6 @@ from wsrun.data.personas import load_personas
 from wsrun.models.chat import render, user
 from wsrun.models.load import load_model, load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
-from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.score.scorer import score
 from wsrun.steer.prompts import check_reaches

@@ -1,5 +1,7 @@
 """What was chosen on validation items, in files: one dW for all scripts, and T11 takes the rest."""
 
+from wsrun.script import guarded
+
 import json
 import random
 import sys
@@ -15,7 +17,6 @@ from wsrun.adapters.extract import PairDelta
 from wsrun.data.items import load_items
 from wsrun.data.replies import load_neutral
 from wsrun.models.load import load_model
-from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.score.capability import TEXT, Capability
 from wsrun.score.variants import Dose, Variant

@@ -169,7 +169,7 @@ def own_answers(
     except NoPairs as error:
         if training:
             raise
-        console.print(f"directions are left out: {error}", markup=False)
+        console.print(f"directions are left out: {error}")
         return {}
 
 

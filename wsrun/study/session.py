@@ -159,4 +159,4 @@ def write_tables(
 
 def save_figure(figure: Callable[..., str], *args: Any, **more: Any) -> None:
     """Draw a figure beside its table, and say where it is, or why there is none."""
-    console.print(figure(*args, **more), markup=False, highlight=False)
+    console.print(figure(*args, **more), highlight=False)
