@@ -142,6 +142,11 @@ def projected(d: Any, B: Any) -> Dense:
     return {n: B[n].double() @ (B[n].double().T @ w) for n, w in dense(d).items()}
 
 
+def not_finite(d: Any) -> bool:
+    """Whether NaN or infinities go in: what projects them away makes NaN of them, or not."""
+    return not all(bool(w.isfinite().all()) for w in dense(d).values())
+
+
 def kept_size(d: Any) -> float:
     sizes = [float(w.abs().max()) for w in dense(d).values() if w.numel()]
     return max([x for x in sizes if x < float("inf")], default=1.0)
@@ -183,7 +188,7 @@ def call(rng: random.Random) -> Call:
         return Call("match_norm", f, lambda r: close(length(r), length(b), length(b)))
     if which == 7:
         return Call("keep", partial(ws.keep, a, B),
-                    lambda r: near(r, projected(a, B), kept_size(a)))  # fmt: skip
+                    lambda r: not_finite(a) or near(r, projected(a, B), kept_size(a)))  # fmt: skip
     if which == 8:
         return Call("drop", partial(ws.drop, a, B),
                     lambda r: near(r, total(a, projected(a, B), -1), kept_size(a)))  # fmt: skip
