@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wscore.delta import Delta, finite, length
-from wscore.entries import columns, entry, format_keys, nonempty, weight
+from wscore.entries import allowed, columns, entry, format_keys, nonempty, weight
 from wscore.factored import Factored, Factors, core, meta, stack
 from wscore.files import quoted, reason
 
@@ -257,7 +257,7 @@ def _inside(
 
 
 def _fits(name: str, d: Mapping[str, Tensor], at: SVD) -> None:
-    shape = columns(meta(d, name)).shape
+    shape = columns(allowed(name, meta(d, name))).shape
     if (len(at.U), at.Vt.shape[1]) != tuple(shape):
         raise ValueError(
             f"crop: {quoted(name)} is {list(shape)} and its singular vectors have {len(at.U)} and"

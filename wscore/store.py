@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wscore.entries import format_keys, nonempty
-from wscore.factored import Factored, OnDemand
+from wscore.factored import Factored, Factors, OnDemand
 from wscore.files import quoted, refusing
 from wscore.hashes import tensor_sha256
 from wscore.sealed import DTYPES, SEAL, check_seal, write_sealed
@@ -56,8 +56,10 @@ def from_halves(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     names = [name.removesuffix("|L") for name in tensors if name.endswith("|L")]
     if names and set(tensors) != {f"{name}|{side}" for name in names for side in "LR"}:
         raise ValueError(f"of {format_keys(tensors)} some have an L or R without the other")
-    factors = {n: (tensors[f"{n}|L"], tensors[f"{n}|R"]) for n in names}
-    return Factored(factors) if factors else tensors
+    factored = Factored({n: (tensors[f"{n}|L"], tensors[f"{n}|R"]) for n in names})
+    for name in names:
+        factored.factors(name)  # raises where they do not fit
+    return factored if names else tensors
 
 
 class LazyDelta(OnDemand):
@@ -149,6 +151,13 @@ class LazyFactored(Factored):
                 f"load_delta: {quoted(str(file.path), 300)} says it is factored, but has"
                 f" {format_keys(file, 2)} and not an L and an R for each name; {REMEDY}"
             )
+
+    def factors(self, name: str) -> Factors:
+        try:
+            return super().factors(name)
+        except ValueError as error:
+            where = self._file.path.name
+            raise ValueError(f"{error}" if where in str(error) else f"{error} ({where})") from error
 
     def _read(self, name: str) -> tuple[Tensor, Tensor]:
         if name not in self:

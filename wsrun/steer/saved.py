@@ -30,6 +30,7 @@ def load_intervention(path: str | Path) -> tuple[Intervention, dict[str, str]]:
     texts, _ = check_seal(what, names, header)
     with refusing(f"{what} holds no intervention", "save it again", LookupError, ValueError):
         intervention = _restored(load_delta(path) if names else {}, texts)
+        intervention.edits()  # raises where a vector is none to project out
         written = {FACTORED, *intervention.texts()}
     return intervention, {k: v for k, v in texts.items() if k not in written}
 
