@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -20,7 +21,13 @@ from transformers.utils import cached_file
 
 from wscore.files import reason
 from wsrun.models.chat import encode
-from wsrun.models.checkpoint import check_config, check_loaded, check_sizes, read_headers
+from wsrun.models.checkpoint import (
+    check_config,
+    check_counts,
+    check_loaded,
+    check_sizes,
+    read_headers,
+)
 from wsrun.models.template import check_template
 
 ADAPTER = "adapter_config.json"
@@ -43,7 +50,13 @@ def load_model(
     folder, local = _folder(name), Path(name).is_dir()
     config = check_config(folder)
     if local:  # what the Hub gives is there after loading
-        check_sizes(folder, config, read_headers(folder, config))
+        headers = read_headers(folder, config)
+        check_counts(folder, config, headers)
+        with _refused(name, "model"):
+            parsed = AutoConfig.from_pretrained(
+                str(name), local_files_only=True, trust_remote_code=False
+            )
+        check_sizes(folder, parsed, headers)
     tok = load_tokenizer(name)
     with _refused(name, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
