@@ -1,4 +1,4 @@
-"""Adapter folders of ten kinds: fields, records, tensors and bytes damaged.
+"""Adapter folders of twelve kinds: fields, records, tensors and bytes damaged.
 
 Accepted is right where it is what PEFT's own merge of the same folder changes, in float64.
 """
@@ -39,6 +39,7 @@ def _configs() -> dict[str, Any]:
         "lora": peft.LoraConfig(**lora, **some, rank_pattern={"q_proj": 3}),
         "rslora": peft.LoraConfig(**lora, **narrow, use_rslora=True),
         "saved": peft.LoraConfig(**lora, **every, modules_to_save=["embed_tokens", "lm_head"]),
+        "head": peft.LoraConfig(**lora, target_modules=["lm_head", "q_proj"]),
         "dora": peft.LoraConfig(**lora, **some, use_dora=True),
         "pissa": peft.LoraConfig(**lora, **some, init_lora_weights="pissa"),
         "delora": peft.DeloraConfig(r=4, **every, exclude_modules=["layers.1.mlp.down_proj"]),
@@ -51,7 +52,7 @@ def _configs() -> dict[str, Any]:
 
 
 class Prepared(NamedTuple):
-    """The undamaged adapters, what they were made on, and the same with tied weights."""
+    """The undamaged adapters, and what they were made on."""
 
     model: Any
     base: Mapping[str, Tensor]
@@ -238,8 +239,10 @@ def _renamed(rng: random.Random, tensors: dict[str, Tensor], key: str, t: Tensor
     old, new = rng.choice([
         ("layers.0", "layers.1"), ("layers.1", "layers.0"), ("q_proj", "k_proj"), ("mlp", "MLP"),
         ("q_proj", "v_proj"), ("base_model.model.", ""), ("lora_A", "lora_B"), (".weight", ""),
-        ("base_model.model.", "base_model."), ("lora_A", "lora_A.default"), ("layers.0", "layers.9"),
-        ("model.layers", "model.language_model.layers"), ("_init", ""), ("lora_", "lora_embedding_"),
+        ("base_model.model.", "base_model."), ("lora_A", "lora_A.default"),
+        ("layers.0", "layers.9"),
+        ("model.layers", "model.language_model.layers"), ("_init", ""),
+        ("lora_", "lora_embedding_"),
         ("lm_head", "lm_head.modules_to_save"), ("lora_A.weight", "lora_A_init.weight"),
     ])  # fmt: skip
     new_key = key.replace(old, new)
