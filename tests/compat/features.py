@@ -4,8 +4,8 @@
 
 prints one line a kind. "right": the change read from the adapter's folder, with the model and
 without, is merged - original, with PEFT's own merge in float64; the number is the larger relative
-error of the two. "refused": the sentence that says so. Exit code 1 where a kind is read wrongly or
-ends in another exception. Nothing is kept on disk.
+error of the two. "refused": the sentence that says so. "WRONG", and exit code 1: read wrongly,
+ended in another exception, or read or refused against what kinds.py says. Nothing is kept on disk.
 """
 
 import json
@@ -25,7 +25,8 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from tests.compat.kinds import KINDS, Kind, build_model  # noqa: E402
+from tests.compat.builders import build_model  # noqa: E402
+from tests.compat.kinds import KINDS, Kind  # noqa: E402
 from wsrun.adapters.extract import adapter_delta  # noqa: E402
 
 TOLERANCE, PISSA_TOLERANCE = 1e-6, 1e-5  # PiSSA's residual base is in fp32, so the oracle is too
@@ -52,7 +53,7 @@ def train(adapted: nn.Module) -> None:
 
 
 def merged_change(adapted: Any, original: dict[str, Tensor]) -> dict[str, Tensor]:
-    """merged - original of every tensor that PEFT's merge changes, in float64; the model is lost."""
+    """merged - original of every tensor that PEFT's merge changes, in float64. Takes the model."""
     merged = adapted.double().merge_and_unload().state_dict()
     change = {name: merged[name] - weight.double() for name, weight in original.items()}
     return {name: tensor for name, tensor in change.items() if tensor.any()}
@@ -69,7 +70,7 @@ def outcome(kind: Kind, folder: Path) -> Outcome:
     expected = merged_change(adapted, original) if kind.merges else None
     place = folder / (kind.save.get("selected_adapters") or [""])[0]
     weights = dict(model.named_parameters(remove_duplicate=False))
-    return joined(*(read(base, place, expected) for base in (weights, model)))
+    return judged(kind, joined(*(read(base, place, expected) for base in (weights, model))))
 
 
 def edit(folder: Path, kind: Kind) -> None:
@@ -105,6 +106,16 @@ def joined(alone: Outcome, verified: Outcome) -> Outcome:
     if alone.kind == verified.kind == "right":
         return Outcome("right", max(alone.detail, verified.detail, key=float))
     return alone if alone.kind == "refused" else verified
+
+
+def judged(kind: Kind, result: Outcome) -> Outcome:
+    """WRONG where a kind that is to be read is refused, or the other way, or by another name."""
+    tidy = result.detail.isprintable() and 20 <= len(result.detail) <= 700
+    if result.kind == "refused" and not (kind.refused and kind.refused in result.detail and tidy):
+        return Outcome("WRONG", f"to be {'refused by name' if kind.refused else 'read'}: {result}")
+    if result.kind == "right" and kind.refused:
+        return Outcome("WRONG", f"to be refused, naming {kind.refused}")
+    return result
 
 
 def outcomes(kinds: list[Kind]) -> list[tuple[Kind, Outcome]]:

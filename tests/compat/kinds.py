@@ -4,27 +4,29 @@
 option that changes what the checkpoint means.
 """
 
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import peft
-import torch
-import transformers
-from safetensors.torch import save_file
-from torch import nn
 
-TARGETS = ["q_proj", "down_proj"]
-LM = "CAUSAL_LM"
-PATTERNS = dict(
-    rank_pattern={"q_proj": 3, r"layers\.1\..*down_proj": 1},
-    alpha_pattern={"model.layers.0.mlp.down_proj": 5},
+from tests.compat.builders import (
+    LM,
+    PATTERNS,
+    TARGETS,
+    Make,
+    combined,
+    config_only,
+    converted,
+    corda,
+    eva,
+    in_bfloat16,
+    lora,
+    lora_ga,
+    oft,
+    other,
+    plain,
+    prompt,
 )
-Make = Callable[[nn.Module], Any]
-"""model -> PEFT model"""
 
 
 @dataclass(frozen=True)
@@ -40,154 +42,8 @@ class Kind:
     """what save_pretrained is told beside the folder"""
     merges: bool = True
     """whether PEFT itself can say what it does to the weights"""
-
-
-def build_model(kind: str) -> nn.Module:
-    """A seeded model: Qwen2 with lm_head untied or tied, Llama, GPT-2 (Conv1D), Mixtral (experts)."""
-    torch.manual_seed(0)
-    sizes = dict(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
-    tied = dict(tie_word_embeddings=kind == "tied")
-    if kind == "gpt2":
-        config = transformers.GPT2Config(
-            vocab_size=32, n_positions=64, n_embd=16, n_layer=2, n_head=2,
-            bos_token_id=0, eos_token_id=1,
-        )  # fmt: skip
-        model = transformers.GPT2LMHeadModel(config)
-    elif kind == "mixtral":
-        config = transformers.MixtralConfig(**sizes, **tied, num_local_experts=2)
-        model = transformers.MixtralForCausalLM(config)
-    elif kind == "llama":
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **tied))
-    else:
-        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **tied))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):  # zero at init, and then no test could see them scaled
-                parameter.normal_()
-            elif parameter.ndim > 1:
-                parameter.mul_(5)
-    return model.eval().requires_grad_(False)
-
-
-def plain(config: Callable[[], peft.PeftConfig]) -> Make:
-    """get_peft_model with the config that a function makes."""
-    return lambda model: peft.get_peft_model(model, config())
-
-
-def lora(**options: Any) -> Make:
-    return plain(
-        lambda: peft.LoraConfig(**dict(r=2, lora_alpha=3, target_modules=TARGETS) | options)
-    )
-
-
-def other(name: str, **options: Any) -> Make:
-    return plain(lambda: getattr(peft, name)(**dict(target_modules=TARGETS) | options))
-
-
-def prompt(name: str, **options: Any) -> Make:
-    return plain(lambda: getattr(peft, name)(task_type=LM, num_virtual_tokens=3, **options))
-
-
-def oft(**options: Any) -> Make:
-    return other("OFTConfig", **dict(oft_block_size=4, use_cayley_neumann=False) | options)
-
-
-def eva(model: nn.Module) -> Any:
-    """LoRA initialised from the activations of some tokens."""
-    config = peft.EvaConfig(rho=1.0)
-    adapted = lora(init_lora_weights="eva", eva_config=config)(model)
-    batch = {"input_ids": torch.arange(32).reshape(4, 8)}
-    peft.initialize_lora_eva_weights(adapted, [batch] * 3, show_progress_bar=False)
-    return adapted
-
-
-def corda(model: nn.Module) -> Any:
-    from peft.tuners.lora.config import CordaConfig
-    from peft.tuners.lora.corda import preprocess_corda
-
-    corda_config = CordaConfig(corda_method="kpm")
-    config = peft.LoraConfig(
-        r=2, target_modules=TARGETS, init_lora_weights="corda", corda_config=corda_config
-    )
-    tokens = torch.arange(32).reshape(1, 32)
-    preprocess_corda(model, config, run_model=lambda: model(tokens))
-    return peft.get_peft_model(model, config)
-
-
-def lora_ga(model: nn.Module) -> Any:
-    from peft.tuners.lora.loraga import preprocess_loraga
-
-    config = peft.LoraConfig(
-        r=2, target_modules=TARGETS, init_lora_weights="lora_ga",
-        lora_ga_config=peft.LoraGAConfig(),
-    )  # fmt: skip
-    tokens = torch.arange(32).reshape(1, 32)
-    model.requires_grad_(True)
-    preprocess_loraga(model, config, lambda: model(tokens, labels=tokens).loss.backward())
-    return peft.get_peft_model(model.requires_grad_(False), config)
-
-
-def combined(kind: str) -> Make:
-    """Two LoRAs, combined by PEFT into one."""
-
-    def make(model: nn.Module) -> Any:
-        adapted = lora(init_lora_weights=False)(model)
-        second = peft.LoraConfig(r=2, lora_alpha=5, target_modules=TARGETS, init_lora_weights=False)
-        adapted.add_adapter("second", second)
-        adapted.add_weighted_adapter(["default", "second"], [0.7, -0.4], "both", kind)
-        adapted.set_adapter("both")
-        for name in ("default", "second"):
-            adapted.delete_adapter(name)
-        return adapted
-
-    return make
-
-
-def converted(**options: Any) -> Make:
-    """LoRA on a changed base, which PEFT turns into a plain LoRA as it saves it."""
-
-    def make(model: nn.Module) -> Any:
-        adapted, initial = lora(**options)(model), tempfile.TemporaryDirectory()
-        adapted.peft_config["default"].init_lora_weights = True
-        adapted.save_pretrained(initial.name)
-        adapted.peft_config["default"].init_lora_weights = options["init_lora_weights"]
-        adapted.save_pretrained = partial(
-            adapted.save_pretrained, path_initial_model_for_weight_conversion=initial.name
-        )
-        adapted.initial = initial  # removed with the model
-        return adapted
-
-    return make
-
-
-def in_bfloat16(model: nn.Module) -> Any:
-    """LoRA whose own tensors are bfloat16."""
-    adapted = lora()(model)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.bfloat16()
-    return adapted
-
-
-class ConfigOnly(nn.Module):
-    """A config as PEFT writes it, beside one tensor: for kinds that need more than a tiny model."""
-
-    def __init__(self, config: peft.PeftConfig):
-        super().__init__()
-        self.config = config
-
-    def save_pretrained(self, folder: str) -> None:
-        self.config.save_pretrained(folder)
-        tensors = {"base_model.model.model.layers.0.self_attn.q_proj.x": torch.ones(2)}
-        save_file(tensors, str(Path(folder) / "adapter_model.safetensors"))
-
-
-def config_only(config: Callable[[], peft.PeftConfig]) -> Make:
-    return lambda model: ConfigOnly(config())
+    refused: str = ""
+    """what the sentence must name where the kind is to be refused"""
 
 
 LORA = [
@@ -207,41 +63,53 @@ LORA = [
     Kind("LoRA, add_weighted_adapter cat", combined("cat"), save={"selected_adapters": ["both"]}),
     Kind("LoRA, add_weighted_adapter svd", combined("svd"), save={"selected_adapters": ["both"]}),
     Kind("LoRA, on untied lm_head", lora(target_modules=["q_proj", "lm_head"])),
-    Kind("LoRA, on tied lm_head", lora(target_modules=["q_proj", "lm_head"]), "tied"),
+    Kind("LoRA, on tied lm_head", lora(target_modules=["q_proj", "lm_head"]), "tied",
+         refused="lm_head"),
     Kind("LoRA, on tied lm_head, ensure_weight_tying",
-         lora(target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True), "tied"),
-    Kind("LoRA, on embed_tokens", lora(target_modules=["q_proj", "embed_tokens"])),
+         lora(target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True), "tied",
+         refused="embed_tokens"),
+    Kind("LoRA, on embed_tokens", lora(target_modules=["q_proj", "embed_tokens"]),
+         refused="embed_tokens"),
     Kind("LoRA, modules_to_save lm_head", lora(modules_to_save=["lm_head"])),
     Kind("LoRA, modules_to_save embed_tokens and lm_head",
          lora(modules_to_save=["embed_tokens", "lm_head"])),
-    Kind("LoRA, modules_to_save of a tied lm_head", lora(modules_to_save=["lm_head"]), "tied"),
+    Kind("LoRA, modules_to_save of a tied lm_head", lora(modules_to_save=["lm_head"]), "tied",
+         refused="lm_head"),
     Kind("LoRA, modules_to_save norm", lora(modules_to_save=["norm"])),
     Kind("LoRA, modules_to_save v_proj", lora(modules_to_save=["v_proj"])),
-    Kind("LoRA, save_embedding_layers", lora(), save={"save_embedding_layers": True}),
+    Kind("LoRA, save_embedding_layers", lora(), save={"save_embedding_layers": True},
+         refused="embed_tokens"),
     Kind("LoRA, on Conv1D", lora(target_modules=["c_attn"], fan_in_fan_out=True), "gpt2"),
-    Kind("LoRA, on square Conv1D", lora(target_modules=[r"attn.c_proj"], fan_in_fan_out=True), "gpt2"),
-    Kind("LoRA, bias all", lora(bias="all")),
-    Kind("LoRA, bias lora_only", lora(bias="lora_only")),
-    Kind("LoRA, lora_bias", lora(lora_bias=True, target_modules=["q_proj"])),
-    Kind("LoRA, layer_replication", lora(layer_replication=[[0, 2], [1, 2]]), merges=False),
-    Kind("LoRA, trainable_token_indices", lora(trainable_token_indices={"embed_tokens": [3, 5]})),
+    Kind("LoRA, on square Conv1D",
+         lora(target_modules=["attn.c_proj"], fan_in_fan_out=True), "gpt2"),
+    Kind("LoRA, bias all", lora(bias="all"), refused="bias"),
+    Kind("LoRA, bias lora_only", lora(bias="lora_only"), refused="bias"),
+    Kind("LoRA, lora_bias", lora(lora_bias=True, target_modules=["q_proj"]), refused="lora_bias"),
+    Kind("LoRA, layer_replication", lora(layer_replication=[[0, 2], [1, 2]]), merges=False,
+         refused="layer_replication"),
+    Kind("LoRA, trainable_token_indices", lora(trainable_token_indices={"embed_tokens": [3, 5]}),
+         refused="trainable_token_indices"),
     Kind("LoRA, target_parameters",
-         lora(target_parameters=["mlp.experts.down_proj"], target_modules=["q_proj"]), "mixtral"),
-    Kind("LoRA, pickled (safe_serialization=False)", lora(), save={"safe_serialization": False}),
+         lora(target_parameters=["mlp.experts.down_proj"], target_modules=["q_proj"]), "mixtral",
+         refused="target_parameters"),
+    Kind("LoRA, pickled (safe_serialization=False)", lora(), save={"safe_serialization": False},
+         refused="adapter_model.safetensors"),
     Kind("LoRA, init False", lora(init_lora_weights=False)),
     Kind("LoRA, init gaussian", lora(init_lora_weights="gaussian")),
     Kind("LoRA, init orthogonal", lora(init_lora_weights="orthogonal")),
     Kind("LoRA, init eva", eva),
     Kind("LoRA, init mica", lora(init_lora_weights="mica")),
-    Kind("LoRA, init olora", lora(init_lora_weights="olora")),
+    Kind("LoRA, init olora", lora(init_lora_weights="olora"), refused="olora"),
     Kind("LoRA, init pissa", lora(init_lora_weights="pissa")),
     Kind("LoRA, init pissa, rslora with patterns",
          lora(init_lora_weights="pissa", use_rslora=True, **PATTERNS)),
-    Kind("LoRA, init pissa_niter_4", lora(init_lora_weights="pissa_niter_4")),
-    Kind("LoRA, init corda", corda),
-    Kind("LoRA, init lora_ga", lora_ga),
+    Kind("LoRA, init pissa_niter_4", lora(init_lora_weights="pissa_niter_4"),
+         refused="pissa_niter_4"),
+    Kind("LoRA, init corda", corda, refused="corda"),
+    Kind("LoRA, init lora_ga", lora_ga, refused="lora_ga"),
     Kind("LoRA, init loftq", lora(), edit={"init_lora_weights": "loftq",
-                                           "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}),
+                                           "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}},
+         refused="loftq"),
     Kind("LoRA, converted from pissa", converted(init_lora_weights="pissa")),
     Kind("LoRA, converted from pissa_niter_4, rslora",
          converted(init_lora_weights="pissa_niter_4", use_rslora=True)),
@@ -249,20 +117,23 @@ LORA = [
          converted(init_lora_weights="pissa_niter_4", **PATTERNS)),
     Kind("LoRA, converted from olora", converted(init_lora_weights="olora")),
     Kind("LoRA, a field of a newer PEFT", lora(), edit={"use_newer_lora": True},
-         merges=False),
+         merges=False, refused="use_newer_lora"),
     Kind("DoRA", lora(use_dora=True)),
     Kind("DoRA, rslora with patterns", lora(use_dora=True, use_rslora=True, **PATTERNS)),
-    Kind("DoRA, init pissa", lora(use_dora=True, init_lora_weights="pissa")),
+    Kind("DoRA, init pissa", lora(use_dora=True, init_lora_weights="pissa"), refused="use_dora"),
     Kind("DoRA, on Conv1D",
          lora(use_dora=True, target_modules=["c_attn"], fan_in_fan_out=True), "gpt2"),
-    Kind("QA-LoRA", lora(use_qalora=True, qalora_group_size=4), merges=False),
-    Kind("aLoRA", lora(alora_invocation_tokens=[3, 4], task_type=LM), merges=False),
+    Kind("QA-LoRA", lora(use_qalora=True, qalora_group_size=4), merges=False, refused="use_qalora"),
+    Kind("aLoRA", lora(alora_invocation_tokens=[3, 4], task_type=LM), merges=False,
+         refused="alora_invocation_tokens"),
     Kind("BD-LoRA", lora(use_bdlora=peft.BdLoraConfig(
-        target_modules_bd_a=["q_proj"], target_modules_bd_b=["down_proj"], nblocks=2))),
-    Kind("KaSA", lora(kasa_config=peft.KasaConfig())),
-    Kind("VeLoRA", lora(velora_config=peft.VeloraConfig(num_groups=2))),
-    Kind("MonteCLoRA", lora(monteclora_config=peft.MontecloraConfig())),
-    Kind("Arrow", lora(), edit={"arrow_config": {"top_k": 1}}),
+        target_modules_bd_a=["q_proj"], target_modules_bd_b=["down_proj"], nblocks=2)),
+         refused="use_bdlora"),
+    Kind("KaSA", lora(kasa_config=peft.KasaConfig()), refused="kasa_config"),
+    Kind("VeLoRA", lora(velora_config=peft.VeloraConfig(num_groups=2)), refused="velora_config"),
+    Kind("MonteCLoRA", lora(monteclora_config=peft.MontecloraConfig()),
+         refused="monteclora_config"),
+    Kind("Arrow", lora(), edit={"arrow_config": {"top_k": 1}}, refused="arrow_config"),
 ]  # fmt: skip
 
 READ = [
@@ -273,13 +144,14 @@ READ = [
     Kind("OFT, Cayley-Neumann", oft(use_cayley_neumann=True)),
     Kind("OFT, Cayley-Neumann, 3 terms", oft(use_cayley_neumann=True, num_cayley_neumann_terms=3)),
     Kind("OFT, module_dropout", oft(module_dropout=0.5)),
-    Kind("OFT, bias all", oft(bias="all")),
+    Kind("OFT, bias all", oft(bias="all"), refused="bias"),
     Kind("OFT, modules_to_save lm_head", oft(modules_to_save=["lm_head"])),
     Kind("BOFT, block size", other("BOFTConfig", boft_block_size=4)),
     Kind("BOFT, block number", other("BOFTConfig", boft_block_size=0, boft_block_num=2)),
     Kind("BOFT, 2 factors", other("BOFTConfig", boft_block_size=4, boft_n_butterfly_factor=2)),
     Kind("BOFT, dropout", other("BOFTConfig", boft_block_size=4, boft_dropout=0.5)),
-    Kind("BOFT, bias boft_only", other("BOFTConfig", boft_block_size=4, bias="boft_only")),
+    Kind("BOFT, bias boft_only", other("BOFTConfig", boft_block_size=4, bias="boft_only"),
+         refused="bias"),
     Kind("IA3, attention", other("IA3Config", target_modules=["o_proj"], feedforward_modules=[])),
     Kind("IA3, feedforward", other("IA3Config", feedforward_modules=["down_proj"])),
     Kind("IA3, with biases", other("IA3Config", target_modules=["k_proj", "v_proj"],
@@ -289,7 +161,8 @@ READ = [
     Kind("LoHa", other("LoHaConfig", r=2, alpha=3)),
     Kind("LoHa, patterns", other("LoHaConfig", r=2, alpha=3, **PATTERNS)),
     Kind("LoHa, rank_dropout", other("LoHaConfig", r=2, alpha=3, rank_dropout=0.5)),
-    Kind("LoHa, use_effective_conv2d", other("LoHaConfig", r=2, use_effective_conv2d=True)),
+    Kind("LoHa, use_effective_conv2d", other("LoHaConfig", r=2, use_effective_conv2d=True),
+         refused="use_effective_conv2d"),
     Kind("LoKr", other("LoKrConfig", r=1, alpha=3)),
     Kind("LoKr, whole matrices", other("LoKrConfig", r=8, alpha=3)),
     Kind("LoKr, decompose_both", other("LoKrConfig", r=1, alpha=3, decompose_both=True)),
@@ -297,11 +170,12 @@ READ = [
     Kind("LoKr, patterns", other("LoKrConfig", r=2, alpha=3, **PATTERNS)),
     Kind("LoKr, rank_dropout_scale",
          other("LoKrConfig", r=1, alpha=3, rank_dropout=0.5, rank_dropout_scale=True)),
-    Kind("LoKr, use_effective_conv2d", other("LoKrConfig", r=1, use_effective_conv2d=True)),
+    Kind("LoKr, use_effective_conv2d", other("LoKrConfig", r=1, use_effective_conv2d=True),
+         refused="use_effective_conv2d"),
     Kind("DeLoRA", other("DeloraConfig", r=2, delora_lambda=3)),
     Kind("DeLoRA, patterns", other("DeloraConfig", r=2, delora_lambda=3,
                                    rank_pattern={"q_proj": 3}, lambda_pattern={"down_proj": 5})),
-    Kind("DeLoRA, bias all", other("DeloraConfig", r=2, bias="all")),
+    Kind("DeLoRA, bias all", other("DeloraConfig", r=2, bias="all"), refused="bias"),
 ]  # fmt: skip
 
 OTHERS = [
@@ -352,4 +226,4 @@ OTHERS = [
         hidden_size=16, adapters={"0": "one", "1": "two"}, task_type=LM)), merges=False),
 ]  # fmt: skip
 
-KINDS = [*LORA, *READ, *OTHERS]
+KINDS = [*LORA, *READ, *(replace(kind, refused="peft_type") for kind in OTHERS)]

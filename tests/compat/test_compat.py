@@ -7,7 +7,6 @@ from pathlib import Path
 
 import peft.tuners.boft.layer as peft_boft
 import pytest
-import torch
 import transformers
 from safetensors.torch import load_file
 
