@@ -22,28 +22,28 @@ Make = Callable[[nn.Module], Any]
 """model -> PEFT model"""
 
 
+SIZES = dict(
+    vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+)  # fmt: skip
+GPT2_SIZES = dict(vocab_size=32, n_positions=64, n_embd=16, n_layer=2, n_head=2)
+MODELS = {
+    "untied": ("Qwen2", SIZES | dict(tie_word_embeddings=False)),
+    "tied": ("Qwen2", SIZES | dict(tie_word_embeddings=True)),
+    "llama": ("Llama", SIZES),
+    "mixtral": ("Mixtral", SIZES | dict(num_local_experts=2)),
+    "gpt2": ("GPT2", GPT2_SIZES),  # Conv1D
+}
+
+
 def build_model(kind: str) -> nn.Module:
-    """A seeded model: Qwen2 with lm_head untied or tied, Llama, GPT-2 or Mixtral."""
+    """A seeded model of `MODELS`."""
+    architecture, sizes = MODELS[kind]
+    config = getattr(transformers, f"{architecture}Config")
+    causal = "LMHeadModel" if kind == "gpt2" else "ForCausalLM"
     torch.manual_seed(0)
-    sizes = dict(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2,
-    )  # fmt: skip
-    tied = dict(tie_word_embeddings=kind == "tied")
-    if kind == "gpt2":
-        config = transformers.GPT2Config(
-            vocab_size=32, n_positions=64, n_embd=16, n_layer=2, n_head=2,
-            bos_token_id=0, eos_token_id=1,
-        )  # fmt: skip
-        model = transformers.GPT2LMHeadModel(config)
-    elif kind == "mixtral":
-        config = transformers.MixtralConfig(**sizes, **tied, num_local_experts=2)
-        model = transformers.MixtralForCausalLM(config)
-    elif kind == "llama":
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **tied))
-    else:
-        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **tied))
+    tokens = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    model = getattr(transformers, architecture + causal)(config(**sizes, **tokens))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):  # zero at init, and then no test could see them scaled
