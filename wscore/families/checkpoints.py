@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wscore.families.base import FAMILIES, Base, Family, Target, check, refuse, setting, shown
-from wscore.families.fields import read_config
+from wscore.families.fields import read_fields
 from wscore.families.modules import check_targets, check_untied
 from wscore.families.saved import saved_names
 from wscore.files import reason
@@ -96,7 +96,7 @@ def targets(
     Whatever is not exactly a change of target weights by one known rule raises ValueError.
     """
     family = family_of(config)
-    config = read_config(config)
+    config = read_fields(config)
     modules = by_module(adapter, family, set(base), {*saved_names(config, base)})
     check_targets(config, modules)
     layouts = Layouts(family, config)

@@ -172,10 +172,13 @@ ONLY_NULL = """
     trainable_token_indices alora_invocation_tokens target_parameters""".split()
 NUMBERS = ("r", "lora_alpha", "alpha")
 PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern")
-FRAMES = {"layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\.", "modules_to_save": r"(^|.*\.){}($|\..*)"}
+FRAMES = {
+    "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\.",
+    "modules_to_save": r"(^|.*\.){}($|\..*)",
+}
 
 
-def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def read_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the config whose fields are all known and of their kind; else ValueError.
 
     Numbers that are written as text become numbers, and a null pattern becomes {}.

@@ -13,7 +13,7 @@ from wscore.delta import Delta
 from wscore.factored import Factored, Factors
 from wscore.families.base import FAMILIES, Base, Checkpoint, Coordinates, check, refuse, shown
 from wscore.families.checkpoints import family_of, targets
-from wscore.families.fields import read_config
+from wscore.families.fields import read_fields
 from wscore.families.modules import check_complete
 from wscore.families.saved import saved_changes, saves
 from wscore.families.splits import one_family
@@ -61,7 +61,7 @@ def _finite(key: str, change: Tensor) -> Tensor:
 
 
 def _check_complete(config: Mapping[str, Any], base: Base, delta: Mapping[str, Any]) -> None:
-    check_complete(read_config(config), [name.rpartition(".")[0] for name in delta], base)
+    check_complete(read_fields(config), [name.rpartition(".")[0] for name in delta], base)
 
 
 @torch.no_grad()

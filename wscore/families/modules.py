@@ -20,7 +20,7 @@ NUMBERED = re.compile(r"\.\d+\.")  # in a layer, where no weights are tied
 
 
 def is_target(config: Mapping[str, Any], module: str) -> bool:
-    """Whether PEFT gives the module an adapter. config: as from `read_config`, with target_modules.
+    """Whether PEFT gives the module an adapter. config: as from `read_fields`, with target_modules.
 
     A text is a pattern for the whole name, a list holds ends of names, which layers_to_transform
     narrows; exclude_modules and modules_to_save are left out.
@@ -122,6 +122,8 @@ def check_untied(name: str, base: Base) -> None:
 def _same(x: Tensor, y: Tensor) -> bool:
     if x.shape != y.shape or x.ndim < 2:
         return False
-    return x is y or (x.data_ptr() == y.data_ptr() != 0) or (
-        x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
+    return (
+        x is y
+        or (x.data_ptr() == y.data_ptr() != 0)
+        or (x.dtype == y.dtype and x.device == y.device and torch.equal(x, y))
     )

@@ -18,14 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import stream
 from wscore.files import write_whole
+from wsrun.adapters.base import BASE, base_record
+from wsrun.adapters.checkpoint import PISSA_INIT
 from wsrun.adapters.configs import FAMILIES, Recipe, check_family, target_modules
-from wsrun.adapters.extract import (
-    BASE,
-    PISSA_INIT,
-    attached,
-    base_record,
-    check_peft,
-)
+from wsrun.adapters.extract import attached, check_peft
 from wsrun.data.pairs import Pair, example
 from wsrun.models.generate import right_padded
 
