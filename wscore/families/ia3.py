@@ -56,8 +56,8 @@ def _delta(t: Target) -> Weight:
 
 def _sizes(stored: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
     """(d_out, None) or (None, d_in) of a gate."""
-    gate = stored["ia3_l"]
-    return (len(gate), None) if gate.shape[-1:] == (1,) else (None, gate.shape[-1])
+    d_out, d_in = [*stored["ia3_l"].shape, 0, 0][:2]
+    return (d_out, None) if d_in == 1 else (None, d_in)
 
 
 def _bias(t: Target, bias: Float[Tensor, " d_out"]) -> Float[Tensor, " d_out"] | None:

@@ -40,8 +40,8 @@ def factor_pair(t: Target, r: int, suffix: str = ".weight") -> tuple[FactorA, Fa
 
 def lora_sizes(stored: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
     """(d_out, d_in), from B and A; None where there is none."""
-    A, B = (stored.get(f"lora_{x}.weight") for x in "AB")
-    return (None if B is None else B.shape[0]), (None if A is None else A.shape[-1])
+    A, B = (list(stored[k].shape) if k in stored else [] for k in TENSORS)
+    return (B[0] if len(B) == 2 else None), (A[1] if len(A) == 2 else None)
 
 
 def scaling(t: Target) -> float:
