@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from errno import EDQUOT, EFBIG, ENOSPC
+from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +21,7 @@ C = TypeVar("C")
 NO_MEMORY = "not enough memory; free some, or use a smaller model, fewer items or --dtype bfloat16"
 ALLOCATION = "can't allocate memory"  # how torch's allocator for CPUs says it, in a RuntimeError
 LONGEST = 1000  # letters of a refusal
+NAME_MAX, PATH_MAX = 255, 4000  # bytes of a file's name, and of a path
 
 
 def _stop_early(*_: Any) -> None:
@@ -72,7 +74,7 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
         if signal.getsignal(signal.SIGINT) is _stop_early:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         cfg = tyro.cli(config, description=doc)
-        check_utf8(cfg)
+        check_values(cfg)
         keep_freed_memory()
         main(cfg)
         sys.stdout.flush()
@@ -84,16 +86,38 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
         _end(1, "error: ", sentence)
 
 
-def check_utf8(cfg: Any) -> None:
-    """Refuse options that are not UTF-8: tables, pages and tokenizers could not hold them."""
+def check_values(cfg: Any) -> None:
+    """Refuse values that no option of any script can have, by the name of the option.
+
+    A number is finite, a list names each value once, a text or path is one that tables, pages and
+    tokenizers can hold and that may be the name of a file.
+    """
     for field in fields(cfg):
-        value = getattr(cfg, field.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            try:
-                str(part).encode()
-            except UnicodeEncodeError:
-                flag = field.name.replace("_", "-")
-                raise ValueError(f"--{flag} {str(part)!r} is not UTF-8; rename it") from None
+        value, flag = getattr(cfg, field.name), f"--{field.name.replace('_', '-')}"
+        parts = value if isinstance(value, tuple) else (value,)
+        for part in parts:
+            if fault := _fault(part):
+                shown = ascii(str(part))
+                shown = shown if len(shown) <= 80 else shown[:80] + " ..."
+                raise ValueError(f"{flag} {shown} {fault}; give another value")
+        if len(set(parts)) < len(parts):
+            got = " ".join(map(str, parts))[:200]
+            raise ValueError(f"{flag} must name each one once; got {got}")
+
+
+def _fault(value: Any) -> str | None:
+    if isinstance(value, float):
+        return None if isfinite(value) else "must be finite"
+    if not isinstance(value, str | Path):
+        return None
+    text = str(value)
+    try:
+        sizes = [len(part.encode()) for part in text.split("/")]
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    if max(sizes) > NAME_MAX or sum(sizes) > PATH_MAX:
+        return f"is too long, a name has at most {NAME_MAX} bytes"
+    return None if text.isprintable() else "has characters that cannot be printed"
 
 
 def refusal(error: BaseException) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import polars as pl
 
-from wscore.files import refusing
+from wscore.files import reason, refusing
 from wscore.stats.contrasts import benchmark_table
 from wscore.stats.spread import DRAW
 from wsrun.report.row_identity import ITEM, LINE, check_base, check_lines
@@ -88,7 +88,7 @@ def _reference(sources: Sequence[Source], chosen: Choice | None) -> Choice:
 
 
 def _choice_text(family: str | None, alpha: float) -> str:
-    return f"{family or 'dW'}, alpha {alpha:g}"
+    return f"{reason(family or 'dW', 80)}, alpha {alpha:g}"
 
 
 def _reported(s: Source) -> tuple[pl.DataFrame, pl.DataFrame]:
