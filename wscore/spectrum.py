@@ -133,7 +133,8 @@ def inside(band: Band, S: Float[Tensor, " r"]) -> Bool[Tensor, " r"]:
         )
     if band.by != "energy":
         i, n = torch.arange(len(S), device=S.device), 1 if counts else len(S)
-        return (band.lo * n <= i) & (i < band.hi * n)
+        lo, hi = (min(x * n, len(S)) for x in (band.lo, band.hi))
+        return (lo <= i) & (i < hi)
     upto = S.double().square().cumsum(0)
     before = torch.cat([upto.new_zeros(1), upto[:-1]])[: len(S)]
     # a last direction of tiny energy starts at a share that rounds to 1, but belongs to hi = 1

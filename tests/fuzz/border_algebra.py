@@ -203,7 +203,7 @@ def call(rng: random.Random) -> Call:
     if which == 11:
         k = integer(rng, (1, 2, 9))
         f = partial(ws.shared_basis, [a, b], k, missing=rng.choice(["raise", "skip", "x"]))
-        finite = lambda d, n: bool(dense(d)[n].isfinite().all())  # noqa: E731
+        finite = lambda d, n: not not_finite(ws.subset(d, [n]))  # noqa: E731
         return Call("shared_basis", f, lambda r: set(r) == set(a) & set(b) and all(
             orthonormal(U) and U.shape[1] <= k and finite(a, n) and finite(b, n)
             for n, U in r.items()))  # fmt: skip
