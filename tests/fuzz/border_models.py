@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.fuzz.cases import Border, Case, damaged_bytes, damaged_value, odd_value
-from wsrun.models.chat import encode
 from wsrun.models.load import load_model
+from wsrun.models.template import encode
 from wsrun.models.tiny import tiny_qwen3
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -228,7 +228,7 @@ def case(rng: random.Random, folder: Path, prepared: Any) -> Case:
         model, tok = load_model(at)
         return model, encode(tok, TEXT)
 
-    return Case(what, read, (str(at),), right=lambda found: right(*found, at))
+    return Case(what, read, (str(at),), right=lambda x: right(x[0], x[1], at))
 
 
 def right(model: Any, given: list[int], at: Path) -> bool:

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from tests.conftest import bits, same_bits
 from wsrun.models.load import load_model
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 
-SMALL = dict(
+SMALL: Any = dict(
     hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
     num_key_value_heads=1, head_dim=8, max_position_embeddings=64,
 )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from tests.folders import REFUSES_SYSTEM
 from tests.models.test_chat import DROPS_SYSTEM, tokenizer
-from wsrun.models.bounds import TooSlow, time_limit, trial
+from wscore.bounds import TooSlow, time_limit, trial
 from wsrun.models.chat import end_of_turn, render, user
 from wsrun.models.template import apply_template, check_template, holds
 

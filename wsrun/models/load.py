@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -17,10 +18,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from wscore.files import reason
-from wsrun.models.chat import encode
 from wsrun.models.checkpoint import (
     check_config,
     check_counts,
@@ -28,7 +28,7 @@ from wsrun.models.checkpoint import (
     check_sizes,
     read_headers,
 )
-from wsrun.models.template import check_template
+from wsrun.models.template import check_template, encode
 
 ADAPTER = "adapter_config.json"
 PROBE = "Is it so? Yes or no."
@@ -59,7 +59,7 @@ def load_model(
         check_sizes(folder, parsed, headers)
     tok = load_tokenizer(name)
     with _refused(name, "model"):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(name),
             local_files_only=local,
             trust_remote_code=False,
@@ -68,6 +68,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told in the report, and refused below
         )
+    model, report = loaded
     check_loaded(folder, model, report, read_headers(folder, config))
     try:
         return model.to(device).eval().requires_grad_(False), tok
@@ -175,7 +176,7 @@ def check_positions(
             f"{what}: the longest prompt has {longest} tokens{new}, and {type(model).__name__} has "
             f"{most} positions; shorten the prompts, or use a model with more positions"
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if (largest := max(map(max, filter(len, sequences)), default=0)) >= rows:
         raise ValueError(
             f"{what}: the tokenizer gives token {largest}, and {type(model).__name__} has {rows}; "

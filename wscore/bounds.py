@@ -1,4 +1,4 @@
-"""Bounds on code that comes with a model, its chat template: time, memory, and a trial run."""
+"""Bounds on code of others, such as chat templates: a limit in time, and a trial in a child."""
 
 import ctypes
 import gc
