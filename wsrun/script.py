@@ -131,7 +131,7 @@ def refusal(error: BaseException) -> str | None:
     if isinstance(error, BrokenPipeError):
         return ""
     if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EFBIG):
-        what = "standard output" if _fails(sys.stdout) else repr(str(error.filename or "a file"))
+        what = repr(str(error.filename)) if error.filename else "the output"
         return f"{what} cannot be written ({reason(error.strerror or error)}); free some space"
     return NO_MEMORY if ALLOCATION in str(error) else None
 
