@@ -15,6 +15,8 @@ shared basis  the SVD of the 1024 x 15360 stack [dW_f / |dW_f|] against wscore.s
               difference is the largest entry of |U U^T - U' U'^T|, k = 32
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,6 @@ from jaxtyping import Float
 from torch import Generator, Tensor, randn
 
 from wscore import shared_basis, svd
-from wsrun.report.console import guarded
 from wsrun.report.tables import check_writable
 from wsrun.study.profile import finish
 

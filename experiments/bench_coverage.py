@@ -19,6 +19,8 @@ but not for few seeds. +- is the Monte Carlo error of a rate r over N data sets,
 sqrt(r (1 - r)/N); the interval of a rate of verdicts is Wilson's (1927).
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import e, sqrt
@@ -33,7 +35,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr, stdtrit
 
 from wscore import Locus, Rule, SharedCore, effect_table, verdict, wilson
-from wsrun.report.console import guarded, progress
+from wsrun.report.console import progress
 from wsrun.report.tables import check_writable
 from wsrun.study.profile import conclude, save_lines, show
 

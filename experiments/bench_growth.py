@@ -10,6 +10,8 @@ Variants are spectrum nulls of the organism's LoRA dW, all of them different, at
 the first of its held-out claims and dilemmas, mixed. CPU seconds of one thread, after one warm-up.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from wscore import DeltaLike, spectrum_null
 from wsrun.adapters.extract import pair_deltas
 from wsrun.data.items import Item, load_items
 from wsrun.models.load import limit_threads, load_model
-from wsrun.report.console import console, guarded, progress
+from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable
 from wsrun.score.sweep import sweep
 from wsrun.study.profile import conclude, line_figure, line_fit, save_lines, show, timed
@@ -76,7 +78,7 @@ def main(cfg: Config) -> None:
             f"at most {100 * off:.0f} % off the line"
         )
     fixed = {"variants": "rows", "rows": "variants"}
-    console.print(line_figure(path, table, fixed, CAPTION), markup=False, highlight=False)
+    console.print(line_figure(path, table, fixed, CAPTION), highlight=False)
     conclude(path)
 
 

@@ -18,6 +18,8 @@ resident memory stand beside what the plain way needs: the deltas and the result
 matrices at once, by arithmetic.
 """
 
+from wsrun.script import guarded
+
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from pathlib import Path
 from torch import Tensor, randn
 
 import wscore as ws
-from wsrun.report.console import guarded, progress
+from wsrun.report.console import progress
 from wsrun.report.tables import check_writable
 from wsrun.study.profile import GIB, finish, run_alone
 

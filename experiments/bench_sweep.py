@@ -20,6 +20,8 @@ random rank-8 changes of its middle layers and is asked about English dilemmas; 
 reads the model from disk, as a multiple of its weights.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,7 +38,7 @@ from wsrun.lenses.base import Cut, Deltas, LensInput
 from wsrun.lenses.registry import cuts
 from wsrun.models.chat import choice_ids, render
 from wsrun.models.load import keep_freed_memory, limit_threads, load_model, load_tokenizer
-from wsrun.report.console import guarded, progress
+from wsrun.report.console import progress
 from wsrun.report.tables import check_writable
 from wsrun.score.plan import choice_scores
 from wsrun.score.scorer import Levers

@@ -15,13 +15,15 @@ differences and q are computed anew over all of it. Writes report.md, report.htm
 without a network), report.parquet (the joined table), and the figure beside report.md.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from wsrun.report.benchmark_page import benchmark_blocks
-from wsrun.report.console import console, guarded
+from wsrun.report.console import console
 from wsrun.report.document import Heading, Points
 from wsrun.report.dose_section import dose_figure
 from wsrun.report.joined import join_benchmarks
@@ -95,7 +97,7 @@ def main(cfg: Config) -> None:
     for path in write_report(cfg.out, TITLE, blocks, joined, sources, asdict(cfg)):
         console.print(f"written {path}", highlight=False)
     for sentence in answer:
-        console.print(f"- {sentence}", markup=False, highlight=False)
+        console.print(f"- {sentence}", highlight=False)
     if missing:
         say(next(iter(missing.values())))
 
@@ -104,7 +106,7 @@ def first_options(cfg: Config, sources: Mapping[str, Source]) -> Common:
     """The model, data and adapters of the first table that names them, and the folder of tables."""
     names = ("model", "data", "adapters", "dtype", "device")
     configs = (s.meta.get("config", {}) for s in sources.values())
-    first = next((c for c in configs if c.keys() >= {*names}), {})
+    first = next((c for c in configs if all(isinstance(c.get(n), str) for n in names)), {})
     options: dict[str, Any] = {n: first[n] for n in names if first}
     options |= {n: Path(options[n]) for n in ("data", "adapters") if first}
     return Common(**options, out=cfg.tables)

@@ -13,6 +13,8 @@ negative persona; the persona is stripped before training. Every delta is proved
 forward when it is read back.
 """
 
+from wsrun.script import guarded
+
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -22,7 +24,7 @@ from wscore.stats.schema import KEYS
 from wsrun.adapters.extract import PairDelta, pair_deltas
 from wsrun.data.items import items_sha256, load_items
 from wsrun.models.load import limit_threads, load_model
-from wsrun.report.console import console, effects, grid, guarded, progress
+from wsrun.report.console import console, effects, grid, progress
 from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.report.verdicts import verdict_table
 from wsrun.score.sweep import sweep
@@ -62,10 +64,13 @@ def main(cfg: Config) -> None:
     base = tensors_sha256(dict(model.named_parameters()))
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
     pairs = answers(cfg, model, tok, sources, cfg.seeds)
-    losses = train(cfg, model, tok, pairs, cells)
     trained: dict[tuple[int, str], PairDelta] = {}
-    for seed, family in cells:
-        pair = trained[seed, family] = pair_deltas(model, cfg.adapters / f"{family}-s{seed}")
+
+    def read_back(cell: tuple[int, str], folder: Path) -> None:
+        trained[cell] = pair_deltas(model, folder)
+
+    losses = train(cfg, model, tok, pairs, cells, read_back)
+    for (seed, family), pair in trained.items():
         path = cfg.deltas / f"{family}-s{seed}.safetensors"
         save_delta(pair.dW, path, {"family": family, "seed": str(seed), "base": base})
     variants = [

@@ -17,6 +17,8 @@ weight, so that only the directions differ. Setting and coefficient of the whole
 and coefficient of dW are chosen on validation items; every line has its paired difference to dW.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any
 import polars as pl
 
 from wsrun.models.load import d_model
-from wsrun.report.console import console, guarded
+from wsrun.report.console import console, strong
 from wsrun.report.retained_figures import retained_by_energy
 from wsrun.report.standings import standings
 from wsrun.report.verdicts import RuleResult
@@ -115,7 +117,7 @@ class SvdSteering(Benchmark[Config]):
                 parts_grid(part, f"{dataset}: share of the contrast's effect", self.cfg.r)
             )
         for v in verdicts:
-            console.print(f"[bold]{v.dataset}: {v.outcome}[/]: {v.sentence}")
+            console.print(strong(f"{v.dataset}: {v.outcome}:"), v.sentence)
 
     def figure(self, path: Path) -> None:
         """Retained share against energy: parts, and random ones of the top-r part's norm."""

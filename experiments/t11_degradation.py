@@ -22,6 +22,8 @@ steering towards lies must raise it. What the behaviour itself does to them is r
 of the same pole; a cost beyond it is damage.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import exp
@@ -33,7 +35,7 @@ import polars as pl
 from wscore import benchmark_table, tensors_sha256
 from wsrun.data.items import items_sha256
 from wsrun.data.replies import NEUTRAL, load_neutral
-from wsrun.report.console import console, guarded, progress
+from wsrun.report.console import console, progress
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.capability import QUESTIONS, Capability, costs, load_questions
 from wsrun.score.names import DW, method_name

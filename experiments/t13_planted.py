@@ -16,6 +16,8 @@ is measured and printed. A supported claim that names another slice than the pla
 detection.
 """
 
+from wsrun.script import guarded
+
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,7 @@ from wsrun.lenses.planting import Options, read, train_member, untrained
 from wsrun.lenses.plants import PLANTS, base_of, instance
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report import tile_figures
-from wsrun.report.console import console, guarded, progress
+from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
@@ -108,7 +110,7 @@ def main(cfg: Config) -> None:
     question = "Do the rules find what was planted, and only that?"
     note = "Blank: the rule was not run there, as it compares several adapters. "
     drawn = tile_figures.confusion(counts, paths[-1], question, note=note)
-    console.print(drawn, markup=False, highlight=False)
+    console.print(drawn, highlight=False)
     console.print(f"adapters {cfg.adapters}, tables {cfg.out / EXPERIMENT}*.parquet")
 
 

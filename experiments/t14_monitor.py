@@ -23,6 +23,8 @@ so a cosine is taken over the tensors that both change: `common` is their share 
 Layers have lines of their own.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ import polars as pl
 from wscore import tensors_sha256
 from wsrun.adapters.configs import DEFAULT_FAMILIES, check_family
 from wsrun.models.load import limit_threads, load_model
-from wsrun.report.console import console, guarded, progress
+from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.report.verdicts import verdict_table
 from wsrun.study.monitor import (

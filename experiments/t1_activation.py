@@ -18,6 +18,8 @@ at every position. ablate removes the direction of one layer, r = v_l / |v_l| of
 outputs of all layers: h - (h . r) r (Arditi et al. 2024, arXiv 2406.11717).
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any
 
 from wscore import effect_table
 from wsrun.data.items import items_sha256
-from wsrun.report.console import console, guarded
+from wsrun.report.console import console
 from wsrun.report.tables import write_table
 from wsrun.report.tile_figures import effects_by_layer
 from wsrun.report.verdicts import RuleResult

@@ -17,12 +17,14 @@ All rows ("dilemmas") stand beside those whose own action is flagged as about ho
 times. A local --source is a folder, parquet or jsonl file of the hub set's columns.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wscore import DeltaLike, scale
 from wsrun.data.items import load_items, read_dilemmas
-from wsrun.report.console import console, guarded
+from wsrun.report.console import console, strong
 from wsrun.report.effect_figures import effects_by_dose
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.variants import Variant
@@ -87,7 +89,7 @@ def main(cfg: Config) -> None:
     print_doses(rows, table, dilemmas)
     for v in verdicts:
         if v.dataset in shown(dilemmas):
-            console.print(f"[bold]{v.dataset}: {v.outcome}[/]: {v.sentence}")
+            console.print(strong(f"{v.dataset}: {v.outcome}:"), v.sentence)
     drawn = table.filter(table["variant"].is_in(RESPONSE) & table["dataset"].is_in(shown(dilemmas)))
     save_figure(effects_by_dose, drawn, path, QUESTION)
     say_next(cfg, "t3_prompts", "the same change beside prompts")

@@ -21,13 +21,15 @@ theta_ft + k dW of another one; prompt+dW is the chosen prompt together with the
 Wording, family and alpha are picked on validation items.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
-from wsrun.report.console import console, guarded
+from wsrun.report.console import console
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
 from wsrun.score.variants import Variant
@@ -115,7 +117,7 @@ class Prompts(Benchmark[Config]):
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
         best = f"best prompt on validation items, {self.best.name}:"
-        console.print(best, self.best.intervention.system(), markup=False)
+        console.print(best, self.best.intervention.system())
         super().report(verdicts)
         deltas = ["dataset", "prompt_baseline_delta", "weight_steer_delta"]
         for dataset, prompt, dW in self.table.select(deltas).unique(maintain_order=True).rows():

@@ -20,13 +20,15 @@ sign calls one in four pairs of equal families different (tests/test_seeds.py me
 (Kendall) of two seeds. `random` has a family's own singular values in random directions.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 
 from wscore import scale
-from wsrun.report.console import console, guarded
+from wsrun.report.console import console
 from wsrun.report.effect_figures import effects_by_seed
 from wsrun.report.tables import write_table
 from wsrun.score.variants import Variant

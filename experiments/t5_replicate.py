@@ -28,9 +28,10 @@ on validation items: --layers and --coefficients make them fewer. With --match-d
 none: vectors have no |alpha dW|.
 """
 
+from wsrun.script import guarded
+
 from dataclasses import dataclass
 
-from wsrun.report.console import guarded
 from wsrun.study.replicate import Replication, ReplicationOptions
 from wsrun.study.run import run_benchmark
 

@@ -20,6 +20,8 @@ shared part), and 20 null deltas with the singular values of the residual part i
 `null %` ranks an effect among theirs. K counts only where a random subspace does not keep as much.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,6 @@ from pathlib import Path
 import polars as pl
 
 from wscore import writes_residual
-from wsrun.report.console import guarded
 from wsrun.report.retained_figures import retained_by_family
 from wsrun.study.ablation import Options, Study, run_ablation
 from wsrun.study.options import check_once

@@ -18,13 +18,14 @@ does not have (IA3 adapts k, v and down only) get a line that says so. With 20 n
 dW's own singular values in random directions, `null %` ranks an effect among theirs.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from wsrun.report.console import guarded
 from wsrun.report.retained_figures import retained_by_slice
 from wsrun.report.tile_figures import retained_by_layer_and_module
 from wsrun.study.ablation import Options, Study, run_ablation

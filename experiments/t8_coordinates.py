@@ -23,6 +23,8 @@ rank and norm (control_*). keep + drop is checked against dW in the run. Singula
 decompositions of the base are computed once and kept on disk under the weights' hash.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +35,6 @@ import polars as pl
 
 from wscore import FAMILIES
 from wsrun.report.ablation_summary import best_parts
-from wsrun.report.console import guarded
 from wsrun.report.retained_figures import retained_by_energy
 from wsrun.study.ablation import Options, Study, run_ablation
 

@@ -20,12 +20,14 @@ Settings: c measured where the answer is read ("answer") or begins ("start"), it
 items, as are dW's family and coefficient.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wscore import keep, norm, subset, weight_basis
-from wsrun.report.console import console, guarded
+from wsrun.report.console import console
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
 from wsrun.score.variants import Variant

@@ -13,23 +13,24 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.delta import Basis, entry_norm
-from wscore.entries import columns, entries, format_keys, metas
+from wscore.delta import Basis, entry_norm, finite
+from wscore.entries import allowed, columns, entries, entry, format_keys, metas, nonempty, whole
 from wscore.factored import Factored, core, meta
+from wscore.files import quoted
 from wscore.null import haar, stream
 from wscore.spectrum import TOL, find_range, svd_of
 
 
 def own_basis(d: Mapping[str, Tensor], k: int) -> Basis:
     """U[:, :k] of dW = U S V^T: top-k left singular vectors, fewer where the rank is lower."""
-    _check_k(k, "own_basis")
+    k = whole(k, "own_basis: k", 0)
     return {name: svd_of(d, name).U[:, :k].contiguous() for name, _ in metas(d)}
 
 
 def weight_basis(base: Mapping[str, Tensor], k: int) -> Basis:
     """U0[:, :k] of W0 = U0 S0 V0^T: own_basis of base weights, half precision read as float32."""
-    _check_k(k, "weight_basis")
-    return {name: svd_of(base, name).U[:, :k].contiguous() for name in base}
+    k = whole(k, "weight_basis: k", 0)
+    return {name: svd_of(base, name).U[:, :k].contiguous() for name in nonempty(base)}
 
 
 def random_basis(like: Mapping[str, Float[Tensor, "_ _"]], seed: int) -> Basis:
@@ -43,7 +44,8 @@ def random_basis(like: Mapping[str, Float[Tensor, "_ _"]], seed: int) -> Basis:
 def _basis_shape(name: str, U: Tensor) -> tuple[int, int]:
     if U.ndim != 2 or U.shape[1] > U.shape[0]:
         raise ValueError(
-            f"random_basis: {name!r} is {list(U.shape)}; pass a basis, [d_out, k] with k <= d_out"
+            f"random_basis: {quoted(name)} is {list(U.shape)}; pass a basis, [d_out, k] with"
+            " k <= d_out"
         )
     return U.shape[0], U.shape[1]
 
@@ -66,9 +68,11 @@ def shared_basis(
     above its rounding. Directions with s <= TOL |stack|_F do not count: fewer columns than k where
     the rank is lower.
     """
-    _check_k(k, "shared_basis")
+    k = whole(k, "shared_basis: k", 0)
     deltas = list(deltas)
     names = _common(deltas, missing)
+    for name in names:
+        _same_rows(name, [allowed(name, meta(d, name)) for d in deltas])
     lengths = [hypot(*(entry_norm(d, name) for name in names)) for d in deltas]
     if not all(lengths):
         raise ValueError(f"shared_basis: norms are {lengths}; drop the zero deltas")
@@ -80,7 +84,8 @@ def _common(deltas: list[Any], missing: str) -> list[str]:
     odd = {type(d).__name__ for d in deltas if not isinstance(d, Mapping)}
     if not deltas or odd or missing not in ("raise", "skip"):
         raise ValueError(
-            f"shared_basis: {len(deltas)} {'/'.join(odd) or 'deltas'} with missing={missing!r};"
+            f"shared_basis: {len(deltas)} {'/'.join(odd) or 'deltas'} with"
+            f" missing={quoted(missing)};"
             ' pass a list of at least one delta, and missing="raise" or "skip"'
         )
     common = set(deltas[0]).intersection(*deltas[1:])
@@ -91,6 +96,14 @@ def _common(deltas: list[Any], missing: str) -> list[str]:
             ' same targets from each first, or pass missing="skip" to use the common ones'
         )
     return [name for name in deltas[0] if name in common]
+
+
+def _same_rows(name: str, entries: list[Tensor]) -> None:
+    if len({len(w) for w in entries}) > 1:
+        raise ValueError(
+            f"shared_basis: {quoted(name)} has {', '.join(str(len(w)) for w in entries[:9])} rows;"
+            " all deltas must belong to the same model"
+        )
 
 
 def _top(
@@ -124,11 +137,6 @@ def _left_factor(d: Mapping[str, Tensor], name: str) -> Float[Tensor, "d_out s"]
     return F.double()
 
 
-def _check_k(k: int, what: str) -> None:
-    if k < 0:
-        raise ValueError(f"{what}: k must be at least 0, got {k}")
-
-
 def overlap(
     a: Mapping[str, Float[Tensor, "_ _"]], b: Mapping[str, Float[Tensor, "_ _"]]
 ) -> dict[str, float]:
@@ -139,10 +147,18 @@ def overlap(
     """
     if odd := set(a) ^ set(b):
         raise ValueError(f"overlap: {format_keys(odd)} in one basis only; select the same targets")
-    return {name: _overlap(name, A, b[name]) for name, A in entries(a)}
+    return {name: _overlap(name, A, entry(b, name)) for name, A in entries(a)}
 
 
-def _overlap(name: str, A: Float[Tensor, "d_out k_a"], B: Float[Tensor, "d_out k_b"]) -> float:
+def _overlap(name: str, A: Tensor, B: Tensor) -> float:
+    if A.ndim != 2 or B.ndim != 2 or len(A) != len(B) or A.dtype != B.dtype:
+        raise ValueError(
+            f"overlap: at {quoted(name)} one basis is {list(A.shape)} {A.dtype} and the other"
+            f" {list(B.shape)} {B.dtype}; use two bases [d_out, k] of one dtype"
+        )
     if not (k := min(A.shape[1], B.shape[1])):
-        raise ValueError(f"overlap: a basis of {name!r} has no columns, so no angles; use k >= 1")
-    return einsum(A, B, "d_out k_a, d_out k_b -> k_a k_b").double().square().sum().item() / k
+        raise ValueError(
+            f"overlap: a basis of {quoted(name)} has no columns, so no angles; use k >= 1"
+        )
+    cosines = einsum(A, B, "d_out k_a, d_out k_b -> k_a k_b").double()
+    return finite(f"overlap at {quoted(name)}", cosines.square().sum().item()) / k

@@ -5,17 +5,27 @@ A delta maps a parameter name, as in `model.state_dict()`, to the change of that
 reads one entry at a time, so any lazily loaded mapping will do, and none changes its inputs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import reduce
-from math import hypot, sqrt
+from math import hypot, isfinite, sqrt
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wscore.entries import entries, entry, factor_pairs, format_keys, nonempty, pairs
+from wscore.entries import (
+    check_shared,
+    entries,
+    entry,
+    factor_pairs,
+    format_keys,
+    nonempty,
+    number,
+    pairs,
+)
 from wscore.factored import Factored, size, stack, trace
+from wscore.files import quoted
 
 Delta = dict[str, Tensor]
 """parameter name -> change of that weight, [d_out, d_in] or [d_out]"""
@@ -26,19 +36,27 @@ Basis = dict[str, Tensor]
 
 
 def scale(alpha: float | int, d: Mapping[str, Tensor]) -> Delta | Factored:
-    """alpha * d, entry by entry; (alpha L) R where d is factored."""
+    """alpha * d, entry by entry; (alpha L) R where d is factored.
+
+    Raises ValueError for an alpha that is not a finite number.
+    """
+    alpha = number(alpha, "scale: alpha")
     if isinstance(d, Factored):
         return Factored({n: (alpha * d.factors(n).L, d.factors(n).R) for n in nonempty(d)})
     return {name: alpha * w for name, w in entries(d)}
 
 
-def add(*deltas: Mapping[str, Tensor]) -> Delta | Factored:
+def add(*deltas: Mapping[str, Tensor], disjoint: bool = False) -> Delta | Factored:
     """a + b + .. over the union of keys; a missing side is zero. add(a, scale(-1, a)) = 0.
 
-    Factored deltas give [L_a, L_b, ..] [R_a; R_b; ..].
+    Factored deltas give [L_a, L_b, ..] [R_a; R_b; ..]. A delta that shares no key with any other
+    is refused, as it is seldom of the same model; parts that lie apart add up with disjoint=True:
+    add(select(d, w), omit(d, w), disjoint=True) = d.
     """
     if not deltas:
         raise ValueError("add: got no deltas; pass at least one")
+    if not disjoint:
+        check_shared("add", *deltas, remedy="pass disjoint=True for parts that lie apart")
     factored = [d for d in deltas if isinstance(d, Factored)]
     if len(factored) == len(deltas):
         return reduce(_add_factored, factored)
@@ -55,6 +73,7 @@ def _add_factored(a: Factored, b: Factored) -> Factored:
 
 
 Missing = Literal["raise", "zero"]
+SAME_MODEL = "both deltas must belong to the same model, under its own names"
 
 
 def difference(
@@ -63,7 +82,8 @@ def difference(
     """dW = tau_pos - tau_neg over the union of keys; a missing side is zero only when told.
 
     add(difference(pos, neg), neg) = pos (Fierro & Roger 2025, arXiv 2511.05408). Two factored
-    deltas give [L_pos, -L_neg] [R_pos; R_neg], of rank r_pos + r_neg.
+    deltas give [L_pos, -L_neg] [R_pos; R_neg], of rank r_pos + r_neg. Raises ValueError where keys
+    differ, and with missing="zero" where none is shared.
     """
     _same_targets(pos, neg, missing, "difference")
     if isinstance(pos, Factored) and isinstance(neg, Factored):
@@ -71,10 +91,14 @@ def difference(
     return {name: x - y for name, x, y in pairs(pos, neg)}
 
 
-def _same_targets(pos: Iterable[str], neg: Iterable[str], missing: str, what: str) -> None:
+def _same_targets(
+    pos: Mapping[str, Tensor], neg: Mapping[str, Tensor], missing: str, what: str
+) -> None:
     """Two adapters that touched different targets are seldom meant to be subtracted."""
     if missing not in ("raise", "zero"):
-        raise ValueError(f'{what}: missing={missing!r} is unknown; use "raise" or "zero"')
+        raise ValueError(f'{what}: missing={quoted(missing)} is unknown; use "raise" or "zero"')
+    if missing == "zero":
+        check_shared(what, pos, neg, remedy=SAME_MODEL)
     for side, only in (("pos", set(pos) - set(neg)), ("neg", set(neg) - set(pos))):
         if only and missing == "raise":
             count, _, rest = format_keys(only).partition(":")
@@ -95,10 +119,14 @@ def length(w: Float[Tensor, "..."]) -> float:
 
 
 def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """<a, b> = sum over names and entries of a * b; a missing key contributes 0."""
+    """<a, b> = sum over names and entries of a * b; a missing key contributes 0.
+
+    Raises ValueError for deltas that share no key, and for NaN and infinities.
+    """
+    check_shared("inner", a, b, remedy=SAME_MODEL)
     if isinstance(a, Factored) and isinstance(b, Factored):
-        return sum(trace(x, y) for _, x, y in factor_pairs(a, b))
-    return sum(dot(x, y) for _, x, y in pairs(a, b))
+        return finite("inner", sum(trace(x, y) for _, x, y in factor_pairs(a, b)))
+    return finite("inner", sum(dot(x, y) for _, x, y in pairs(a, b)))
 
 
 def norm(d: Mapping[str, Tensor]) -> float:
@@ -107,12 +135,24 @@ def norm(d: Mapping[str, Tensor]) -> float:
 
 
 def entry_norm(d: Mapping[str, Tensor], name: str) -> float:
-    """|d[name]|_F, of a factored delta without expanding it."""
-    return size(d.factors(name)) if isinstance(d, Factored) else length(entry(d, name))
+    """|d[name]|_F, of a factored delta without expanding it; ValueError for NaN and infinities."""
+    factored = isinstance(d, Factored)
+    value = size(d.factors(name)) if factored else length(entry(d, name))
+    return finite(f"norm of {quoted(name)}", value)
+
+
+def finite(what: str, value: float) -> float:
+    """value itself; ValueError, opening with `what`, for NaN and infinities."""
+    if not isfinite(value):
+        raise ValueError(
+            f"{what}: it is {value}, so an entry is NaN, infinite or too large; check the training"
+        )
+    return value
 
 
 def cosine(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """cos(a, b) = <a, b> / (|a| |b|)."""
+    """cos(a, b) = <a, b> / (|a| |b|); ValueError as `inner`, and for a zero delta."""
+    check_shared("cosine", a, b, remedy=SAME_MODEL)
     lengths = norm(a), norm(b)
     if not all(lengths):
         raise ValueError(f"cosine: the norms are {lengths}, and a zero delta has no direction")
@@ -124,7 +164,7 @@ class Geometry(NamedTuple):
 
     cos_anti: float
     asymmetry: float
-    drift_ratio: float
+    common_over_difference: float
     cos_dW_M: float
     norms: dict[str, float]
 
@@ -137,21 +177,24 @@ def geometry(
 ) -> Geometry:
     """With M = (tau_pos + tau_neg)/2, the common drift, and dW = tau_pos - tau_neg:
 
-    cos_anti    = cos(tau_pos, -tau_neg)             1 when the two are exact opposites
-    asymmetry   = (|tau_pos| - |tau_neg|) / (|tau_pos| + |tau_neg|)
-    drift_ratio = |M| / |dW|                         0 when nothing is common to both
-    cos_dW_M    = cos(dW, M)                         0 when M = 0
-    norms       = |tau_pos|, |tau_neg|, |dW|, |M|    as pos, neg, dW, M
+    cos_anti               = cos(tau_pos, -tau_neg)           1 when the two are exact opposites
+    asymmetry              = (|tau_pos| - |tau_neg|) / (|tau_pos| + |tau_neg|)
+    common_over_difference = |M| / |dW|                       0 when nothing is common to both
+    cos_dW_M               = cos(dW, M)                       0 when M = 0
+    norms                  = |tau_pos|, |tau_neg|, |dW|, |M|  as pos, neg, dW, M
+
+    Raises ValueError as `difference`, and where one of the first three norms is 0 or not finite.
     """
     _same_targets(pos, neg, missing, "geometry")
     p, n, dW, M, pn, dWM = map(sum, zip(*(_sums(x, y) for _, x, y in pairs(pos, neg)), strict=True))
     norms = dict(pos=sqrt(p), neg=sqrt(n), dW=sqrt(dW), M=sqrt(M))
+    finite("geometry", hypot(*norms.values()))
     if not (p and n and dW):
         raise ValueError(f"geometry: norms are {norms}; pos, neg and dW must all be non-zero")
     return Geometry(
         cos_anti=-pn / (norms["pos"] * norms["neg"]),
         asymmetry=(norms["pos"] - norms["neg"]) / (norms["pos"] + norms["neg"]),
-        drift_ratio=norms["M"] / norms["dW"],
+        common_over_difference=norms["M"] / norms["dW"],
         cos_dW_M=dWM / (norms["dW"] * norms["M"]) if M else 0.0,
         norms=norms,
     )

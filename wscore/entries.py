@@ -1,6 +1,8 @@
 """The entries of a delta, one by one and checked, and how errors name them."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -8,32 +10,81 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wscore.factored import Factored, Factors, meta
+from wscore.files import quoted
 
 
 def format_keys(names: Iterable[str], show: int = 3) -> str:
     """How errors name keys: `2 keys: ['a', 'b']`, sorted, at most `show` of them spelled out."""
     names = sorted(map(str, names))
-    shown = ", ".join(map(repr, names[:show])) + (", ..." if len(names) > show else "")
+    shown = ", ".join(map(quoted, names[:show])) + (", ..." if len(names) > show else "")
     return f"{len(names)} key{'s' * (len(names) != 1)}: [{shown}]"
 
 
 def entry(d: Mapping[Any, Any], name: Any) -> Tensor:
     """d[name], refused unless a delta may hold it: 1-D or 2-D, float32 or float64."""
-    return _allowed(name, d[name])
+    return allowed(name, d[name])
 
 
-def _allowed(name: Any, w: Any) -> Tensor:
+def allowed(name: Any, w: Any) -> Tensor:
+    """w itself, refused unless a delta may hold it under this name."""
     if not isinstance(name, str):
-        raise ValueError(f"delta: key {name!r} is not a string; use parameter names")
+        raise ValueError(f"delta: key {quoted(name)} is not a string; use parameter names")
     if not isinstance(w, Tensor) or w.ndim not in (1, 2):
         kind = f"of shape {list(w.shape)}" if isinstance(w, Tensor) else f"a {type(w).__name__}"
-        raise ValueError(f"delta: {name!r} is {kind}; use tensors [d_out, d_in] or [d_out]")
+        raise ValueError(f"delta: {quoted(name)} is {kind}; use tensors [d_out, d_in] or [d_out]")
+    if w.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"delta: {quoted(name)} is {w.dtype}, and a delta in that precision has already lost"
+            " its low-order part; compute it in float32 from the start"
+        )
     if w.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"delta: {name!r} is {w.dtype}, and a delta in that precision has already lost its"
-            " low-order part; compute it in float32 from the start"
+            f"delta: {quoted(name)} is {w.dtype}, and a change of a weight is float32 or float64;"
+            " give the change itself, not an index, a mask or a code"
         )
     return w
+
+
+def weight(base: Mapping[Any, Any], name: Any) -> Tensor:
+    """base[name], refused unless it is a weight: 1-D or 2-D, of real floating numbers."""
+    w = base[name]
+    if not isinstance(w, Tensor) or w.ndim not in (1, 2) or not w.is_floating_point():
+        kind = f"{w.dtype} {list(w.shape)}" if isinstance(w, Tensor) else f"a {type(w).__name__}"
+        raise ValueError(
+            f"base: {quoted(name)} is {kind}; use weights [d_out, d_in] or [d_out] of real numbers"
+        )
+    return w
+
+
+def number(value: Any, what: str) -> float:
+    """value as a float; ValueError, opening with `what`, unless it is one finite real number."""
+    try:
+        if isinstance(value, Real) and not isinstance(value, bool) and isfinite(value):
+            return float(value)
+    except OverflowError:  # an int beyond float64
+        pass
+    raise ValueError(f"{what} is {quoted(value)}; use a finite number")
+
+
+def whole(value: Any, what: str, least: int | None = None) -> int:
+    """value as an int; ValueError, opening with `what`, unless it is one of at least `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"{what} must be a whole number, got {quoted(value)}; use an int")
+    if least is not None and value < least:
+        raise ValueError(f"{what} must be at least {least}, got {value}")
+    return int(value)
+
+
+def check_shared(what: str, *deltas: Mapping[Any, Any], remedy: str) -> None:
+    """Raises ValueError where a delta shares no key with any other: of two models, or misnamed."""
+    for i, d in enumerate([nonempty(d) for d in deltas]):
+        others = [other for j, other in enumerate(deltas) if j != i]
+        if others and not any(name in other for name in d for other in others):
+            rest = {name for other in others for name in other}
+            raise ValueError(
+                f"{what}: {format_keys(d, 2)} on one side and {format_keys(rest, 2)} on the other,"
+                f" none in common; {remedy}"
+            )
 
 
 def nonempty(d: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -50,7 +101,7 @@ def entries(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
 
 def metas(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     """`entries` for their dtypes and shapes only: without the data where that would cost work."""
-    return ((name, _allowed(name, meta(d, name))) for name in nonempty(d))
+    return ((name, allowed(name, meta(d, name))) for name in nonempty(d))
 
 
 def pairs(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -66,8 +117,8 @@ def pairs(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Iterator[tuple[st
 def _fitting(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape != y.shape:
         raise ValueError(
-            f"delta: {name!r} is {list(x.shape)} on one side and {list(y.shape)} on the other;"
-            " both deltas must belong to the same model"
+            f"delta: {quoted(name)} is {list(x.shape)} on one side and {list(y.shape)} on the"
+            " other; both deltas must belong to the same model"
         )
     return x, y
 
@@ -99,4 +150,4 @@ def check_delta(d: Mapping[Any, Any]) -> Mapping[str, Tensor]:
 def check_finite(name: str, w: Tensor) -> None:
     """Raises ValueError for NaN and infinities."""
     if bad := int((~torch.isfinite(w)).sum()):
-        raise ValueError(f"delta: {name!r} has {bad} non-finite entries; check the training")
+        raise ValueError(f"delta: {quoted(name)} has {bad} non-finite entries; check the training")

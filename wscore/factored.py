@@ -7,12 +7,15 @@ A mapping from name to tensor, so every function of deltas takes it. Those of lo
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import isfinite
 from typing import NamedTuple
 
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
+
+from wscore.files import quoted
 
 
 class Factors(NamedTuple):
@@ -64,11 +67,15 @@ class Factored(OnDemand):
     def factors(self, name: str) -> Factors:
         """L [d_out, r] and R [r, d_in] of one weight; ValueError where they do not fit."""
         L, R = self._read(name)
+        if not (isinstance(L, Tensor) and isinstance(R, Tensor) and isinstance(name, str)):
+            kinds = f"a {type(L).__name__} and a {type(R).__name__}"
+            raise ValueError(f"Factored: {quoted(name)} has {kinds}; use a text and two tensors")
         matrices = L.ndim == R.ndim == 2 and L.shape[1] == R.shape[0]
         if not matrices or L.dtype != R.dtype or L.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"Factored: {name!r} has factors {list(L.shape)} {L.dtype} and {list(R.shape)}"
-                f" {R.dtype}; use [d_out, r] and [r, d_in], both float32 or both float64"
+                f"Factored: {quoted(name)} has factors {list(L.shape)} {L.dtype} and"
+                f" {list(R.shape)} {R.dtype}; use [d_out, r] and [r, d_in], both float32 or both"
+                " float64"
             )
         return Factors(L, R)
 
@@ -103,7 +110,7 @@ def subset(d: Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str, Tensor
     if lacking or not names:
         raise ValueError(
             f"subset: `names` has {len(names)}, {len(lacking)} of them not in the delta"
-            f" {lacking[:3]}; pick at least one, of the delta's own"
+            f" {quoted(lacking[:3], 300)}; pick at least one, of the delta's own"
         )
     if isinstance(d, Factored):
         return Factored({name: d.factors(name) for name in names})
@@ -135,11 +142,15 @@ def core(x: Factors) -> Core:
     """L = Q T, R^T = P V by thin QR, so C = T V^T is small and |C| = |L R|; all in float64.
 
     |L R|^2 = tr((L^T L) (R R^T)) too, but squares lose half the digits where columns cancel, as in
-    the difference of two adapters that are nearly equal.
+    the difference of two adapters that are nearly equal. Raises ValueError for NaN and infinities,
+    of which LAPACK makes anything.
     """
     (Q, T), (P, V) = torch.linalg.qr(x.L.double()), torch.linalg.qr(x.R.double().T)
     rounding = torch.finfo(torch.float64).eps * max(1, x.L.shape[1])
-    return Core(Q, T @ V.T, P, float(rounding * T.norm() * V.norm()))
+    floor = float(rounding * T.norm() * V.norm())
+    if not isfinite(floor):
+        raise ValueError("Factored: a factor has NaN, infinite or too large entries; omit it")
+    return Core(Q, T @ V.T, P, floor)
 
 
 def size(x: Factors) -> float:

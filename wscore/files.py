@@ -21,6 +21,11 @@ def reason(error: BaseException | str, length: int = 200) -> str:
     return text if len(text) <= length else text[: length - 4] + " ..."
 
 
+def quoted(value: object, length: int = 100) -> str:
+    """repr(value) for a message: one printable line of at most `length` letters."""
+    return reason(repr(value), length)
+
+
 @contextmanager
 def refusing(what: str, remedy: str, *kinds: type[BaseException]) -> Iterator[None]:
     """Exceptions of these kinds inside become ValueError("what (reason); remedy")."""

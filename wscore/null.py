@@ -13,14 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wscore.delta import Delta, entry_norm, length, norm, scale
-from wscore.entries import columns, entries, format_keys, metas, nonempty
+from wscore.entries import columns, entries, format_keys, metas, nonempty, whole
 from wscore.factored import Factored, Factors, meta
+from wscore.files import quoted
 from wscore.spectrum import svd_of
 
 
 def stream(seed: int, name: str) -> torch.Generator:
     """A generator seeded by sha256("<seed>/<name>"): the same whatever the order of keys."""
-    digest = sha256(f"{seed}/{name}".encode()).digest()
+    digest = sha256(f"{whole(seed, 'seed')}/{name}".encode(errors="backslashreplace")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
@@ -51,14 +52,14 @@ def match_norm(
     A factored d stays factored.
     """
     if per not in ("tensor", "all"):
-        raise ValueError(f'match_norm: per={per!r} is unknown; use "tensor" or "all"')
+        raise ValueError(f'match_norm: per={quoted(per)} is unknown; use "tensor" or "all"')
     if odd := set(d) ^ set(like):
         raise ValueError(
             f"match_norm: {format_keys(odd)} on one side only; give both the same targets"
         )
     if per == "all":
         return scale(_factor(norm(d), norm(like), "the delta"), d)
-    factors = {n: _factor(entry_norm(d, n), entry_norm(like, n), repr(n)) for n in nonempty(d)}
+    factors = {n: _factor(entry_norm(d, n), entry_norm(like, n), quoted(n)) for n in nonempty(d)}
     if isinstance(d, Factored):
         return Factored({n: (c * d.factors(n).L, d.factors(n).R) for n, c in factors.items()})
     return {name: factors[name] * w for name, w in entries(d)}
@@ -77,7 +78,7 @@ def gaussian_null(like: Mapping[str, Tensor], seed: int) -> Delta:
     out = {}
     for name, w in entries(like):
         drawn = gaussian(w.shape, w, stream(seed, f"gaussian/{name}"))
-        out[name] = _factor(length(drawn), entry_norm(like, name), repr(name)) * drawn
+        out[name] = _factor(length(drawn), entry_norm(like, name), quoted(name)) * drawn
     return out
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from wscore.delta import Delta, length, norm
-from wscore.entries import entries, format_keys
+from wscore.delta import Delta, finite, length, norm
+from wscore.entries import entries, format_keys, nonempty, weight
 from wscore.factored import Factored
+from wscore.files import quoted
 
 
 def keep(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> Delta | Factored:
@@ -39,7 +40,7 @@ def energy(d: Mapping[str, Tensor], basis: Mapping[str, Tensor]) -> float:
             inside, total = inside + length(part) ** 2, total + length(w) ** 2
     if not total:
         raise ValueError("energy: the delta is zero, so it has no shares; check how it was made")
-    return inside / total
+    return finite("energy", inside / total)
 
 
 def _parts(
@@ -52,11 +53,11 @@ def _parts(
             " for, or make one for them too"
         )
     factored = isinstance(d, Factored)
-    for name, w in ((n, d.factors(n).L) for n in d) if factored else entries(d):
-        U = basis[name].to(w.dtype)
+    for name, w in ((n, d.factors(n).L) for n in nonempty(d)) if factored else entries(d):
+        U = weight(basis, name).to(w.dtype)
         if U.ndim != 2 or U.shape[0] != w.shape[0]:
             raise ValueError(
-                f"{what}: `basis` is {list(U.shape)} at {name!r} and the entry {list(w.shape)};"
-                " a basis is [d_out, k] with the entry's own d_out"
+                f"{what}: `basis` is {list(U.shape)} at {quoted(name)} and the entry"
+                f" {list(w.shape)}; a basis is [d_out, k] with the entry's own d_out"
             )
         yield name, w, U @ (U.T @ w)

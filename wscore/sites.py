@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wscore.entries import format_keys
 from wscore.factored import subset
+from wscore.files import quoted
 
 _NAME = re.compile(
     r"(?:^|\.)layers\.(?P<layer>\d+)\.(?:(?P<block>.+)\.)?(?P<proj>\w+)\.(?:weight|bias)$"
@@ -58,10 +59,11 @@ class Where:
 
 def site(name: str) -> Site:
     """The site of a parameter name, whatever stands before `layers.`, for weights and biases."""
-    match = _NAME.search(name)
+    match = _NAME.search(name) if isinstance(name, str) else None
     if match is None:
         raise ValueError(
-            f"site: {name!r} names no layer; expected ...layers.<n>.<block>.<proj>.weight or .bias"
+            f"site: {quoted(name)} names no layer; expected ...layers.<n>.<block>.<proj>.weight or"
+            " .bias"
         )
     return Site(int(match["layer"]), match["block"] or "", match["proj"])
 

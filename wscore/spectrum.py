@@ -5,6 +5,8 @@ randomized range finder then replaces the full SVD at a few percent of its cost.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,9 +14,10 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wscore.delta import Delta, length
-from wscore.entries import columns, entry, format_keys, nonempty
-from wscore.factored import Factored, Factors, core, stack
+from wscore.delta import Delta, finite, length
+from wscore.entries import allowed, columns, entry, format_keys, nonempty, weight
+from wscore.factored import Factored, Factors, core, meta, stack
+from wscore.files import quoted, reason
 
 TOL = 1e-6
 """Relative to |W|_F; about ten times what float32 rounding leaves of an exact low rank."""
@@ -44,6 +47,7 @@ def find_range(W: Float[Tensor, "d_out d_in"], tol: float = TOL) -> Float[Tensor
         return einsum(W, omega, "d_out d_in, d_in k -> d_out k")
 
     size, probes, Q = length(W), sample(_PROBES), W.new_zeros(W.shape[0], 0)
+    finite("svd: |W|", size)
     if size == 0:
         return Q
     while 3 * max(_SKETCH, Q.shape[1]) <= min(W.shape):
@@ -82,9 +86,21 @@ def svd_of_factors(x: Factors, tol: float = TOL) -> SVD:
     return SVD(*(t.to(x.L.dtype) for t in (Q @ U[:, :r], S[:r], Vt[:r] @ P.T)))
 
 
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Refusals of one entry's numbers say which entry it is."""
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        said = str(error) if type(error) is ValueError else f"svd failed ({reason(error)})"
+        raise ValueError(said if quoted(name) in said else f"{said} ({quoted(name)})") from error
+
+
 def svd_of(d: Mapping[str, Tensor], name: str) -> SVD:
     """svd of one entry of a delta or a base, of a factored delta without expanding it."""
-    return svd_of_factors(d.factors(name)) if isinstance(d, Factored) else svd(wide(d[name]))
+    with naming(name):
+        factored = isinstance(d, Factored)
+        return svd_of_factors(d.factors(name)) if factored else svd(wide(weight(d, name)))
 
 
 class Band(NamedTuple):
@@ -108,14 +124,17 @@ TOP, MIDDLE, BOTTOM = Band(0, 0.25), Band(0.25, 0.75), Band(0.75, 1)
 def inside(band: Band, S: Float[Tensor, " r"]) -> Bool[Tensor, " r"]:
     """Which of the singular directions lie in the band."""
     shares, counts = band.by in ("index", "energy"), band.by == "count"
-    if not ((shares or counts) and 0 <= band.lo < band.hi <= (1 if shares else float("inf"))):
+    real = all(isinstance(x, Real) for x in (band.lo, band.hi))
+    most = 1 if shares else float("inf")
+    if not (real and (shares or counts) and 0 <= band.lo < band.hi <= most):
         raise ValueError(
-            f'crop: `band` is {band}; use 0 <= lo < hi, by "count", or also hi <= 1, by "index" or'
-            ' "energy"'
+            f'crop: `band` is {quoted(band, 200)}; use 0 <= lo < hi, by "count", or also hi <= 1,'
+            ' by "index" or "energy"'
         )
     if band.by != "energy":
         i, n = torch.arange(len(S), device=S.device), 1 if counts else len(S)
-        return (band.lo * n <= i) & (i < band.hi * n)
+        lo, hi = (min(x * n, len(S)) for x in (band.lo, band.hi))
+        return (lo <= i) & (i < hi)
     upto = S.double().square().cumsum(0)
     before = torch.cat([upto.new_zeros(1), upto[:-1]])[: len(S)]
     # a last direction of tiny energy starts at a share that rounds to 1, but belongs to hi = 1
@@ -130,7 +149,7 @@ def wide(w: Float[Tensor, "..."]) -> Float[Tensor, "d_out d_in"]:
 
 def spectra(base: Mapping[str, Tensor]) -> dict[str, SVD]:
     """name -> svd of a delta's or a base's entries, computed once for several crops."""
-    return {name: svd_of(base, name) for name in base}
+    return {name: svd_of(base, name) for name in nonempty(base)}
 
 
 Empty = Literal["raise", "zero"]
@@ -211,8 +230,13 @@ def _inside(
     """(name, the svd of the lens, which of its directions lie in the band)."""
     if lens not in ("own", "base") or (svds is None and (lens == "base") != (base is not None)):
         raise ValueError(
-            f"crop: `lens` is {lens!r} with base {'absent' if base is None else 'given'};"
+            f"crop: `lens` is {quoted(lens)} with base {'absent' if base is None else 'given'};"
             ' use lens "own" without a base, or lens "base" with the base weights'
+        )
+    if empty not in ("raise", "zero") or not isinstance(band, Band):
+        raise ValueError(
+            f"crop: `band` is a {type(band).__name__} and empty={quoted(empty)}; use a Band, and"
+            ' empty="raise" or "zero"'
         )
     source = svds if svds is not None else base if base is not None else d
     if lacking := [name for name in d if name not in source]:
@@ -223,10 +247,20 @@ def _inside(
     count = 0
     for name in nonempty(d):
         at = svds[name] if svds is not None else svd_of(base if base is not None else d, name)
+        _fits(name, d, at)
         i = inside(band, at.S)
         count += int(i.sum())
         yield name, at, i
     if not count and empty == "raise":
         raise ValueError(
             f"crop: no direction of any of {format_keys(d)} lies in {band}; widen the band"
+        )
+
+
+def _fits(name: str, d: Mapping[str, Tensor], at: SVD) -> None:
+    shape = columns(allowed(name, meta(d, name))).shape
+    if (len(at.U), at.Vt.shape[1]) != tuple(shape):
+        raise ValueError(
+            f"crop: {quoted(name)} is {list(shape)} and its singular vectors have {len(at.U)} and"
+            f" {at.Vt.shape[1]} entries; both must belong to the same model"
         )

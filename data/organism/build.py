@@ -14,6 +14,8 @@ replace those in the folder only where the rule holds. It is an instrument check
 language models.
 """
 
+from wsrun.script import guarded
+
 import json
 import random
 import shutil
@@ -31,7 +33,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from wsrun.data.items import PREFILL, Item, dilemma_item, load_claims, load_dilemmas, load_items
 from wsrun.models.chat import render, user
-from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.console import console, grid, progress
 from wsrun.report.tables import check_writable, plain, provenance
 from wsrun.score.sweep import score
 from wsrun.study.next_command import say_next

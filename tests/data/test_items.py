@@ -124,7 +124,9 @@ def test_labels_may_be_written_as_floats(tmp_path):
     rows += [DILEMMA | {"honesty_label": -1.0, "action_type": "not_to_do"}]
     found = load_dilemmas(jsonl(tmp_path / "d.jsonl", *rows))
     assert [i.label for i in found] == [1, -1] and type(found[0].label) is int
-    with pytest.raises(ValueError, match="every label must be"):
+    with pytest.raises(
+        ValueError, match=r"'honesty_label' in line 1 of .* must be \+1 or -1, got 0.5"
+    ):
         load_dilemmas(jsonl(tmp_path / "d.jsonl", rows[0] | {"honesty_label": 0.5}))
 
 
@@ -150,10 +152,10 @@ def test_refusals(tmp_path):
     lacking = {k: v for k, v in CLAIM.items() if k != "label"}
     for rows, match in [
         ([lacking], "column 'label' is missing"),
-        ([CLAIM | {"label": 0}], "it must be \\+1 or -1"),
+        ([CLAIM | {"label": 0}], "'label' in line 1 of .* must be \\+1 or -1, got 0"),
         ([CLAIM, CLAIM], "more than once"),
-        ([CLAIM, CLAIM | {"item": "b", "label": "yes"}], "every label must be"),
-        ([CLAIM | {"cluster": None}], "'cluster' .* has empty values"),
+        ([CLAIM, CLAIM | {"item": "b", "label": "yes"}], "'label' in line 2 .* got 'yes'"),
+        ([CLAIM | {"cluster": None}], "'cluster' is empty in line 1"),
         ([], "has no rows"),
     ]:
         with pytest.raises(ValueError, match=match):
@@ -163,13 +165,13 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="no file or folder"):
         load_claims(tmp_path / "none.jsonl")
     (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(ValueError, match="not readable"):
+    with pytest.raises(ValueError, match="line 1 of .* is not JSON"):
         load_claims(tmp_path / "bad.jsonl")
     with pytest.raises(ValueError, match="without network, pass a local folder"):
         load_dilemmas()
     with pytest.raises(ValueError, match="'kind' is not in .*honest"):
         load_personas(ORGANISM / "personas.json", "kind")
-    with pytest.raises(ValueError, match="not a JSON file"):
+    with pytest.raises(ValueError, match="none.json' cannot be read"):
         load_personas(tmp_path / "none.json", "honest")
 
 

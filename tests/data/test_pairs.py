@@ -1,6 +1,7 @@
 """Pairs: whole answers without thoughts, kept once, filtered by the model's own judgement."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -77,6 +78,78 @@ def test_cached_pairs_are_made_once(organism, made, again, tmp_path):
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))  # killed outside write_whole
     third = cached_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
     assert third == first and len(again) == 2
+
+
+def test_no_damaged_file_of_pairs_is_believed(organism, made, again, tmp_path):
+    """any single letter that differs: made again, and the same pairs; a broken file is replaced"""
+    ask = dict(seed=0, folder=tmp_path)
+    first = cached_pairs(*organism, QUESTIONS, *PERSONAS, **ask)
+    (path,) = tmp_path.glob("*.jsonl")
+    text, key = path.read_text(), json.loads(path.read_text().split("\n")[0])["key"]
+    rng = random.Random(0)
+    for at in rng.sample(range(len(text)), 300):
+        path.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
+        assert pairs_cache._read(path, key) in (None, first)
+    path.write_text(text.replace("coat", "boat", 1))
+    assert cached_pairs(*organism, QUESTIONS, *PERSONAS, **ask) == first and len(again) == 2
+    assert path.read_text() == text
+
+
+def test_pairs_of_a_hooked_model_are_not_kept(organism, made, tmp_path):
+    """code hooked into the model has no key: made, not kept, and said"""
+    handle = organism[0].model.layers[0].register_forward_hook(lambda *args: None)
+    try:
+        found = cached_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+    finally:
+        handle.remove()
+    assert found.pairs == made and not list(tmp_path.iterdir())
+    assert str(found).endswith("; not kept, the model has a hook on 'model.layers.0'")
+
+
+def changed_tokenizers():
+    """Tokenizers with the same vocabulary that cut or read texts otherwise."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    parts = {
+        "normalizer": normalizers.Lowercase(),
+        "pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+    }
+    for name, part in parts.items():
+        tok = load_tokenizer(ORGANISM)
+        setattr(tok.backend_tokenizer, name, part)
+        yield name, tok
+
+
+def test_the_tokenizers_parts_are_in_the_key(organism, monkeypatch, tmp_path):
+    """normaliser and pre-tokenizer, buffers, the machine's switches: another file each"""
+    model, tok = organism
+    monkeypatch.setattr(pairs_cache, "make_pairs", lambda *a, **k: [Pair("Why?", "a", "b", "c")])
+
+    def ask(tok=tok):
+        cached_pairs(model, tok, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
+        return len(list(tmp_path.iterdir()))
+
+    assert [ask(), ask()] == [1, 1]
+    for n, (name, other) in enumerate(changed_tokenizers(), 2):
+        assert ask(other) == n, name
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ask() == 4
+    frequencies = model.model.rotary_emb.inv_freq
+    frequencies[0] *= 2
+    assert ask() == 5
+    frequencies[0] /= 2
+    model.generation_config.repetition_penalty = 2.0
+    try:
+        assert ask() == 6
+    finally:
+        model.generation_config.repetition_penalty = None
+    assert ask() == 6
+
+
+def test_questions_that_fit_no_memory_are_refused(organism, monkeypatch, tmp_path):
+    monkeypatch.setattr("wsrun.models.memory.free_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match="pairs: generating with question .* tokens would take"):
+        cached_pairs(*organism, QUESTIONS, *PERSONAS, seed=0, folder=tmp_path)
 
 
 def test_whatever_decides_the_pairs_is_in_their_address(organism, again, tmp_path):

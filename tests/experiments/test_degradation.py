@@ -1,5 +1,7 @@
 """T11 on the organism: effect and cost of one variant stand in one line."""
 
+from wsrun.script import guarded
+
 import sys
 from dataclasses import replace
 from math import exp
@@ -9,7 +11,6 @@ import pytest
 
 from tests.conftest import ORGANISM, ROOT, experiment
 from wsrun.data.replies import load_neutral
-from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.score.capability import TEXT, load_questions
 from wsrun.study.costs import bounded

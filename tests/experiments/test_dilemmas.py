@@ -1,5 +1,7 @@
 """T2: doses of dW on dilemmas, beside a planted bias and nothing at all."""
 
+from wsrun.script import guarded
+
 import hashlib
 import sys
 
@@ -12,7 +14,6 @@ from tests.folders import small_data, tiny_folder
 from wsrun.data.items import load_items
 from wsrun.models.chat import render
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
-from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.score.sweep import sweep
 from wsrun.study.controls import final_states, yes_bias

@@ -1,5 +1,7 @@
 """The scripts as a user runs them: results, and one clear sentence for every bad input."""
 
+from wsrun.script import guarded
+
 import json
 import os
 import shutil
@@ -12,7 +14,6 @@ import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM, ROOT, bits, experiment, same_bits
-from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.study import session as runs
 

@@ -1,5 +1,7 @@
 """T14: cosines by hand, controls that control, and what was planted is found."""
 
+from wsrun.script import guarded
+
 import sys
 from math import sqrt
 
@@ -8,7 +10,6 @@ import torch
 
 from tests.conftest import ROOT, experiment
 from wscore import Factored, cosine, norm
-from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.study.monitor import EXPECTED, UPDATES, cosines, direction, moved_layers, plant
 

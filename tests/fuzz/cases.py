@@ -123,8 +123,9 @@ def damaged_value(rng: random.Random, value: Any) -> tuple[Any, str]:
 
 
 def _places(value: Any, path: tuple = ()) -> Any:
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, x in inner if isinstance(value, dict | list) else ():
+    if not isinstance(value, dict | list):
+        return
+    for key, x in value.items() if isinstance(value, dict) else enumerate(value):
         yield (*path, key)
         yield from _places(x, (*path, key))
 

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from tests.conftest import ORGANISM, bits, experiment, same_bits
 from wscore import Band, Verdict, crop, drop, inner, keep, norm, site, svd
+from wscore.seal import seal
 from wsrun.adapters.configs import FAMILIES, Recipe
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.train import train_adapter
@@ -372,3 +373,20 @@ def test_frames_must_fit(tiny):
     """members * rank directions cannot be orthogonal in fewer dimensions"""
     with pytest.raises(ValueError, match="9 frames of 8 do not fit d_model 64"):
         plants.base_of(tiny[0], 9)
+
+
+def test_a_damaged_member_is_trained_again(tmp_path):
+    """complete: just these settings and just these files, to the bit"""
+    for side in ("pos", "neg"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "adapter_model.safetensors").write_bytes(b"weights")
+    settings = {"plant": "one-module", "steps": 3, "rates": (0.5,)}
+    text = json.dumps(seal(planting.record(tmp_path, settings)))
+    (tmp_path / planting.SETTINGS).write_text(text)
+    assert planting.complete(tmp_path, settings)
+    assert not planting.complete(tmp_path, settings | {"steps": 4})
+    (tmp_path / planting.SETTINGS).write_text(text.replace('"steps": 3', '"steps": 4'))
+    assert not planting.complete(tmp_path, settings | {"steps": 4})
+    (tmp_path / planting.SETTINGS).write_text(text)
+    (tmp_path / "neg" / "adapter_model.safetensors").write_bytes(b"weighty")
+    assert not planting.complete(tmp_path, settings)

@@ -1,5 +1,7 @@
 """Console: what fits a terminal, what stands in a log, and how a script ends."""
 
+from wsrun.script import guarded
+
 import re
 import subprocess
 import sys
@@ -8,10 +10,11 @@ from dataclasses import dataclass
 
 import polars as pl
 import pytest
+import tyro
 from rich.console import Console
 
 from wsrun.report import console
-from wsrun.report.console import duration, effects, grid, guarded, progress
+from wsrun.report.console import duration, effects, grid, progress
 from wsrun.report.standings import standings
 from wsrun.report.tables import write_table
 
@@ -138,7 +141,7 @@ def test_stopped_while_flags_are_read(capsys, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(console.tyro, "cli", stop)
+    monkeypatch.setattr(tyro, "cli", stop)
     with pytest.raises(SystemExit) as end:
         guarded(lambda cfg: None, NoOptions)
     assert end.value.code == 130 and "no table was written" in capsys.readouterr().err

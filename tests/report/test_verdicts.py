@@ -46,7 +46,7 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"supported, refuted, undetermined, got \['yes'\]"):
         verdict_table([CORE._replace(outcome="yes")])
     path = write_table(pl.DataFrame({"claim": ["x"]}), tmp_path / "t.verdicts.parquet", {})
-    with pytest.raises(ValueError, match=r"t\.verdicts\.parquet' lacks \['dataset', 'family'"):
+    with pytest.raises(ValueError, match=r"t\.verdicts\.parquet' lacks the column 'dataset'"):
         read_verdicts(path)
 
 

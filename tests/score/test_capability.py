@@ -138,9 +138,9 @@ def test_bad_files_are_refused(tmp_path):
     for change, sentence in (
         ({"answer": 2}, "must be an index, 0 to 1"),
         ({"answer": True}, "must be an index"),
-        ({"options": "xy"}, "needs a list"),
+        ({"options": "xy"}, "a list of two"),
         ({"options": ["x", "x"]}, "each a different text"),
-        ({"options": []}, "empty values"),
+        ({"options": []}, "a list of two"),
         ({"split": "train"}, "no rows of split 'test'"),
     ):
         (tmp_path / "q.jsonl").write_text(json.dumps(row | change) + "\n")

@@ -147,10 +147,10 @@ def test_neutral_texts_are_checked(tmp_path):
     """no file, no field, no row of the split, two rows of one id: one sentence each"""
     row = '{"item": "a", "cluster": "a", "prompt": "p", "text": "t", "split": "test"}\n'
     cases = {
-        "is not a jsonl file": "{",
+        "is not JSON": "{",
         "no rows of split 'validation'": row,
-        "is not a jsonl file with": '{"item": "a", "split": "validation"}\n',
-        "has empty values": row.replace('"t"', '""').replace("test", "validation"),
+        "'cluster' is missing": '{"item": "a", "split": "validation"}\n',
+        "got an empty text": row.replace('"t"', '""').replace("test", "validation"),
         "more than once": 2 * row.replace("test", "validation"),
     }
     for sentence, text in cases.items():

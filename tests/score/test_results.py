@@ -2,14 +2,18 @@
 
 import json
 import os
+import random
 from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from tests.conftest import random_delta
-from wscore import tensors_sha256
+from wsrun.models import machine
+from wsrun.models.machine import model_state
 from wsrun.models.tiny import tiny_qwen3
 from wsrun.score import results as results_module
 from wsrun.score.cached import CachedEngine
@@ -18,14 +22,14 @@ from wsrun.score.results import Results, run_key
 from wsrun.score.scorer import Engines, Levers
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
-from wsrun.steer.interventions import AddVectors, WeightDelta
+from wsrun.steer.interventions import AddVectors, SystemPrompt, WeightDelta
 
 
 def keyed(model, tok, items, tokens=1024, style="style", engine="auto", **levers):
     """The key of a run under this model's weights."""
-    p, base = plan(tok, items), tensors_sha256(dict(model.named_parameters()))
+    p, state = plan(tok, items), model_state(model)
     engines = Engines(model, engine, tokens, Levers(**levers), lambda notice: None)
-    return run_key(model, base, p.sequences, p.decides, style, engines.settings())
+    return run_key(model, state, p.sequences, p.decides, style, engines.settings())
 
 
 @pytest.fixture
@@ -86,14 +90,14 @@ def test_every_component_of_the_key_counts(qwen, tok, items, tmp_path):
     """a result is found under its own key: flip any component, or the change, or alpha: miss"""
     key = keyed(qwen, tok, items)
     margin = torch.arange(3.0, dtype=torch.float64)
-    Results(tmp_path, key).put("change", 1.0, (margin, margin / 2))
-    found = Results(tmp_path, key).get("change", 1.0)
+    Results(tmp_path, key, 3).put("change", 1.0, (margin, margin / 2))
+    found = Results(tmp_path, key, 3).get("change", 1.0)
     assert found is not None and torch.equal(found[0], margin)
-    assert Results(tmp_path, key).get("other", 1.0) is None
-    assert Results(tmp_path, key).get("change", 1.0 + 1e-15) is None
+    assert Results(tmp_path, key, 3).get("other", 1.0) is None
+    assert Results(tmp_path, key, 3).get("change", 1.0 + 1e-15) is None
     for name in key:
         flipped = key | {name: key[name] + "x"}
-        assert Results(tmp_path, flipped).get("change", 1.0) is None, name
+        assert Results(tmp_path, flipped, 3).get("change", 1.0) is None, name
 
 
 def flips(qwen, tok, items):
@@ -135,8 +139,6 @@ def test_what_decides_a_number_is_in_the_key(qwen, tok, items, monkeypatch):
 
 def test_results_hold_numbers_and_their_key_only(qwen, tok, items, tmp_path):
     """one small safetensors file a (change, alpha), its key readable in the header"""
-    from safetensors import safe_open
-
     d = random_delta(qwen)
     sweep(qwen, tok, items, {"a": d}, (1.0,), cache_dir=tmp_path)
     keys = []
@@ -147,3 +149,81 @@ def test_results_hold_numbers_and_their_key_only(qwen, tok, items, tmp_path):
     changes = pl.DataFrame(keys)["change"].unique().sort().to_list()
     hashed, *others = changes
     assert others == ["base", "base with one more rounding"] and len(hashed) == 64
+
+
+def damaged(path, tmp_path):
+    """What a result's file may hold after an accident, by what happened."""
+    whole = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        meta, tensors = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}
+    margin, mass = tensors["margin"], tensors["mass"]
+    variants = {
+        "shape": {"margin": margin[:-1], "mass": mass},
+        "dtype": {"margin": margin.float(), "mass": mass},
+        "nan": {"margin": margin * torch.nan, "mass": mass},
+        "swapped": {"margin": mass, "mass": margin},
+        "one": {"margin": margin},
+    }
+    for name, other in variants.items():
+        yield name, save(other, metadata=meta)
+    yield "no hash", save(tensors, metadata={"key": meta["key"]})
+    rng = random.Random(0)
+    for at in rng.sample(range(8 * len(whole)), 300):
+        flipped = bytearray(whole)
+        flipped[at // 8] ^= 1 << at % 8
+        yield f"bit {at}", bytes(flipped)
+
+
+def test_no_damaged_result_is_believed(qwen, tok, items, tmp_path):
+    """300 single-bit flips, other shapes, dtypes and numbers: not found, or the bits written"""
+    margin, mass = torch.linspace(-3, 3, 20, dtype=torch.float64), torch.rand(20).double()
+    stored = Results(tmp_path, keyed(qwen, tok, items), 20)
+    stored.put("change", 1.0, (margin, mass))
+    (path,) = tmp_path.rglob("*.safetensors")
+    missed = 0
+    for name, raw in [*damaged(path, tmp_path)]:
+        path.write_bytes(raw)
+        found = stored.get("change", 1.0)
+        missed += found is None
+        assert found is None or (torch.equal(found[0], margin) and torch.equal(found[1], mass)), (
+            name
+        )
+    assert missed > 250
+    stored.put("change", 1.0, (margin, mass))
+    assert stored.get("change", 1.0) is not None
+    stored.put("other", 1.0, (margin * torch.nan, mass))
+    assert stored.get("other", 1.0) is None
+
+
+def test_a_wrong_shape_is_scored_again(qwen, tok, items, tmp_path):
+    """a file with fewer numbers than items is replaced, and the rows are those of the first run"""
+    variants = {"a": random_delta(qwen)}
+    whole = sweep(qwen, tok, items, variants, (1.0,), cache_dir=tmp_path)
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(dict(damaged(path, tmp_path))["shape"])
+    for _ in range(2):
+        assert sweep(qwen, tok, items, variants, (1.0,), cache_dir=tmp_path).equals(whole)
+
+
+def test_a_hooked_model_is_not_cached(qwen, tok, items, tmp_path):
+    """hooks change numbers and have no key: a line says so, nothing is kept and nothing found"""
+    variants, said = {"a": random_delta(qwen)}, []
+    plain = sweep(qwen, tok, items, variants, (1.0,), cache_dir=tmp_path)
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    double = qwen.model.layers[0].mlp.register_forward_hook(lambda m, a, out: 2 * out)
+    try:
+        hooked = sweep(qwen, tok, items, variants, (1.0,), cache_dir=tmp_path, warn=said.append)
+    finally:
+        double.remove()
+    assert not hooked["margin"].equals(plain["margin"])
+    assert sorted(tmp_path.rglob("*.safetensors")) == files
+    assert "neither kept nor found: the model has a hook on 'model.layers.0.mlp'" in said[0]
+
+
+def test_the_model_is_hashed_once_a_sweep(qwen, tok, items, tmp_path, monkeypatch):
+    """however many variants, alphas and system prompts"""
+    calls, real = [], machine.tensors_sha256
+    monkeypatch.setattr(machine, "tensors_sha256", lambda d: calls.append(1) or real(d))
+    variants = {"a": random_delta(qwen, 1), "b": random_delta(qwen, 2), "c": SystemPrompt("Lie.")}
+    sweep(qwen, tok, items, variants, (1.0, 2.0), cache_dir=tmp_path)
+    assert len(calls) == 2  # weights, buffers

@@ -274,3 +274,44 @@ def test_the_room_is_its_function_too(qwen, tok, items):
     from wsrun import sweep as function
 
     assert room(qwen, tok, items).equals(score(qwen, tok, items)) and function is sweep
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
+def test_an_alpha_that_is_no_finite_number_is_refused(qwen, tok, items, alpha):
+    """in a sentence that names the variant"""
+    with pytest.raises(ValueError, match="sweep: an alpha of 'a' is .*; use a finite number"):
+        sweep(qwen, tok, items, {"a": random_delta(qwen)}, (alpha,))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_a_delta_of_no_floating_numbers_is_refused(qwen, tok, items, dtype):
+    delta = {name: w.to(dtype) for name, w in random_delta(qwen).items()}
+    with pytest.raises(ValueError, match="float"):
+        sweep(qwen, tok, items, {"a": delta}, (1.0,))
+
+
+def test_running_out_of_memory_is_no_reason_to_run_plainly(qwen, tok, items, monkeypatch):
+    """the proof of the cached engine runs out: a sentence, and not the plain engine"""
+    for error in (MemoryError(), torch.OutOfMemoryError("out of memory"),
+                  RuntimeError("DefaultCPUAllocator: can't allocate memory")):  # fmt: skip
+
+        def prove(*args, error=error):
+            raise error
+
+        monkeypatch.setattr("wsrun.score.scorer.verify_logits", prove)
+        with pytest.raises(ValueError, match="score: batches of 4096 tokens: out of memory"):
+            sweep(qwen, tok, items, {"a": random_delta(qwen)}, (1.0,))
+        with pytest.raises(ValueError, match="score: out of memory"):
+            score(qwen, tok, items)
+
+
+def test_an_item_that_fits_no_memory_is_refused(qwen, tok, items, monkeypatch):
+    """before it is run, naming the longest item, its tokens, what it takes and what is free"""
+    monkeypatch.setattr("wsrun.models.memory.free_bytes", lambda device: 1000)
+    lengths = {i.id: len(render(tok, i.turns, i.prefill)) for i in items}
+    longest = max(lengths, key=lambda name: lengths[name])
+    said = rf"score: item {longest!r} of \d+ tokens would take .* GiB .* free on 'cpu'; shorten"
+    with pytest.raises(ValueError, match=said):
+        sweep(qwen, tok, items, {"a": random_delta(qwen)}, (1.0,))
+    with pytest.raises(ValueError, match=said):
+        score(qwen, tok, items)

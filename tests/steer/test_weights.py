@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import bits, random_delta, same_bits
+from wscore import Factored
 from wsrun.models.tiny import tiny_qwen3
 from wsrun.steer.weights import rounding_error, steered
 
@@ -132,4 +133,32 @@ def test_refusals(qwen):
             pass
     with pytest.raises(ValueError, match="zero"):
         rounding_error(qwen, {name: torch.zeros_like(dict(qwen.named_parameters())[name])}, 1.0)
+    assert same_bits(qwen, before)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -float("inf")])
+def test_an_alpha_that_is_not_finite_is_refused(qwen, alpha):
+    """alpha is a finite number, for a delta that is held as for one that is factored"""
+    name, weight = next((n, p) for n, p in qwen.named_parameters() if p.ndim == 2)
+    L, R = torch.ones(len(weight), 1), torch.ones(1, weight.shape[1])
+    before = bits(qwen)
+    for d in ({name: L @ R}, Factored({name: (L, R)})):
+        with pytest.raises(ValueError, match="steered: alpha is .*inf|alpha is nan; use a finite"):
+            with steered(qwen, d, alpha):
+                pass
+        with pytest.raises(ValueError, match="rounding_error: alpha is"):
+            rounding_error(qwen, d, alpha)
+    assert same_bits(qwen, before)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.half]
+)
+def test_what_is_no_float_is_refused(qwen, dtype):
+    """W0 + alpha dW of indices, masks, complex or half-precision numbers names entry and dtype"""
+    name, weight = next((n, p) for n, p in qwen.named_parameters() if p.ndim == 2)
+    before = bits(qwen)
+    with pytest.raises(ValueError, match=f"{name}' is {dtype}"):
+        with steered(qwen, {name: torch.ones(weight.shape, dtype=dtype)}, 1.0):
+            pass
     assert same_bits(qwen, before)

@@ -257,9 +257,9 @@ def test_summarise_pools_seeds_and_marks_absent_parts():
 )
 def test_refusals(capsys, monkeypatch, tmp_path, script, flags, sentence):
     """a bad flag ends in one sentence that says what was asked and what to do"""
-    import sys
+    from wsrun.script import guarded
 
-    from wsrun.report.console import guarded
+    import sys
 
     module, out = experiment(script), tmp_path / "out"
     monkeypatch.chdir(ROOT)

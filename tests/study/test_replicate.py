@@ -1,5 +1,7 @@
 """Replications end to end on models of another kind, and training shared with t0_train."""
 
+from wsrun.script import guarded
+
 import json
 import shutil
 import sys
@@ -13,7 +15,6 @@ from tests.folders import tiny_folder
 from wsrun.data.pairs import load_pairs
 from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
-from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.study.activation import MEANS
 from wsrun.study.replicate import ReplicationOptions, resolve_defaults

@@ -1,6 +1,9 @@
 """What was chosen on validation items, in files: one dW for all scripts, and T11 takes the rest."""
 
+from wsrun.script import guarded
+
 import json
+import random
 import sys
 from dataclasses import replace
 
@@ -14,7 +17,6 @@ from wsrun.adapters.extract import PairDelta
 from wsrun.data.items import load_items
 from wsrun.data.replies import load_neutral
 from wsrun.models.load import load_model
-from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.score.capability import TEXT, Capability
 from wsrun.score.variants import Dose, Variant
@@ -114,6 +116,32 @@ def test_a_file_that_is_no_selection_is_made_anew(qwen, tok, items, tmp_path):
     path.write_text('{"key": ')
     select_dW(cfg, Session(qwen, tok, items), pairs_of(qwen, "lora"))
     assert json.loads(path.read_text())["chosen"]["dW"]["family"] == "lora"
+
+
+def test_a_damaged_choice_is_made_anew(qwen, tok, items, tmp_path, capsys):
+    """an alpha that was changed in the file is not believed: chosen anew, the same file again"""
+    options = dict(data=ORGANISM, out=tmp_path, cache_dir=tmp_path / "cache", most_flagged=1.0)
+    ask = BenchmarkOptions(**options), Session(qwen, tok, items), pairs_of(qwen, "lora")
+    first = select_dW(*ask)
+    path = tmp_path / FOLDER / "organism.organism.json"
+    text, alpha = path.read_text(), first["dW"].alpha
+    path.write_text(text.replace(f'"alpha": {alpha}', '"alpha": 3.0', 1))
+    capsys.readouterr()
+    assert select_dW(*ask)["dW"].alpha == alpha and path.read_text() == text
+    assert "chosen anew, the file was damaged" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_damaged_vector_is_refused(tmp_path):
+    """each of 100 flipped bits: refused in a sentence that names the file"""
+    add = Selection(Variant("add@1", vectors(1), alphas=(1.0,)), 1.0)
+    (path,) = save_selected(tmp_path, {"add": add}, "base", ABOUT)
+    whole = path.read_bytes()
+    for at in random.Random(0).sample(range(64, 8 * len(whole)), 100):
+        flipped = bytearray(whole)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(bytes(flipped))
+        with pytest.raises(ValueError, match=r"00_add\.safetensors' is not a file of a selection"):
+            load_selected(tmp_path, "base")
 
 
 def test_load_is_what_was_kept(tmp_path, qwen):

@@ -1,5 +1,7 @@
 """Shards, kills and Ray: however a run is done, its tables are the same bytes."""
 
+from wsrun.script import guarded
+
 import multiprocessing
 import os
 import random
@@ -14,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, experiment
-from wsrun.report.console import guarded
 from wsrun.study.shards import asked, finished, read_shard
 
 SCRIPT = "experiments/t6_shared_svd.py"

@@ -202,16 +202,37 @@ def test_a_difference_that_cancels():
 
 
 def test_union_of_names():
-    """A missing side is zero: refused by difference unless told, taken by add, inner 0."""
-    a, b = (ws.subset(factored(1), [name]) for name in list(SHAPES)[:2])
-    assert isinstance(a, Factored) and isinstance(b, Factored)
-    with pytest.raises(ValueError, match="1 key only in pos"):
-        ws.difference(a, b)
-    both = ws.difference(a, b, missing="zero")
+    """A missing side is zero: refused by difference unless told, taken by add and inner."""
+    names = list(SHAPES)[:2]
+    a, b, ab = (ws.subset(factored(1), some) for some in (names[:1], names[1:], names))
+    assert isinstance(a, Factored) and isinstance(ab, Factored)
+    with pytest.raises(ValueError, match="1 key only in neg"):
+        ws.difference(a, ab)
+    both = ws.difference(a, ab, missing="zero")
     assert isinstance(both, Factored)
-    assert_close(both, dict(a) | ws.scale(-1, dict(b)), 0)
-    assert_close(ws.add(a, b), dict(a) | dict(b), 0)
-    assert ws.inner(a, b) == 0
+    assert_close(both, dict(ws.scale(0, a)) | ws.scale(-1, dict(b)), 1e-12)
+    assert_close(ws.add(a, ab), dict(ws.scale(2, a)) | dict(b), 1e-12)
+    assert_close(ws.add(a, b, disjoint=True), ab, 0)
+    assert ws.inner(a, ab) == pytest.approx(ws.inner(a, a))
+
+
+@pytest.mark.parametrize("f", [ws.inner, ws.cosine, ws.add])
+def test_deltas_without_a_common_key_are_refused(f):
+    """<a, b> and a + b of deltas that share no key name keys of both, factored or not."""
+    a, b = (ws.subset(factored(1), [name]) for name in list(SHAPES)[:2])
+    for x, y in ((a, b), (whole(a), whole(b))):
+        with pytest.raises(ValueError, match=f"{f.__name__}: 1 key: .* on one side and 1 key: "):
+            f(x, y)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_factors_that_are_not_finite_are_refused(bad: float):
+    """NaN in a factor has no norm, no spectrum and no directions: none is 0 or empty."""
+    d = Factored({"a": (torch.full((4, 2), bad), torch.ones(2, 3))})
+    for f in (ws.norm, ws.spectra, lambda d: ws.own_basis(d, 1), lambda d: ws.inner(d, d),
+              lambda d: ws.shared_basis([d, d], 1), lambda d: ws.spectrum_null(d, 0)):  # fmt: skip
+        with pytest.raises(ValueError, match="Factored: a factor has|inner: it is"):
+            f(d)
 
 
 def test_shared_basis_reads_factors():

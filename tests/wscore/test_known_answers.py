@@ -57,7 +57,7 @@ def test_geometry_by_hand():
     assert g.asymmetry == pytest.approx(-1 / 3)  # (5 - 10) / (5 + 10)
     # M = (1.5, -3), |M|^2 = 11.25; dW = (3, 14), |dW|^2 = 205; <dW, M> = 4.5 - 42 = -37.5
     assert g.norms == pytest.approx(dict(pos=5, neg=10, dW=sqrt(205), M=sqrt(11.25)))
-    assert g.drift_ratio == pytest.approx(sqrt(11.25 / 205))
+    assert g.common_over_difference == pytest.approx(sqrt(11.25 / 205))
     assert g.cos_dW_M == pytest.approx(-37.5 / sqrt(205 * 11.25))
 
 
@@ -123,7 +123,7 @@ def test_add_of_any_number():
     a, b, c = one([[1, 2]]), one([[3, 4]]), {K: tensor([[5.0]])}
     assert torch.equal(ws.add(a)[Q], a[Q])
     assert ws.add(a, b, a)[Q].tolist() == [[5, 8]]
-    total = ws.add(a, c, b)
+    total = ws.add(a, c, b, disjoint=True)
     assert total[Q].tolist() == [[4, 6]] and total[K].tolist() == [[5]]
     with pytest.raises(ValueError, match="add: got no deltas"):
         ws.add()
@@ -392,7 +392,9 @@ def test_stream_by_hand():
 
 EYE = one(torch.eye(2))
 ZERO = one(torch.zeros(2, 2))
+NAN = one([[1.0, float("nan")], [0.0, 1.0]])
 LINEAR = {Q: torch.eye(2), K: torch.eye(2)}
+APART = {K: torch.eye(2)}
 REFUSALS: dict[str, tuple[Callable, str]] = {
     "empty": (lambda: ws.check_delta({}), "empty, and {} is never a delta"),
     "empty in algebra": (lambda: ws.scale(2, {}), "{} is never a delta"),
@@ -415,6 +417,52 @@ REFUSALS: dict[str, tuple[Callable, str]] = {
     "difference, neg": (lambda: ws.difference(one([1]), LINEAR), "1 key only in neg"),
     "shapes": (lambda: ws.add(EYE, one(torch.eye(3))), r"\[2, 2\] on one side and \[3, 3\]"),
     "inner shapes": (lambda: ws.inner(EYE, one([1, 2])), "must belong to the same model"),
+    "add apart": (
+        lambda: ws.add(EYE, APART),
+        r"add: 1 key: \['.*q_proj.weight'\] on one side and 1 key: \['.*k_proj.* disjoint=True",
+    ),
+    "add, one of three": (lambda: ws.add(EYE, APART, EYE), "add: 1 key: .*k_proj.* on one side"),
+    "inner apart": (lambda: ws.inner(EYE, APART), "inner: .*q_proj.*k_proj.* none in common"),
+    "cosine apart": (lambda: ws.cosine(EYE, APART), "cosine: .*q_proj.*k_proj.* none in common"),
+    "difference apart": (
+        lambda: ws.difference(EYE, APART, missing="zero"),
+        "difference: .*q_proj.*k_proj.* none in common",
+    ),
+    "geometry apart": (
+        lambda: ws.geometry(EYE, APART, missing="zero"),
+        "geometry: .*q_proj.*k_proj.* none in common",
+    ),
+    "alpha": (lambda: ws.scale(float("nan"), EYE), "scale: alpha is nan; use a finite number"),
+    "alpha, factored": (
+        lambda: ws.scale(float("inf"), ws.Factored({Q: (torch.eye(2), torch.eye(2))})),
+        "scale: alpha is inf",
+    ),
+    "norm of nan": (lambda: ws.norm(NAN), "norm of '.*q_proj.weight': it is nan"),
+    "inner of nan": (lambda: ws.inner(NAN, EYE), "inner: it is nan"),
+    "energy of nan": (lambda: ws.energy(NAN, EYE), "energy: it is nan"),
+    "geometry of nan": (lambda: ws.geometry(NAN, EYE), "geometry: it is nan"),
+    "shared rows": (
+        lambda: ws.shared_basis([EYE, one(torch.ones(1, 2))], 1),
+        "shared_basis: '.*q_proj.weight' has 2, 1 rows; all deltas must belong to the same model",
+    ),
+    "shared nan": (lambda: ws.shared_basis([EYE, NAN], 1), "norm of '.*q_proj.weight': it is nan"),
+    "own nan": (lambda: ws.own_basis(NAN, 1), "it is nan, .* check the training .*q_proj.weight"),
+    "crop of nan": (lambda: ws.crop(NAN, TOP), "it is nan, .*q_proj.weight"),
+    "integers": (
+        lambda: ws.norm({Q: torch.ones(2, 2, dtype=torch.int8)}),
+        "q_proj.weight' is torch.int8, and a change of a weight is float32 or float64",
+    ),
+    "complex base": (
+        lambda: ws.weight_basis({Q: torch.ones(2, 2, dtype=torch.complex64)}, 1),
+        r"base: '.*q_proj.weight' is torch.complex64",
+    ),
+    "base of another model": (
+        lambda: ws.crop(EYE, TOP, "base", one(torch.eye(3))),
+        r"q_proj.weight' is \[2, 2\] and its singular vectors have 3 and 3",
+    ),
+    "keep of nothing": (lambda: ws.keep(ws.Factored({}), EYE), "{} is never a delta"),
+    "basis of nothing": (lambda: ws.weight_basis({}, 1), "{} is never a delta"),
+    "overlap of two models": (lambda: ws.overlap(EYE, one(torch.eye(3))), "use two bases"),
     "cosine of zero": (lambda: ws.cosine(EYE, ZERO), "a zero delta has no direction"),
     "geometry targets": (lambda: ws.geometry(LINEAR, one([1])), "geometry: 1 key only in pos"),
     "geometry of equals": (lambda: ws.geometry(EYE, EYE), "dW must all be non-zero"),

@@ -327,11 +327,13 @@ def test_dicts_form_a_vector_space(i: int, j: int, c: float, e: float):
 @quick
 @given(seeds, seeds)
 def test_union_of_keys(i: int, j: int):
-    """A missing side is zero: {a} + {b} = {a, b}, {a} - {b} = {a, -b}, <{a}, {b}> = 0."""
-    a, b = {"a": small(i)["a"]}, {"b": small(j)["b"]}
-    assert_same_bits(ws.add(a, b), a | b)
-    assert_same_bits(ws.difference(a, b, missing="zero"), a | ws.scale(-1, b))
-    assert ws.inner(a, b) == 0
+    """A missing side is zero: {a} + {a, b} = {2 a, b}, {a} - {a, b} = {0, -b}, and side by side."""
+    a, ab = {"a": small(i)["a"]}, {"a": small(i)["a"], "b": small(j)["b"]}
+    b = {"b": ab["b"]}
+    assert_same_bits(ws.add(a, ab), ws.scale(2, a) | b)
+    assert_same_bits(ws.difference(a, ab, missing="zero"), ws.scale(0, a) | ws.scale(-1, b))
+    assert ws.inner(a, ab) == ws.inner(a, a)
+    assert_same_bits(ws.add(a, b, disjoint=True), ab)
 
 
 @quick

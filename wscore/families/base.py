@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wscore.delta import Delta
 from wscore.factored import Factors
+from wscore.files import reason
 
 Weight = Float[Tensor, "d_out d_in"]
 FactorA = Float[Tensor, "r d_in"]
@@ -37,6 +38,17 @@ class Target(NamedTuple):
     tensors: dict[str, Tensor]
     weight: Weight
     config: Mapping[str, Any]
+    turned: bool = False
+    """whether the model stores the weight as [d_in, d_out]; here it is [d_out, d_in]"""
+
+    def stored(self, change: Tensor) -> Tensor:
+        """A change of the weight as the model stores it."""
+        return change.T.contiguous() if self.turned else change
+
+    def stored_factors(self, change: Factors) -> Factors:
+        """`stored` of L R."""
+        L, R = change
+        return Factors(R.T.contiguous(), L.T.contiguous()) if self.turned else change
 
     def shape(self, suffix: str) -> list[int]:
         return list(self.take(suffix).shape) or [0]
@@ -85,6 +97,8 @@ class Family:
     columns_per_term: int = 1
     bias: Callable[[Target, Tensor], Tensor | None] | None = None
     coordinates: Callable[[Checkpoint, Checkpoint, Base], Coordinates] | None = None
+    sizes: Callable[[Mapping[str, Tensor]], tuple[int | None, int | None]] | None = None
+    """(d_out, d_in) as a module's tensors say, for families that PEFT also puts on Conv1D"""
     fields: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """config field -> values it has in this family, where peft_type alone does not tell"""
 
@@ -110,7 +124,12 @@ def check(ok: bool, message: str) -> None:
 
 
 def refuse(message: str) -> NoReturn:
-    raise ValueError(f"merge_adapter: {message}")
+    raise ValueError(reason(f"merge_adapter: {message}", 500))
+
+
+def shown(value: Any, letters: int = 80) -> str:
+    """How messages show a value from a file: its repr in one printable line."""
+    return reason(repr(value), letters)
 
 
 def setting(config: Mapping[str, Any], name: str, patterns: str = "", module: str = "") -> Any:
@@ -118,6 +137,6 @@ def setting(config: Mapping[str, Any], name: str, patterns: str = "", module: st
     for pattern, value in (config.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
-    message = f"the config has no {name!r}, only {sorted(config)}"
+    message = f"the config has no {name!r}, only {shown(sorted(map(str, config)))}"
     check(config.get(name) is not None, f"{message}; pass the whole adapter_config.json")
     return config[name]

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from wscore.families.base import Family, Target, Weight, register
+from wscore.families.base import Family, Target, Weight, check, register
 from wscore.families.rotation import cayley, rotate, rotation_coordinates
 
 
@@ -40,7 +40,19 @@ def butterfly(d_in: int, b: int, level: int) -> Int[Tensor, " d_in"]:
 def _delta(t: Target) -> Weight:
     """n and b are the tensor's own: PEFT trains one factor where its CUDA extension is missing."""
     n, b = t.shape("boft_R")[0], t.shape("boft_R")[-1]
-    k = t.blocks(b)
+    k, config = t.blocks(b), t.config
+    size, number = config.get("boft_block_size"), config.get("boft_block_num")
+    stated = (size, number, b, t.weight.shape[1] // max(b, 1))
+    check(
+        None in (size, number) or stated[:2] in ((b, 0), (0, stated[3])),
+        f"{t.module}.boft_R has {stated[3]} blocks of {b}, and the config has boft_block_size "
+        f"{size} and boft_block_num {number}; save the adapter again",
+    )
+    check(
+        n in (1, config.get("boft_n_butterfly_factor", n)),
+        f"{t.module}.boft_R has {n} factors, and the config has boft_n_butterfly_factor "
+        f"{config.get('boft_n_butterfly_factor')}; save the adapter again",
+    )
     n = min(n, (k & -k).bit_length() if b % 2 == 0 else 1)  # factor i spans 2^i blocks
     theta = t.take("boft_R", n, k, b, b)
     return boft_delta(theta, t.take("boft_s", t.weight.shape[0], 1), t.weight)

@@ -22,7 +22,7 @@ from wscore.families.base import (
     Weight,
     register,
 )
-from wscore.families.merge import merge_adapter
+from wscore.families.merge import merge_modules
 from wscore.families.ranks import rank_coordinates
 from wscore.families.splits import Polar, float64, product_rule, put, same_targets
 
@@ -92,7 +92,7 @@ def _scaled(name: str, tau: Tensor, adapter: Mapping[str, Tensor]) -> Polar:
 
 
 def _coordinates(pos: Checkpoint, neg: Checkpoint, base: Base) -> Coordinates:
-    poles = merge_adapter(*pos, base), merge_adapter(*neg, base)
+    poles = merge_modules(*pos, base), merge_modules(*neg, base)
     split = scale_direction(*poles, pos.tensors, neg.tensors)
     return rank_coordinates(pos, neg, base) | {"lambda_direction": split}
 

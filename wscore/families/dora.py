@@ -21,8 +21,8 @@ from wscore.families.base import (
     Weight,
     register,
 )
-from wscore.families.lora import PLAIN_INITS, TENSORS, lora_delta, scaled_pair
-from wscore.families.merge import merge_adapter
+from wscore.families.lora import PLAIN_INITS, TENSORS, lora_delta, lora_sizes, scaled_pair
+from wscore.families.merge import merge_modules
 from wscore.families.splits import Polar, base_weight, float64, product_rule, put, same_targets
 
 
@@ -65,7 +65,12 @@ def _polar(W: Float[Tensor, "d_out d_in"]) -> Polar:
 
 
 def _coordinates(pos: Checkpoint, neg: Checkpoint, base: Base) -> Coordinates:
-    poles = merge_adapter(*pos, base), merge_adapter(*neg, base)
+    if pos.config.get("fan_in_fan_out") or neg.config.get("fan_in_fan_out"):
+        raise ValueError(
+            "coordinates: fan_in_fan_out stores an output's weights as a column, and DoRA's lengths"
+            " are split by rows; adapt linear layers"
+        )
+    poles = merge_modules(*pos, base), merge_modules(*neg, base)
     return {"magnitude_direction": magnitude_direction(*poles, base)}
 
 
@@ -77,6 +82,7 @@ register(
         (*TENSORS, "lora_magnitude_vector"),
         delta=_delta,
         coordinates=_coordinates,
+        sizes=lora_sizes,
         fields={"init_lora_weights": PLAIN_INITS, "use_dora": (True,)},
     )
 )

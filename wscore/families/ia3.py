@@ -3,6 +3,7 @@
 Liu et al. 2022 (arXiv 2205.05638).
 """
 
+import re
 from collections.abc import Mapping
 
 from jaxtyping import Float
@@ -10,8 +11,18 @@ from torch import Tensor
 
 from wscore.delta import Delta, difference
 from wscore.entries import format_keys
-from wscore.families.base import Base, Checkpoint, Coordinates, Family, Target, Weight, register
-from wscore.families.merge import merge_adapter
+from wscore.families.base import (
+    Base,
+    Checkpoint,
+    Coordinates,
+    Family,
+    Target,
+    Weight,
+    check,
+    register,
+    shown,
+)
+from wscore.families.merge import merge_modules
 from wscore.sites import site
 
 BLOCKS = {"attention": "self_attn", "mlp": "mlp"}
@@ -26,10 +37,27 @@ def ia3_delta(gate: Float[Tensor, "#d_out #d_in"], W: Weight) -> Weight:
 
 
 def _delta(t: Target) -> Weight:
-    """Rows or columns as the tensor's own shape says."""
+    """Rows or columns as the tensor's own shape says, and feedforward_modules must agree."""
     d_out, d_in = t.weight.shape
-    on_rows = t.shape("ia3_l")[-1] == 1
+    on_rows, inner = t.shape("ia3_l")[-1] == 1, t.config.get("feedforward_modules")
+    if inner is not None and d_in != 1:
+        fits = (
+            re.fullmatch(inner, t.module) is not None
+            if isinstance(inner, str)
+            else t.module.endswith(tuple(inner))
+        )
+        check(
+            fits != on_rows,
+            f"{t.module}.ia3_l is {t.shape('ia3_l')}, and feedforward_modules {shown(inner)} asks "
+            "for the other side; save the adapter again",
+        )
     return ia3_delta(t.take("ia3_l", *((d_out, 1) if on_rows else (1, d_in))), t.weight)
+
+
+def _sizes(stored: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
+    """(d_out, None) or (None, d_in) of a gate."""
+    d_out, d_in = [*stored["ia3_l"].shape, 0, 0][:2]
+    return (d_out, None) if d_in == 1 else (None, d_in)
 
 
 def _bias(t: Target, bias: Float[Tensor, " d_out"]) -> Float[Tensor, " d_out"] | None:
@@ -53,7 +81,7 @@ def gates(d: Mapping[str, Tensor]) -> dict[str, Delta]:
 
 
 def _coordinates(pos: Checkpoint, neg: Checkpoint, base: Base) -> Coordinates:
-    dW = difference(merge_adapter(*pos, base), merge_adapter(*neg, base))
+    dW = difference(merge_modules(*pos, base), merge_modules(*neg, base))
     return {"gates": gates(dW)}
 
 
@@ -66,5 +94,6 @@ register(
         delta=_delta,
         bias=_bias,
         coordinates=_coordinates,
+        sizes=_sizes,
     )
 )

@@ -3,6 +3,8 @@
 Edalati et al. 2022 (KronA, arXiv 2212.10650); as LoKr in LyCORIS, arXiv 2309.14859.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +18,7 @@ def lokr_delta(C: Float[Tensor, "a c"], D: Float[Tensor, "b d"], scale: float) -
 
 
 def _delta(t: Target) -> Weight:
-    """How d_out and d_in are split is the tensors' own: their shapes must make the weight's."""
+    """The split of d_out and d_in is the tensors' own, which must be PEFT's for this config."""
     r, alpha = t.setting("r", "rank_pattern"), t.setting("alpha", "alpha_pattern")
     C, D = _matrix(t, "lokr_w1", r), _matrix(t, "lokr_w2", r)
     product = [x * y for x, y in zip(C.shape, D.shape, strict=True)]
@@ -25,7 +27,26 @@ def _delta(t: Target) -> Weight:
         f"{t.module}.lokr_w1 {list(C.shape)} and lokr_w2 {list(D.shape)} make {product}, and the "
         f"base weight is {list(t.weight.shape)}; give the base that it was trained with",
     )
+    factor = t.config.get("decompose_factor", -1)
+    if t.config.get("target_modules") is not None:
+        (a, b), (c, d) = (split(side, factor) for side in t.weight.shape)
+        whole = not (t.config.get("decompose_both") and r < max(a, c) / 2), r >= max(b, d) / 2
+        found = tuple(f"lokr_{w}" in t.tensors for w in ("w1", "w2"))
+        check(
+            [*C.shape] == [a, c] and found == whole,
+            f"{t.module}.lokr_w1 is {list(C.shape)}, and decompose_factor, decompose_both and r of "
+            f"the config make it {[a, c]}, whole matrices {whole}; save the adapter again",
+        )
     return lokr_delta(C, D, alpha / r)
+
+
+def split(side: int, factor: int) -> tuple[int, int]:
+    """m n = side with m <= n: m = factor where that divides, else near to it, or near the root."""
+    if factor > 0 and side % factor == 0:
+        return factor, side // factor
+    limit = side if factor == -1 else factor
+    divisors = [m for m in range(1, math.isqrt(side) + 1) if side % m == 0 and m <= max(limit, 1)]
+    return divisors[-1], side // divisors[-1]
 
 
 def _matrix(t: Target, name: str, r: int) -> Float[Tensor, "x y"]:

@@ -4,6 +4,9 @@ Hu et al. 2021 (arXiv 2106.09685); rsLoRA: Kalajdzievski 2023 (arXiv 2312.03732)
 """
 
 import math
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from wscore.factored import Factors
 from wscore.families.base import FactorA, FactorB, Family, Target, Weight, register
@@ -35,6 +38,12 @@ def factor_pair(t: Target, r: int, suffix: str = ".weight") -> tuple[FactorA, Fa
     return t.take(f"lora_A{suffix}", r, d_in), t.take(f"lora_B{suffix}", d_out, r)
 
 
+def lora_sizes(stored: Mapping[str, Tensor]) -> tuple[int | None, int | None]:
+    """(d_out, d_in), from B and A; None where there is none."""
+    A, B = (list(stored[k].shape) if k in stored else [] for k in TENSORS)
+    return (B[0] if len(B) == 2 else None), (A[1] if len(A) == 2 else None)
+
+
 def scaling(t: Target) -> float:
     """s = alpha / r, or alpha / sqrt(r) with use_rslora."""
     r = t.setting("r", "rank_pattern")
@@ -51,6 +60,7 @@ register(
         delta=lambda t: lora_delta(*scaled_pair(t)),
         factors=lambda t: lora_factors(*scaled_pair(t)),
         coordinates=rank_coordinates,
+        sizes=lora_sizes,
         fields={"init_lora_weights": PLAIN_INITS, "use_dora": (False, None)},
     )
 )

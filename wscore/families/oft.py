@@ -42,6 +42,7 @@ def block_size(p: int) -> int:
 def _delta(t: Target) -> Weight:
     """The block size is the tensor's own: PEFT may have rounded the configured one."""
     b = block_size(t.shape("oft_R.weight")[-1])
+    _check_block(t, b)
     k = min(t.blocks(b), 1) if t.config.get("block_share") else t.blocks(b)
     theta, terms = t.take("oft_R.weight", k, b * (b - 1) // 2), None
     if t.setting("use_cayley_neumann"):
@@ -53,6 +54,32 @@ def _delta(t: Target) -> Weight:
             "train the adapter again",
         )
     return oft_delta(theta, t.weight, terms, t.setting("eps") if t.config.get("coft") else None)
+
+
+def _check_block(t: Target, b: int) -> None:
+    """Raises ValueError where the config's r blocks, or block size, are not the tensor's."""
+    d_in, r, size = t.weight.shape[1], t.config.get("r"), t.config.get("oft_block_size")
+    if r is None or size is None:
+        return
+    check(
+        bool(r) != bool(size),
+        f"the config has r {r} and oft_block_size {size}, and one of them must be 0; save the "
+        "adapter again",
+    )
+    stated = near_divisor(d_in, size) if size else d_in // near_divisor(d_in, r)
+    check(
+        b == stated,
+        f"{t.module}.oft_R.weight has blocks of {b}, and r {r} with oft_block_size {size} makes "
+        f"them {stated}; save the adapter again",
+    )
+
+
+def near_divisor(d_in: int, asked: int) -> int:
+    """What PEFT takes for a number that does not divide d_in: the nearest that does, the lower."""
+    if asked >= d_in or d_in % asked == 0:
+        return min(asked, d_in)
+    divisors = [n for n in range(1, d_in + 1) if d_in % n == 0]
+    return min(divisors, key=lambda n: (abs(n - asked), n))
 
 
 def oft_block(stored: Mapping[str, Tensor]) -> int:

@@ -47,7 +47,10 @@ def rank_terms(
             f"rank_components: the adapter is {family.name} ({family.parameterization}), no sum of"
             f" rank-one terms; use one of {able}, or family_coordinates"
         )
-    factors = {name: family.factors(target) for name, target in targets(adapter, config, base)}
+    factors = {
+        name: target.stored_factors(family.factors(target))
+        for name, target in targets(adapter, config, base)
+    }
     return {name: Terms(x, x.L.shape[1] // family.columns_per_term) for name, x in factors.items()}
 
 

@@ -12,7 +12,7 @@ from wscore.delta import Delta, difference
 from wscore.entries import entries
 from wscore.families.base import Base, Checkpoint, Coordinates, Weight
 from wscore.families.checkpoints import by_module, family_of
-from wscore.families.merge import merge_adapter
+from wscore.families.merge import merge_modules
 from wscore.families.splits import base_weight, float64, put
 
 Blocks = Float[Tensor, "k b b"]
@@ -106,7 +106,7 @@ def rotation_coordinates(
     """
 
     def coordinates(pos: Checkpoint, neg: Checkpoint, base: Base) -> Coordinates:
-        dW = difference(*(merge_adapter(*pole, base) for pole in (pos, neg)))
+        dW = difference(*(merge_modules(*pole, base) for pole in (pos, neg)))
         sizes = [rotation_blocks(pole, size, base) for pole in (pos, neg)]
         block = {name: math.lcm(*(blocks[name] for blocks in sizes)) for name in dW}
         return {"rotation": rotation_rest(dW, base, block)}

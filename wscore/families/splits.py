@@ -14,14 +14,20 @@ from wscore.delta import Delta
 from wscore.entries import columns, format_keys, pairs
 from wscore.families.base import Family
 from wscore.families.checkpoints import family_of
+from wscore.families.saved import saves
 
 Polar = tuple[Float[Tensor, "*size"], Float[Tensor, "d_out d_in"]]
 """(size, direction), whose product is a weight"""
 
 
 def one_family(pos_config: Mapping[str, Any], neg_config: Mapping[str, Any]) -> Family:
-    """The family of both poles; ValueError where they are of two."""
+    """The family of both poles; ValueError where they are of two, or hold modules."""
     pos, neg = family_of(pos_config), family_of(neg_config)
+    if saves(pos_config) or saves(neg_config):
+        raise ValueError(
+            "coordinates: modules_to_save holds whole modules, which no family's parameters split;"
+            " train without it"
+        )
     if pos.name != neg.name:
         raise ValueError(
             f"coordinates: pos is {pos.name} and neg is {neg.name}, which share no"

@@ -5,8 +5,7 @@ here; `wscore.merge_adapter` does the arithmetic.
 """
 
 import copy
-import json
-import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import peft
 import torch
-from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,14 +25,15 @@ from wscore import (
     merge_adapter,
     merge_adapter_factored,
     norm,
-    tensors_sha256,
 )
+from wscore.families.fields import check_whole, read_fields
+from wscore.families.saved import saves
+from wscore.files import reason
+from wsrun.adapters.base import BaseWarning, base_note, check_base
+from wsrun.adapters.checkpoint import read_adapter, read_config
 from wsrun.steer.weights import steered
 
 PEFT_VERSION = "0.21"  # the version that tests compare every family with
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PISSA_INIT = "pissa_init.safetensors"
-BASE = "base.json"  # which weights the adapter was trained on
 TOLERANCE = 1e-5
 
 
@@ -73,79 +71,59 @@ def attached(
         model.requires_grad_(False)
 
 
-def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, config) of a PEFT checkpoint folder, with PiSSA's initial factors where stored.
-
-    Raises ValueError for a missing folder, config or weights file, and for one that is unreadable.
-    """
-    folder, config = Path(path), read_config(path)
-    tensors = _read_tensors(folder / WEIGHTS)
-    if (folder / PISSA_INIT).is_file():
-        tensors |= _read_tensors(folder / PISSA_INIT)
-    return tensors, config
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The adapter_config.json of a PEFT checkpoint folder that is complete; else ValueError."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"adapter: no folder {str(folder)!r}; train one or name another")
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"adapter: {str(folder)!r} has no {name}; save it with PEFT again")
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        raise ValueError(f"adapter: {str(folder / CONFIG)!r} is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"adapter: {str(folder / CONFIG)!r} is not a JSON object; save it again")
-    return config
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"adapter: {str(path)!r} is truncated or no safetensors file; copy or save it again "
-            f"({error})"
-        ) from error
-
-
-def adapter_delta(model_or_base: nn.Module | Mapping[str, Tensor], path: str | Path) -> Delta:
+def adapter_delta(
+    model_or_base: nn.Module | Mapping[str, Tensor], path: str | Path, *, name: str = ""
+) -> Delta:
     """tau = merged - base of the adapter in folder `path`, fp32, exact.
 
     Given a model, the delta is verified on one probe batch: the model plus delta must give the
     logits of PEFT's own forward within 1e-5 of their largest value (in fp32), else ValueError.
-    Given only a mapping of base weights there is nothing to run, and this is left out.
+    Given only a mapping of base weights there is nothing to run, and this is left out. Where the
+    adapter has no record of its base, and states another one than `name` (by default the name that
+    the model was loaded by), a `BaseWarning` says so.
     """
-    return _delta(model_or_base, path, merge_adapter)
+    tau, note = _delta(model_or_base, path, merge_adapter, name)
+    _warn(note, path)
+    return tau
 
 
 D = TypeVar("D", bound=Mapping[str, Tensor])
 
 
 def _delta(
-    model_or_base: nn.Module | Mapping[str, Tensor], path: str | Path, merge: Callable[..., D]
-) -> D:
-    """The adapter's weight change as `merge` gives it, verified where there is a model."""
+    model_or_base: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    merge: Callable[..., D],
+    name: str = "",
+) -> tuple[D, str]:
+    """The adapter's weight change as `merge` gives it, verified where there is a model; a note."""
     check_peft()
     tensors, config = read_adapter(path)
     model = model_or_base if isinstance(model_or_base, nn.Module) else None
     base = dict(model.named_parameters(remove_duplicate=False)) if model else model_or_base
-    try:
+    with _naming(f"adapter {str(path)!r}"):
+        family(config)
+        check_whole(read_fields(config))
         tau = merge(tensors, config, base)
-    except ValueError as error:
-        raise ValueError(f"{error} (adapter {str(path)!r})") from error
-    except (TypeError, ZeroDivisionError, AttributeError, KeyError) as error:
-        raise ValueError(
-            f"adapter: a field of {str(Path(path) / CONFIG)!r} has an unusable value ({error}); "
-            "save the adapter again with PEFT"
-        ) from error
+    recorded = check_base(model_or_base, path)
     if model:
-        check_base(model, path)
+        name = name or getattr(model.config, "_name_or_path", "")  # type: ignore[union-attr]
         verify_delta(model, tau, path)  # type: ignore[arg-type]
-    return tau
+    return tau, "" if recorded else base_note(config, name)
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Refusals inside name what they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} ({reason(what, 150)})") from error
+
+
+def _warn(note: str, path: str | Path) -> None:
+    if note:
+        warnings.warn(f"{str(path)!r}: {note}", BaseWarning, stacklevel=3)
 
 
 class PairDelta(NamedTuple):
@@ -155,36 +133,40 @@ class PairDelta(NamedTuple):
     pos: Mapping[str, Tensor]
     neg: Mapping[str, Tensor]
     dW: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
+    """what a reader of results must know, such as a base that is not known to be the adapters'"""
 
 
 def pair_deltas(model: PreTrainedModel, folder: str | Path) -> PairDelta:
     """The verified deltas of folder/pos and folder/neg, and their difference.
 
     Those of lora, pissa and delora are kept as factors (`Factored`), which every function of deltas
-    takes: 1 % of the memory, and no product is formed before the weights are changed.
+    takes: 1 % of the memory, and no product is formed before the weights are changed. Checkpoints
+    that hold whole modules are not.
 
-    Raises ValueError where the poles are of different families or touch different targets.
+    Raises ValueError where the poles are of different families or touch different targets. Warns as
+    `adapter_delta` does, and keeps what it warned of in `notes`.
     """
     sides = {side: Path(folder) / side for side in ("pos", "neg")}
     configs = {side: read_config(path) for side, path in sides.items()}
-    try:
+    with _naming(f"adapters {str(folder)!r}"):
         families = {side: family(config) for side, config in configs.items()}
-    except ValueError as error:
-        raise ValueError(f"{error} (adapters {str(folder)!r})") from error
     if families["pos"] != families["neg"]:
         raise ValueError(
             f"adapters: pos of {str(folder)!r} is {families['pos']} and neg is {families['neg']}; "
             "train both poles with one family"
         )
-    merge = merge_adapter_factored if FAMILIES[families["pos"]].factors else merge_adapter
-    pos, neg = (_delta(model, path, merge) for path in sides.values())
-    try:
+    low_rank = FAMILIES[families["pos"]].factors and not any(map(saves, configs.values()))
+    merge = merge_adapter_factored if low_rank else merge_adapter
+    (pos, *about_pos), (neg, *about_neg) = (_delta(model, path, merge) for path in sides.values())
+    with _naming(f"pos and neg of {str(folder)!r}"):
         dW = difference(pos, neg)
-    except ValueError as error:
-        raise ValueError(f"{error} (pos and neg of {str(folder)!r})") from error
     if norm(dW) == 0:
         raise ValueError(f"adapters: pos and neg of {str(folder)!r} are equal, so dW is zero")
-    return PairDelta(families["pos"], pos, neg, dW)
+    notes = tuple(dict.fromkeys(note for note in (*about_pos, *about_neg) if note))
+    for note in notes:
+        _warn(note, folder)
+    return PairDelta(families["pos"], pos, neg, dW, notes)
 
 
 def verify_delta(model: PreTrainedModel, tau: Mapping[str, Tensor], path: str | Path) -> float:
@@ -194,7 +176,6 @@ def verify_delta(model: PreTrainedModel, tau: Mapping[str, Tensor], path: str | 
     logit, unless it is lost in rounding.
     """
     exact = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
-    config = PeftConfig.from_pretrained(str(path))
     generator = torch.Generator().manual_seed(0)
     vocab = model.config.get_text_config().vocab_size
     probe = torch.randint(vocab, (2, 24), generator=generator).to(model.device)
@@ -202,8 +183,7 @@ def verify_delta(model: PreTrainedModel, tau: Mapping[str, Tensor], path: str | 
         base = exact(input_ids=probe, use_cache=False).logits
         with steered(exact, tau, 1.0):
             ours = exact(input_ids=probe, use_cache=False).logits
-        with attached(exact, config, lambda m: PeftModel.from_pretrained(m, str(path))) as wrapped:
-            theirs = wrapped(input_ids=probe, use_cache=False).logits
+        theirs = _peft_logits(exact, path, probe)
     size = theirs.abs().max().clamp(min=1)
     error, change = (float((x - theirs).abs().max() / size) for x in (ours, base))
     if not error <= TOLERANCE or (change > TOLERANCE and error > 0.01 * change + 1e-6):
@@ -214,30 +194,18 @@ def verify_delta(model: PreTrainedModel, tau: Mapping[str, Tensor], path: str | 
     return error
 
 
-def base_record(model: nn.Module, where: str) -> dict[str, str]:
-    """What an adapter was trained on: pattern, dtype and sha256 of the weights it may change."""
-    named = {n: p for n, p in model.named_parameters() if n.endswith(".weight")}
-    weights = {n: p for n, p in named.items() if re.fullmatch(where, n.removesuffix(".weight"))}
-    dtypes = sorted({str(p.dtype) for p in weights.values()})
-    return {"weights": where, "dtype": ", ".join(dtypes), "sha256": tensors_sha256(weights)}
-
-
-def check_base(model: nn.Module, path: str | Path) -> None:
-    """Raises ValueError where the adapter's own record names other weights than the model's.
-
-    Adapters without a record pass, and so does a model in another dtype, whose bits say nothing.
-    """
-    file = Path(path) / BASE
-    if not file.is_file():
-        return
+def _peft_logits(model: PreTrainedModel, path: str | Path, probe: Tensor) -> Tensor:
+    """The logits of PEFT's own model of the checkpoint."""
+    fields = read_fields(read_config(path))
+    fields.pop("runtime_config", None)  # as PEFT does with a file's
     try:
-        record = json.loads(file.read_text())
-        model_record = base_record(model, record["weights"])
-        dtype, sha256 = record["dtype"], record["sha256"]
-    except (ValueError, TypeError, KeyError, re.error) as error:
-        raise ValueError(f"adapter: {str(file)!r} is broken ({error!r}); delete it") from error
-    if model_record["dtype"] == dtype and model_record["sha256"] != sha256:
+        kind = PEFT_TYPE_TO_CONFIG_MAPPING[fields["peft_type"]]
+        config = kind.from_peft_type(**kind.check_kwargs(**fields))
+        load = lambda m: PeftModel.from_pretrained(m, str(path), config=config)  # noqa: E731
+        with attached(model, config, load) as wrapped:
+            return wrapped(input_ids=probe, use_cache=False).logits
+    except Exception as error:  # PEFT raises anything on a checkpoint that it cannot use
         raise ValueError(
-            f"adapter: {str(path)!r} was trained on another base than this model (the weights it "
-            "changes have other bits); load the model it was trained on, or train it again"
-        )
+            f"adapter_delta: PEFT cannot load or run {str(path)!r} ({reason(error, 150)}); save the"
+            " adapter again with save_pretrained, for this model"
+        ) from error

@@ -18,16 +18,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import stream
 from wscore.files import write_whole
+from wsrun.adapters.base import BASE, base_record
+from wsrun.adapters.checkpoint import PISSA_INIT
 from wsrun.adapters.configs import FAMILIES, Recipe, check_family, target_modules
-from wsrun.adapters.extract import (
-    BASE,
-    PISSA_INIT,
-    attached,
-    base_record,
-    check_peft,
-)
+from wsrun.adapters.extract import attached, check_peft
 from wsrun.data.pairs import Pair, example
 from wsrun.models.generate import right_padded
+from wsrun.models.load import check_positions
+from wsrun.models.memory import check_memory, training_bytes, within_memory
+
+LESS = "leave out the longest pairs, or use a device with more memory"
 
 
 def train_adapter(
@@ -63,7 +63,12 @@ def train_adapter(
     config = FAMILIES[check_family(family)](recipe, where)
     examples = [example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
     base = base_record(model, where)
+    check_positions(model, [ids for ids, _ in examples], "adapters")
+    longest = max(len(ids) for ids, _ in examples)
+    what = f"adapters: a batch of {recipe.batch} with the longest pair, {longest} tokens,"
+    check_memory(model, training_bytes(model, recipe.batch, longest), what, LESS)
     with (
+        within_memory(f"adapters: batches of {recipe.batch} pairs of up to {longest} tokens", LESS),
         torch.random.fork_rng(),
         attached(model, config, _initial(config, family, seed)) as wrapped,
     ):

@@ -10,6 +10,16 @@ from typing import NamedTuple
 
 import polars as pl
 
+from wscore.files import refusing
+from wsrun.data.records import (
+    Record,
+    check_unique,
+    of_split,
+    read_records,
+    shown,
+    table_records,
+    text_fault,
+)
 from wsrun.models.chat import Turn, user
 
 PREFILL = "My answer: **"  # the next token of a cooperative model is Yes or No
@@ -67,12 +77,15 @@ HONESTY_FLAG = re.compile(r"(?P<action_type>.+)_has_.+_honesty")
 
 def load_claims(path: str | Path, split: str | None = None) -> list[Item]:
     """Claims of a jsonl or parquet file with columns item, cluster, prompt, label, split."""
-    rows = _of_split(_read(path, CLAIM_COLUMNS).rows, split, path)
-    items = [
-        Item(str(r["item"]), str(r["cluster"]), user(r["prompt"]), r["label"], r["split"], "claims")
-        for r in rows.iter_rows(named=True)
-    ]
-    return check_items(items, path)
+    records = _read(path, CLAIM_COLUMNS).records
+    if split is not None:
+        records = of_split(records, split, path)
+    return check_items(list(map(_claim, records)), path)
+
+
+def _claim(r: Record) -> Item:
+    turns, label = user(r.text("prompt")), r.label("label")
+    return Item(r.key("item"), r.key("cluster"), turns, label, r.text("split"), "claims")
 
 
 def load_dilemmas(
@@ -92,21 +105,39 @@ def read_dilemmas(
     cluster of an item is its dilemma. Flags are columns such as to_do_has_positive_honesty: labels
     are opposite within a dilemma, so a row counts as about honesty only by its own action's flags.
     """
-    table = _read(source, DILEMMA_COLUMNS)
-    rows = _of_split(table.rows, split, source)
+    records, revision = _read(source, DILEMMA_COLUMNS)
+    if split is not None and any(r.fields.get("split") is not None for r in records):
+        records = of_split(records, split, source)
     if first is not None:
-        if first < 1:
-            raise ValueError(f"items: `first` must be at least 1, got {first}")
-        kept = rows["dilemma_idx"].unique().sort().head(first)
-        rows = rows.filter(pl.col("dilemma_idx").is_in(kept.implode()))
-    flags = {c: m["action_type"] for c in rows.columns if (m := HONESTY_FLAG.fullmatch(c))}
-    items = [dilemma_item(r) for r in rows.iter_rows(named=True)]
+        records = _first(records, first)
+    names = dict.fromkeys(name for r in records for name in r.fields)
+    flags = {c: m["action_type"] for c in names if (m := HONESTY_FLAG.fullmatch(c))}
+    items = list(map(_dilemma, records))
     about = frozenset(
         item.id
-        for item, r in zip(items, rows.iter_rows(named=True), strict=True)
-        if not flags or any(r[c] for c, of in flags.items() if of == r["action_type"])
+        for item, r in zip(items, records, strict=True)
+        if not flags or any([r.flag(c) for c, of in flags.items() if of == r.text("action_type")])
     )
-    return Dilemmas(check_items(items, source), about, bool(flags), table.revision)
+    return Dilemmas(check_items(items, source), about, bool(flags), revision)
+
+
+def _first(records: Sequence[Record], first: int) -> list[Record]:
+    """The rows of the first n dilemmas: by number, by text where a dilemma_idx is one."""
+    if first < 1:
+        raise ValueError(f"items: `first` must be at least 1, got {first}")
+    named = {r.key("dilemma_idx"): r.fields["dilemma_idx"] for r in records}
+    as_text = any(isinstance(value, str) for value in named.values())
+    kept = set(sorted(named, key=None if as_text else named.__getitem__)[:first])
+    return [r for r in records if r.key("dilemma_idx") in kept]
+
+
+def _dilemma(r: Record) -> Item:
+    r.key("idx")
+    if r.fields.get("split") is not None:
+        r.text("split")
+    names = ("action_type", "dilemma_situation", "action")
+    row = {"dilemma_idx": r.key("dilemma_idx"), "honesty_label": r.label("honesty_label")}
+    return dilemma_item(r.fields | row | {name: r.text(name) for name in names})
 
 
 def load_items(folder: str | Path, split: str, first: int | None = None) -> list[Item]:
@@ -138,31 +169,37 @@ def with_system(item: Item, system: str) -> Item:
     """The item asked under a system turn; one that it has already follows in the same turn."""
     first, *rest = item.turns
     has_system = first["role"] == "system"
-    text = f"{system}\n\n{first['content']}" if has_system else system
+    own = first["content"] if has_system else ""
+    text = f"{system}\n\n{own}" if system and own else system + own
     turns = ({"role": "system", "content": text}, *(rest if has_system else item.turns))
     return replace(item, turns=turns)
 
 
 def check_items(items: Sequence[Item], where: str | Path = "items") -> list[Item]:
-    """The items as a list. Raises ValueError for none, a label outside +1/-1 or a repeated id."""
+    """The items as a list. Raises ValueError for none, a prompt that is no text of sensible length,
+    a label outside +1/-1 or a repeated id."""
     if not items:
         raise ValueError(f"items: {str(where)!r} has no rows; give at least one item")
     for item in items:
-        if not all(isinstance(t["content"], str) and t["content"] for t in item.turns):
-            raise ValueError(f"items: {item.id!r} in {str(where)!r} has a prompt that is not text")
-        if item.label not in (1, -1):
-            raise ValueError(
-                f"items: label of {item.id!r} in {str(where)!r} is {item.label!r}; "
-                "it must be +1 or -1"
-            )
-    ids = [(item.dataset, item.id) for item in items]
-    twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
-    if twice:
-        raise ValueError(
-            f"items: {len(twice)} ids occur more than once in {str(where)!r}: "
-            f"{[i for _, i in twice[:3]]}; make each id unique"
-        )
+        if fault := _fault(item):
+            about = f"{shown(item.id)} in {str(where)!r}"
+            raise ValueError(f"items: the item {about} has {fault}; repair it")
+    for dataset in {i.dataset for i in items}:
+        check_unique((i.id for i in items if i.dataset == dataset), where)
     return list(items)
+
+
+def _fault(item: Item) -> str | None:
+    """What is wrong with an item; only a system turn may be empty."""
+    if fault := text_fault(item.id):
+        return f"as its id {fault}"
+    for turn in item.turns:
+        text = turn["content"]
+        if (text or turn["role"] != "system") and (fault := text_fault(text)):
+            return f"for a text {fault}"
+    if isinstance(item.label, bool) or item.label not in (1, -1):
+        return f"the label {shown(item.label)}, it must be +1 or -1"
+    return None
 
 
 def items_sha256(items: Iterable[object]) -> str:
@@ -174,59 +211,28 @@ def items_sha256(items: Iterable[object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _of_split(rows: pl.DataFrame, split: str | None, where: str | Path) -> pl.DataFrame:
-    if split is None or "split" not in rows.columns:
-        return rows
-    kept = rows.filter(pl.col("split") == split)
-    if len(rows) and kept.is_empty():
-        splits = sorted(map(str, rows["split"].unique()))
-        raise ValueError(f"items: no rows of split {split!r} in {str(where)!r}; found {splits}")
-    return kept
-
-
 class _Table(NamedTuple):
-    """Rows as they were found, and which version of them."""
+    """Records as they were found, and which version of them."""
 
-    rows: pl.DataFrame
+    records: list[Record]
     revision: str
 
 
 def _read(source: str | Path, columns: Sequence[str]) -> _Table:
-    path = Path(source)
-    if path.is_dir():
-        files = sorted([*path.rglob("*.parquet"), *path.rglob("*.jsonl")])
-        if not files:
-            raise ValueError(f"items: no .parquet or .jsonl file in folder {str(path)!r}")
-        rows = pl.concat([_read_file(f) for f in files], how="diagonal_relaxed")
-        table = _Table(rows, _files_sha256(files))
-    elif path.is_file():
-        table = _Table(_read_file(path), _files_sha256([path]))
-    elif str(source) == DILEMMA_DATASET:
-        table = _read_hub(DILEMMA_DATASET)
-    else:
-        raise ValueError(f"items: no file or folder {str(source)!r}")
-    return table._replace(rows=_checked(table.rows, columns, source))
-
-
-def _checked(rows: pl.DataFrame, columns: Sequence[str], source: str | Path) -> pl.DataFrame:
-    """The rows with whole-number labels; refused where a column or a value is missing."""
-    lacking = [c for c in columns if c not in rows.columns]
-    if lacking:
-        raise ValueError(
-            f"items: column {lacking[0]!r} is missing in {str(source)!r}; "
-            f"needed are {list(columns)}, found are {rows.columns}"
-        )
-    if empty := [c for c in columns if rows[c].null_count()]:
-        raise ValueError(f"items: column {empty[0]!r} of {str(source)!r} has empty values")
-    label = next(c for c in columns if "label" in c)
-    if rows[label].dtype.is_float() and rows[label].is_in([1.0, -1.0]).all():
-        rows = rows.with_columns(pl.col(label).cast(pl.Int64))
-    if len(rows) and not rows[label].dtype.is_integer():
-        raise ValueError(
-            f"items: column {label!r} of {str(source)!r} is {rows[label].dtype}; "
-            "every label must be +1 or -1"
-        )
-    return rows
+    path, wanted = Path(source), (*columns, "split")
+    with refusing(f"items: {str(source)!r} cannot be read", "name a file or folder", OSError):
+        if path.is_dir():
+            files = sorted([*path.rglob("*.parquet"), *path.rglob("*.jsonl")])
+            if not files:
+                raise ValueError(f"items: no .parquet or .jsonl file in folder {str(path)!r}")
+        elif path.is_file():
+            files = [path]
+        elif str(source) == DILEMMA_DATASET:
+            return _read_hub(DILEMMA_DATASET)
+        else:
+            raise ValueError(f"items: no file or folder {str(source)!r}")
+        records = [r for f in files for r in read_records(f, wanted, HONESTY_FLAG)]
+        return _Table(records, _files_sha256(files))
 
 
 def _files_sha256(files: Sequence[Path]) -> str:
@@ -235,20 +241,6 @@ def _files_sha256(files: Sequence[Path]) -> str:
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
     )
-
-
-def _read_file(path: Path) -> pl.DataFrame:
-    try:
-        return (
-            pl.read_parquet(path)
-            if path.suffix == ".parquet"
-            else pl.read_ndjson(path, infer_schema_length=None)
-        )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        if path.stat().st_size == 0:
-            raise ValueError(f"items: {str(path)!r} has no rows; give at least one item") from error
-        raise ValueError(f"items: {str(path)!r} is not readable as a table ({reason})") from error
 
 
 def _read_hub(name: str) -> _Table:
@@ -267,7 +259,7 @@ def _read_hub(name: str) -> _Table:
             f"or jsonl of the same columns ({type(error).__name__})"
         ) from error
     rows: pl.DataFrame = pl.from_arrow(dataset.data.table)  # type: ignore[assignment]
-    return _Table(rows, _commit_of(dataset.cache_files[0]["filename"]))
+    return _Table(table_records(rows, name), _commit_of(dataset.cache_files[0]["filename"]))
 
 
 def _commit_of(cached: str) -> str:

@@ -1,16 +1,17 @@
 """Pairs: one prompt, answered under a positive and under a negative persona."""
 
-import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wsrun.data.records import Record, read_jsonl, shown
 from wsrun.models.chat import end_of_turn, render, user
 from wsrun.models.generate import generate
 
+PERSONAS = ("persona_pos", "persona_neg")
 NEW_TOKENS = 64  # an answer that is longer counts as unfinished
 
 
@@ -35,24 +36,18 @@ def load_questions(path: str | Path, split: str) -> list[dict]:
 
     Raises ValueError for a topic that is in several splits: what is trained on is not asked about.
     """
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-        kept = [r for r in rows if r["split"] == split and r["prompt"] and r["topic"]]
-        topics = {r["topic"] for r in kept}
-        shared = sorted({r["topic"] for r in rows if r["split"] != split} & topics)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"pairs: {str(path)!r} is not a jsonl file with question, topic, prompt, split "
-            f"({error!r})"
-        ) from error
+    records = read_jsonl(path)
+    kept = [r for r in records if r.text("split") == split]
+    topics = {r.text("topic") for r in kept}
+    shared = sorted({r.text("topic") for r in records if r.text("split") != split} & topics)
     if not kept:
         raise ValueError(f"pairs: no questions of split {split!r} in {str(path)!r}")
     if shared:
         raise ValueError(
             f"pairs: {len(shared)} topics of {str(path)!r} are in several splits, such as "
-            f"{shared[0]!r}; give each topic one split"
+            f"{shown(shared[0])}; give each topic one split"
         )
-    return kept
+    return [r.fields | {"prompt": r.text("prompt")} for r in kept]
 
 
 def load_pairs(path: str | Path) -> list[Pair]:
@@ -60,19 +55,18 @@ def load_pairs(path: str | Path) -> list[Pair]:
 
     persona_pos and persona_neg may be there too, the system prompts of the two responses.
     """
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-        pairs = [Pair(**row) for row in rows]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"pairs: {str(path)!r} is not a jsonl file with prompt, response_pos, response_neg, "
-            f"topic ({error})"
-        ) from error
-    texts = [x for p in pairs for x in (p.prompt, p.response_pos, p.response_neg, p.topic)]
-    texts += [x for p in pairs for x in (p.persona_pos, p.persona_neg) if x is not None]
-    if not texts or not all(isinstance(x, str) and x for x in texts):
-        raise ValueError(f"pairs: {str(path)!r} needs one pair or more, and no text of it empty")
+    pairs = [_pair(r) for r in read_jsonl(path)]
+    if not pairs:
+        raise ValueError(f"pairs: {str(path)!r} needs one pair or more, has none")
     return pairs
+
+
+def _pair(r: Record) -> Pair:
+    if unknown := sorted(r.fields.keys() - {f.name for f in fields(Pair)}):
+        raise ValueError(f"pairs: unknown field {shown(unknown[0])} in {r.where}; take it out")
+    texts = {name: r.text(name) for name in ("prompt", "response_pos", "response_neg", "topic")}
+    personas = {n: r.text(n) for n in PERSONAS if r.fields.get(n) is not None}
+    return Pair(**texts, **personas)
 
 
 def example(

@@ -1,6 +1,5 @@
 """The cache of generated answers: pairs that are generated once, and found by what decides them."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -9,24 +8,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import transformers
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import tensors_sha256
-from wscore.files import write_whole
+from wscore.files import read_json_lines, write_whole
+from wscore.seal import content_sha256, seal, unseal
 from wsrun.data.pairs import NEW_TOKENS, Pair, example, make_pairs
-from wsrun.models.code import code_sha256
+from wsrun.models.chat import render, user
+from wsrun.models.code import code_sha256, tokenizer_sha256
 from wsrun.models.generate import right_padded
+from wsrun.models.machine import machine_state, model_state, unkeyed
+from wsrun.models.memory import check_memory, generation_bytes, within_memory
 
 CODE = (
     "models/generate.py",
     "data/pairs.py",
     "data/pairs_cache.py",
     "models/chat.py",
+    "models/template.py",
 )
 """what the pairs depend on"""
+BATCH = 64  # conversations that `generate` runs at once
+LESS = "shorten it or leave it out, or use a device with more memory"
 
 
 @torch.no_grad()
@@ -67,12 +71,13 @@ class GeneratedPairs(NamedTuple):
     pairs: list[Pair]
     questions: int
     finished: int
+    note: str = ""
 
     def __str__(self) -> str:
         kept = len(self.pairs) / self.finished
         return (
             f"{self.finished} of {self.questions} questions got two finished, different answers; "
-            f"{len(self.pairs)} of these pairs kept ({kept:.0%})"
+            f"{len(self.pairs)} of these pairs kept ({kept:.0%})" + (self.note and f"; {self.note}")
         )
 
 
@@ -92,51 +97,74 @@ def cached_pairs(
     """`make_pairs`, read from `folder` where the same call has written them before.
 
     With `filtered`, only pairs with s(response_pos) > s(response_neg) (`trait_scores`) are kept;
-    raises ValueError where none is. The file's name is the sha256 of its first line: everything
-    that decides the pairs, from the weights to this code. A broken file is replaced.
+    raises ValueError where none is. The file's name is the sha256 of its key: everything that
+    decides the pairs, from the weights to this code. A file that is damaged is replaced; where code
+    is hooked into the model, which no key can hold, there is none.
     """
     key = {
-        "base": tensors_sha256(dict(model.named_parameters())),
-        "config": model.config.to_json_string(),
-        "tokenizer": _sha256([sorted(tok.get_vocab().items()), str(tok.chat_template)]),
-        "questions": _sha256([[q["prompt"], q["topic"]] for q in questions]),
+        "state": model_state(model),
+        "machine": machine_state(model),
+        "generation": model.generation_config.to_json_string(),  # type: ignore[union-attr]
+        "tokenizer": tokenizer_sha256(tok),
+        "questions": content_sha256([[q["prompt"], q["topic"]] for q in questions]),
         "personas": [list(personas_pos), list(personas_neg)],
         "sampling": {"temperature": 1, "max_new_tokens": max_new_tokens, "seed": seed},
         "filtered": filtered,
-        "machine": [str(model.dtype), str(model.device), torch.get_num_threads()],
-        "versions": [torch.__version__, transformers.__version__, code_sha256(CODE)],
+        "code": code_sha256(CODE),
     }
-    path = Path(folder) / f"{_sha256(key)}.jsonl"
-    if (cached := _read(path, key)) is not None:
+    path, code = Path(folder) / f"{content_sha256(key)}.jsonl", unkeyed(model)
+    if not code and (cached := _read(path, key)) is not None:
         return cached
     personas = personas_pos, personas_neg
+    _check_fits(model, tok, questions, personas, max_new_tokens)
     settings = {"seed": seed, "max_new_tokens": max_new_tokens, "batch_done": batch_done}
-    pairs = made = make_pairs(model, tok, questions, *personas, **settings)
+    with within_memory("pairs", LESS):
+        pairs = made = make_pairs(model, tok, questions, *personas, **settings)
+        scores = trait_scores(model, tok, made).tolist() if filtered else ()
     if filtered:
-        scores = trait_scores(model, tok, made)
-        pairs = [p for p, (pos, neg) in zip(made, scores.tolist(), strict=True) if pos > neg]
+        pairs = [p for p, (pos, neg) in zip(made, scores, strict=True) if pos > neg]
         if not pairs:
             raise ValueError(
                 f"pairs: the model's own log-likelihood separates the answers of none of "
                 f"{len(made)} pairs; try other personas"
             )
-    lines = [{"key": key, "questions": len(questions), "finished": len(made), "kept": len(pairs)}]
-    lines += [asdict(p) for p in pairs]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_whole(path, lambda tmp: tmp.write_text(text))
-    return GeneratedPairs(pairs, len(questions), len(made))
+    generated = GeneratedPairs(pairs, len(questions), len(made))
+    if code:
+        return generated._replace(note=f"not kept, the model has {code}")
+    _write(path, key, generated)
+    return generated
+
+
+def _write(path: Path, key: dict, generated: GeneratedPairs) -> None:
+    """A head of key, counts and the hash of all, then one pair a line."""
+    pairs, questions, finished, _ = generated
+    lines = [asdict(p) for p in pairs]
+    head = seal({"key": key, "questions": questions, "finished": finished, "lines": lines})
+    text = "".join(json.dumps(line) + "\n" for line in (head | {"lines": len(lines)}, *lines))
+    write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 def _read(path: Path, key: dict) -> GeneratedPairs | None:
     """The pairs of a whole file under this key, else None."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        head, *lines = map(json.loads, path.read_text().splitlines())
-        if head["key"] == key and head["kept"] == len(lines):
-            return GeneratedPairs(
-                [Pair(**line) for line in lines], head["questions"], head["finished"]
-            )
+    with suppress(ValueError, KeyError, TypeError):
+        head, *lines = read_json_lines(path)
+        content = unseal(head | {"lines": lines}, repr(str(path)))
+        if content["key"] == key and head["lines"] == len(lines):
+            pairs = [Pair(**line) for line in lines]
+            return GeneratedPairs(pairs, content["questions"], content["finished"])
     return None
 
 
-def _sha256(x: object) -> str:
-    return hashlib.sha256(json.dumps(x, sort_keys=True).encode()).hexdigest()
+def _check_fits(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    questions: Sequence[dict],
+    personas: tuple[Sequence[str], Sequence[str]],
+    new: int,
+) -> None:
+    """Raises ValueError where the batch of the longest question takes more memory than is free."""
+    prompt = max((q["prompt"] for q in questions), key=len)
+    ids = render(tok, user(prompt, max((*personas[0], *personas[1]), key=len)))
+    need = generation_bytes(model, min(BATCH, len(questions)), len(ids) + new)
+    what = f"pairs: generating with question {prompt[:40]!r} of {len(ids)} tokens"
+    check_memory(model, need, what, LESS)

@@ -4,14 +4,14 @@ A reply is a text that follows a prompt in the chat template. Its positions are 
 tokens are predicted: the prompt's last token, and every token of the reply but the last.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from wsrun.data.records import Record, check_unique, of_split, read_jsonl
 from wsrun.models.chat import Turn, render, user
 
 NEUTRAL = "neutral.jsonl"
@@ -36,32 +36,19 @@ class Encoded(NamedTuple):
 
 def load_neutral(path: str | Path, split: str) -> list[Reply]:
     """Texts {item, cluster, prompt, text, split} of one split, from a jsonl file."""
-    rows = read_jsonl(path, ("item", "cluster", "prompt", "text"), split)
-    return [Reply(*(str(r[c]) for c in ("item", "cluster", "prompt", "text"))) for r in rows]
+    return [
+        Reply(r.key("item"), r.key("cluster"), r.text("prompt"), r.text("text"))
+        for r in read_split(path, split)
+    ]
 
 
-def read_jsonl(path: str | Path, needed: Sequence[str], split: str) -> list[dict[str, Any]]:
-    """The rows of one split; ValueError for no file, no rows, an empty field or a double id."""
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-        kept = [r for r in rows if r["split"] == split]
-        empty = [c for r in kept for c in needed if r[c] in (None, "", [])]
-        ids = [r["item"] for r in kept]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"replies: {str(path)!r} is not a jsonl file with {', '.join((*needed, 'split'))} "
-            f"({error!r}); data/organism has one to look at"
-        ) from error
-    if empty:
-        raise ValueError(f"replies: field {empty[0]!r} of {str(path)!r} has empty values")
-    if not kept:
-        splits = sorted({str(r["split"]) for r in rows})
-        raise ValueError(f"replies: no rows of split {split!r} in {str(path)!r}; found {splits}")
-    if len(set(ids)) < len(ids):
-        raise ValueError(
-            f"replies: ids occur more than once in {str(path)!r}; make each one unique"
-        )
-    return kept
+def read_split(path: str | Path, split: str) -> list[Record]:
+    """The rows of one split of a jsonl file; ValueError for none, and for an `item` twice."""
+    records = of_split(read_jsonl(path), split, path)
+    if not records:
+        raise ValueError(f"{str(path)!r} has no rows; data/organism has such a file to look at")
+    check_unique((r.key("item") for r in records), path)
+    return records
 
 
 def encode(

@@ -2,18 +2,21 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from wscore import tensors_sha256
-from wscore.files import write_whole
+from wscore.files import read_json
+from wscore.seal import seal, unseal
 from wsrun.adapters.extract import pair_deltas
+from wsrun.adapters.folders import read_folder, replace_folder, settle
 from wsrun.lenses.plants import (
     PLANTS,
     RECIPE,
@@ -25,7 +28,7 @@ from wsrun.lenses.plants import (
     source,
 )
 
-SETTINGS = "planted.json"  # written last into an adapter's folder
+SETTINGS = "planted.json"  # in an adapter's folder
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,25 @@ def untrained(
 
 
 def complete(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the folder holds both poles, trained under just these settings."""
+    """Whether the folder holds both poles, trained under just these settings, and undamaged."""
+    settle(folder)
     with suppress(OSError, ValueError):
-        return json.loads((folder / SETTINGS).read_text()) == settings
+        found = unseal(read_json(folder / SETTINGS), repr(str(folder)))
+        return found == record(folder, settings)
     return False
+
+
+def record(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as JSON has them, and the sha256 of every file of both poles."""
+    files = sorted(p for side in ("pos", "neg") for p in (folder / side).rglob("*") if p.is_file())
+    hashes = {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in files}
+    return json.loads(json.dumps({**settings, "files": hashes}))
 
 
 def train_member(
     cfg: Options, learn: Callable, at: Instance, base: Base, settings: dict, step: Callable
 ) -> None:
-    """Train both poles of one member into its folder; its settings are written last.
+    """Train both poles of one member into its folder, with its settings.
 
     `learn` is train_adapter of a model and its pairs.
     """
@@ -93,15 +105,19 @@ def train_member(
     how: dict = {"where": "|".join(re.escape(n.removesuffix(".weight")) for n in names)}
     how |= {"prepare": PLANTS[at.plant].constraint(at, base, i), "seed": 1000 * at.seed + i}
     how["step_done"] = lambda note: step(f"{folder.name} {note}")
-    shutil.rmtree(folder, ignore_errors=True)
-    for side in ("pos", "neg"):
-        learn(side, "lora", recipe, folder / side, **how)
-    text = json.dumps(settings, indent=1) + "\n"
-    write_whole(folder / SETTINGS, lambda tmp: tmp.write_text(text))
+
+    def write(new: Path) -> None:
+        for side in ("pos", "neg"):
+            learn(side, "lora", recipe, new / side, **how)
+        text = json.dumps(seal(record(new, settings)), indent=1) + "\n"
+        (new / SETTINGS).write_text(text, encoding="utf-8")
+
+    replace_folder(folder, write)
 
 
 def read(cfg: Options, model: PreTrainedModel, at: Instance, base: Base) -> list[Planted]:
     """The proved deltas of an instance's members, with decoys."""
     of = source(at, base)
-    cores = [pair_deltas(model, cfg.adapters / of.member(i)).dW for i in members(of, base)]
-    return plant(at, cores, base)
+    pair = partial(pair_deltas, model)
+    folders = (cfg.adapters / of.member(i) for i in members(of, base))
+    return plant(at, [read_folder(folder, pair).dW for folder in folders], base)

@@ -149,7 +149,7 @@ def plant(at: Instance, cores: Sequence[DeltaLike], base: Base) -> list[Planted]
 
 def with_decoys(at: Instance, member: int, core: DeltaLike, base: Base) -> Planted:
     beside = PLANTS[at.plant].decoys(at, base, member, core)
-    return Planted(core, beside, add(core, beside))
+    return Planted(core, beside, add(core, beside, disjoint=True))
 
 
 # Where a plant is trained

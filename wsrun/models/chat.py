@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
-Turn = dict[str, str]
+from wsrun.models.template import Turn, apply_template, chat_text, encode, named
+
 BOUNDARY_MARKS = " Ġ▁"  # how tokenizers write a leading space
 
 
@@ -22,46 +22,33 @@ def render(tok: PreTrainedTokenizerBase, turns: Sequence[Turn], prefill: str = "
 
     Thinking is switched off where the template knows the switch, and a `<think>` it leaves open is
     closed. A system turn that the template refuses or drops is merged into the first user turn.
+    Raises ValueError for a template that fails or loses the text of another turn.
     """
-    text = _template(tok, turns)
+    text = chat_text(tok, turns)
     if text.rstrip().endswith("<think>"):
         text = text.rstrip() + "\n\n</think>\n\n"
-    return tok(text + prefill, add_special_tokens=False)["input_ids"]
-
-
-def _template(tok: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
-    def apply(turns: Sequence[Turn]) -> str:
-        text = tok.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return str(text)
-
-    if turns[0]["role"] != "system":
-        return apply(turns)
-    system, first, *rest = turns
-    merged = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
-    try:
-        text = apply(turns)
-    except jinja2.TemplateError:
-        return apply([merged, *rest])
-    return text if system["content"].strip() in text else apply([merged, *rest])
+    return encode(tok, text + prefill)
 
 
 def end_of_turn(tok: PreTrainedTokenizerBase) -> int:
     """The token that the chat template writes after an assistant's turn, else the tokenizer's eos.
 
-    They differ for Gemma, whose turns end in <end_of_turn> while its eos is <eos>.
+    They differ for Gemma, whose turns end in <end_of_turn> while its eos is <eos>. Raises
+    ValueError where there is neither.
     """
     mark = "wscore"
     turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
-    tail = str(tok.apply_chat_template(turns, tokenize=False)).rpartition(mark)[2].strip()
-    ids = tok(tail, add_special_tokens=False)["input_ids"] if tail else []
+    tail = apply_template(tok, turns).rpartition(mark)[2].strip()
+    ids = encode(tok, tail) if tail else []
+    if not ids and not isinstance(tok.eos_token_id, int):
+        raise ValueError(
+            f"the tokenizer of {named(tok)} ends no turn: its chat template writes nothing after "
+            "an assistant's, and it has no eos_token; give it one"
+        )
     return int(ids[0] if ids else tok.eos_token_id)  # type: ignore[arg-type]
 
 
-def choice_ids(
-    tok: PreTrainedTokenizerBase, words: tuple[str, str] = ("Yes", "No")
-) -> Choices:
+def choice_ids(tok: PreTrainedTokenizerBase, words: tuple[str, str] = ("Yes", "No")) -> Choices:
     """Every vocabulary entry that is one of the words up to case, leading space, boundary marks.
 
     A word of one letter keeps its case: "a" is a word of its own. Entries with punctuation ("Yes,")
@@ -81,6 +68,6 @@ def choice_ids(
 
 
 def user(text: str, system: str | None = None) -> tuple[Turn, ...]:
-    """One user turn, after a system turn where one is given."""
-    head = ({"role": "system", "content": system},) if system else ()
+    """One user turn, after a system turn where one is given, be it empty."""
+    head = () if system is None else ({"role": "system", "content": system},)
     return (*head, {"role": "user", "content": text})

@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.models.chat import Turn, end_of_turn, render
+from wsrun.models.load import check_positions
+from wsrun.models.template import encode
 
 
 @torch.no_grad()
@@ -25,11 +27,12 @@ def generate(
 
     None where no end of turn came within `max_new_tokens`, where a think block was never closed,
     and where nothing is left: a closed think block is no part of the answer. Raises ValueError for
-    `max_new_tokens` below 1.
+    `max_new_tokens` below 1, and for prompts that leave the model no positions for them.
     """
     if max_new_tokens < 1:
         raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}")
     sequences, end = [render(tok, turns) for turns in conversations], end_of_turn(tok)
+    check_positions(model, sequences, "generate", max_new_tokens)
     answers: list[str | None] = [None] * len(sequences)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -59,7 +62,7 @@ def answer_text(tok: PreTrainedTokenizerBase, reply: list[int]) -> str | None:
     if "<think>" in rest:
         return None
     if closed:
-        reply = tok(rest, add_special_tokens=False)["input_ids"]
+        reply = encode(tok, rest)
     return str(tok.decode(reply, skip_special_tokens=True)).strip() or None
 
 

@@ -3,7 +3,7 @@
 Nothing here loads a model or scores; what a table says is decided in wscore.stats and wsrun.study.
 """
 
-from wsrun.report.console import grid, guarded, progress
+from wsrun.report.console import grid, progress
 from wsrun.report.effect_figures import effects_by_dose, effects_by_method, effects_by_seed
 from wsrun.report.retained_figures import (
     retained_by_energy,
@@ -16,7 +16,7 @@ from wsrun.report.verdicts import RuleResult, read_verdicts, verdict_table
 
 __all__ = [
     "RuleResult", "confusion", "effects_by_dose", "effects_by_layer",
-    "effects_by_method", "effects_by_seed", "grid", "guarded", "progress", "provenance",
+    "effects_by_method", "effects_by_seed", "grid", "progress", "provenance",
     "read_table", "read_verdicts", "retained_by_energy", "retained_by_family",
     "retained_by_layer_and_module", "retained_by_slice", "verdict_table", "write_table",
 ]  # fmt: skip

@@ -9,9 +9,10 @@ from typing import Any
 
 import polars as pl
 from rich.table import Table
+from rich.text import Text
 
 from wscore import at_least, at_most
-from wsrun.report.console import effects, grid
+from wsrun.report.console import effects, grid, strong
 from wsrun.report.verdicts import RuleResult
 
 Limits = tuple[float, float]
@@ -97,20 +98,21 @@ def share(line: Mapping[str, Any], test: Any, limit: float) -> str:
     return f"{round(line['retained'], 2) + 0.0:.2f}{mark}"  # no -0.00
 
 
-def verdict_lines(results: Sequence[RuleResult], table: pl.DataFrame) -> Iterator[str]:
+def verdict_lines(results: Sequence[RuleResult], table: pl.DataFrame) -> Iterator[Text]:
     """One sentence a data set and claim, with the families of which it is supported alone."""
     for dataset, claim in dict.fromkeys((r.dataset, r.claim) for r in results):
         of = [r for r in results if (r.dataset, r.claim) == (dataset, claim)]
-        sentences = [
-            f"{r.outcome}[/]: {r.sentence}{_held(table, r)}" for r in of if r.family is None
-        ]
         single = [r for r in of if r.family is not None]
-        if single and not sentences:
-            sentences = ["by family[/]: " + ", ".join(f"{r.family} {short(r)}" for r in single)]
-        elif not sentences[0].startswith("supported"):
-            supported = [f"{r.family} ({r.part})" for r in single if r.outcome == "supported"]
-            sentences[0] += f"; by itself supported in {', '.join(supported)}" if supported else ""
-        yield f"[bold]{dataset}, {claim}: {sentences[0]}"
+        pooled = [r for r in of if r.family is None]
+        if single and not pooled:
+            verdict = "by family"
+            sentence = ", ".join(f"{r.family} {short(r)}" for r in single)
+        else:
+            verdict, sentence = pooled[0].outcome, f"{pooled[0].sentence}{_held(table, pooled[0])}"
+            alone = [f"{r.family} ({r.part})" for r in single if r.outcome == "supported"]
+            if verdict != "supported" and alone:
+                sentence += f"; by itself supported in {', '.join(alone)}"
+        yield strong(f"{dataset}, {claim}: {verdict}").append(f": {sentence}", "not bold")
 
 
 def _held(table: pl.DataFrame, r: RuleResult) -> str:

@@ -1,35 +1,34 @@
-"""Console: progress, tables of values, and how a script starts and ends.
+"""Console: progress, and tables of values. Nothing printed is read as markup.
 
 Tables wrap inside their cells where the terminal is narrow. Where the output is no terminal they
 have 120 columns, or COLUMNS, and sentences are left to whatever shows them.
 """
 
 import os
-import re
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import polars as pl
-import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
-
-from wsrun.models.load import keep_freed_memory
-from wsrun.report.tables import WRITTEN
+from rich.text import Text
 
 WIDTH = int(os.environ.get("COLUMNS") or 120)  # of tables where the output is no terminal
 EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 TERMINAL = sys.stdout.isatty()
-console = Console(width=None if TERMINAL else WIDTH, soft_wrap=not TERMINAL)
-C = TypeVar("C")
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # names of users stay as they are
+console = Console(width=None if TERMINAL else WIDTH, soft_wrap=not TERMINAL, **PLAIN)
+
+
+def strong(text: str) -> Text:
+    """The text in bold."""
+    return Text(text, "bold")
 
 
 def grid(title: str, heads: Sequence[str], lines: Iterable[Sequence]) -> Table:
@@ -89,13 +88,13 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
             yield step
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True, **PLAIN), transient=True) as bar:
         task = bar.add_task(title, total=total, note="")
         yield lambda note: bar.update(task, advance=1, note=note)
 
@@ -110,7 +109,10 @@ def _progress_lines(title: str, total: int) -> Iterator[Callable[[str], None]]:
     done, note, start, stop = 0, "", time.monotonic(), Event()
 
     def write(text: str) -> None:
-        print(f"{title}: {text}", file=sys.stderr, flush=True)
+        try:
+            print(f"{title}: {text}", file=sys.stderr, flush=True)
+        except OSError:
+            silence(sys.stderr)
 
     def step(text: str) -> None:
         nonlocal done, note
@@ -137,40 +139,17 @@ def _progress_lines(title: str, total: int) -> Iterator[Callable[[str], None]]:
     write(f"{done} of {total} done in {duration(time.monotonic() - start)}")
 
 
+def silence(stream: Any) -> None:
+    """Let a stream that cannot be written write to nowhere, also when the process ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def duration(seconds: float) -> str:
     """40 s, 3 min, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def guarded(main: Callable[[C], None], config: type[C]) -> None:
-    """Parse flags into `config`, run `main`, and end every refusal as one sentence, exit code 1.
-
-    A ValueError is a refusal: its message goes to stderr. Ctrl-C ends with exit code 130 and says
-    which tables were written before it. Any other exception is a defect and keeps its traceback.
-    """
-    doc = main.__globals__.get("__doc__") or ""
-    # a blank line before each label, or the help would run them together
-    doc = re.sub(r"\n(?=(Prediction|Rule|Differences):)", "\n\n", doc)
-    # neither is for the user: BOFT's missing CUDA extension, and a rename inside transformers
-    warnings.filterwarnings("ignore", module=r"peft\.tuners\.boft")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    WRITTEN.clear()
-    cfg = None
-    try:
-        cfg = tyro.cli(config, description=doc)
-        keep_freed_memory()
-        main(cfg)
-    except ValueError as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True, soft_wrap=True).print(message, highlight=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        names = ", ".join(path.name for path in WRITTEN)
-        message = f"stopped after {names}" if names else "stopped; no table was written"
-        if hasattr(cfg, "cache_dir"):
-            message += ", what was scored is kept and the same command goes on from there"
-        Console(stderr=True, soft_wrap=True).print(message)
-        sys.exit(130)

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
+from wscore.files import refusing
 from wscore.stats.contrasts import base_lines
 from wscore.stats.effects import effect_table
 from wsrun.report.document import Block, Figure, Text
@@ -22,7 +23,8 @@ def dose_figure(sources: Iterable[Source], resamples: int, name: str, otherwise:
     name: of the SVG file. otherwise: the command that makes such a table.
     """
     for s in sources:
-        table = None if s.rows is None else dose_curves(s.rows, resamples)
+        with refusing(f"report: the rows of {s.name} do not pair", "run it again", ValueError):
+            table = None if s.rows is None else dose_curves(s.rows, resamples)
         if table is None:
             continue
         with TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import polars as pl
 
+from wscore.files import reason, refusing
 from wscore.stats.contrasts import benchmark_table
 from wscore.stats.spread import DRAW
 from wsrun.report.row_identity import ITEM, LINE, check_base, check_lines
@@ -60,7 +61,9 @@ def join(sources: Sequence[Source], resamples: int = 2000, chosen: Choice | None
         lines = pl.concat([lines, new_lines], how="diagonal_relaxed")
     named = {"variant": DW, "family": reference[0], "alpha": reference[1]}
     rows = rows.with_columns(experiment=pl.lit("report"))
-    table = benchmark_table(rows, named, resamples=resamples)
+    names = " and ".join(s.name for s in sources)
+    with refusing(f"report: the rows of {names} do not pair", "run them again", ValueError):
+        table = benchmark_table(rows, named, resamples=resamples)
     return Joined(rows, _with_notes(table, lines), reference, _dose_remarks(sources))
 
 
@@ -85,7 +88,7 @@ def _reference(sources: Sequence[Source], chosen: Choice | None) -> Choice:
 
 
 def _choice_text(family: str | None, alpha: float) -> str:
-    return f"{family or 'dW'}, alpha {alpha:g}"
+    return f"{reason(family or 'dW', 80)}, alpha {alpha:g}"
 
 
 def _reported(s: Source) -> tuple[pl.DataFrame, pl.DataFrame]:

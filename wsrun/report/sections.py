@@ -93,7 +93,7 @@ def write_report(
 ) -> list[Path]:
     """All files, each under a temporary name first; the texts are made before any is written."""
     texts = {"report.md": markdown(blocks), "report.html": html(title, blocks)}
-    files = {name: text.encode() for name, text in texts.items()}
+    files = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
     files |= {b.name: b.svg for b in blocks if isinstance(b, Figure)}
     paths = []
     if joined:

@@ -1,16 +1,18 @@
 """The tables of scripts as the report reads them: summary, rows, verdicts and their provenance."""
 
-import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
+from wscore.files import read_json, refusing
+from wsrun.report.columns import check_columns, check_rows, check_summary
 from wsrun.report.tables import read_table
-from wsrun.report.verdicts import RuleResult, claim_sentences, headline, planted, read_verdicts
+from wsrun.report.verdicts import RuleResult, claim_sentences, headline, planted, results_of
 from wsrun.score.names import DW
 
 PLANTED = {"plant", "expected", "agree"}  # columns of a verdict table of T13
@@ -31,7 +33,10 @@ class Script(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The tables of one script: its summary, its rows where it has some, and their provenance."""
+    """The tables of one script: its summary, its rows where it has some, and their provenance.
+
+    results: what the rules say. controls: the verdict table of T13, which found what was planted.
+    """
 
     name: str
     script: Script
@@ -39,6 +44,8 @@ class Source(NamedTuple):
     table: pl.DataFrame
     rows: pl.DataFrame | None
     meta: Mapping[str, Any]
+    results: Sequence[RuleResult] = ()
+    controls: pl.DataFrame | None = None
 
     @property
     def short(self) -> str:
@@ -62,14 +69,6 @@ class Source(NamedTuple):
         return self.rows is not None and {"method_name", "role", "diff"} <= set(self.table.columns)
 
     @property
-    def results(self) -> list[RuleResult]:
-        """What the rules say; [] without a verdict table, and for that of T13."""
-        path = self.path.with_suffix(".verdicts.parquet")
-        if not path.exists() or set(read_table(path)[0].columns) >= PLANTED:
-            return []
-        return read_verdicts(path)
-
-    @property
     def headline(self) -> str:
         """The verdicts over all families in one line."""
         return headline(self.results)
@@ -77,9 +76,8 @@ class Source(NamedTuple):
     @property
     def sentences(self) -> list[str]:
         """What the rules say, a sentence a claim, or how often they found what T13 planted."""
-        path = self.path.with_suffix(".verdicts.parquet")
-        if path.exists() and PLANTED <= set((table := read_table(path)[0]).columns):
-            return planted(table)
+        if self.controls is not None:
+            return planted(self.controls)
         own_results = [r for r in self.results if not r.claim.startswith(IN_BENCHMARK)]
         return claim_sentences(own_results, self.table)
 
@@ -103,12 +101,27 @@ def read_sources(folder: str | Path, scripts: Mapping[str, Script]) -> dict[str,
     sources = {}
     for name, script in scripts.items():
         path = Path(folder) / f"{name}.parquet"
-        rows = path.with_suffix(".rows.parquet")
         if path.exists():
             table, meta = read_table(path)
-            row_table = read_table(rows)[0] if rows.exists() else None
-            sources[name] = Source(name, script, path, table, row_table, meta)
+            source = Source(name, script, path, check_summary(table, path), None, meta)
+            sources[name] = _with_verdicts(_with_rows(source))
     return sources
+
+
+def _with_rows(source: Source) -> Source:
+    path = source.path.with_suffix(".rows.parquet")
+    return source._replace(rows=check_rows(read_table(path)[0], path)) if path.exists() else source
+
+
+def _with_verdicts(source: Source) -> Source:
+    path = source.path.with_suffix(".verdicts.parquet")
+    if not path.exists():
+        return source
+    table = read_table(path)[0]
+    if PLANTED <= set(table.columns):
+        needed = (*PLANTED, "seed", "rule", "outcome", "sentence")
+        return source._replace(controls=check_columns(table, path, needed, needed, least=0))
+    return source._replace(results=results_of(table, path))
 
 
 def read_choices(folder: str | Path) -> dict[Key, Choice]:
@@ -118,16 +131,24 @@ def read_choices(folder: str | Path) -> dict[Key, Choice]:
     """
     choices_by_model: dict[Key, set[Choice]] = {}
     for path in sorted((Path(folder) / "selection").glob("*.json")):
-        try:
-            content = json.loads(path.read_text())
-            dW = content["chosen"][DW]
-            choice = dW["family"], float(dW["alpha"])
-            choices_by_model.setdefault((content["model"], content["behaviour"]), set()).add(choice)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"report: {str(path)!r} is no selection file ({error!r}); remove it"
-            ) from error
+        key, choice = _choice(read_json(path), path)
+        choices_by_model.setdefault(key, set()).add(choice)
     return {key: choices.pop() for key, choices in choices_by_model.items() if len(choices) == 1}
+
+
+def _choice(content: Any, path: Path) -> tuple[Key, Choice]:
+    """What one selection file says; ValueError for another one."""
+    what = f"report: {str(path)!r} is no selection file"
+    with refusing(what, "remove it", KeyError, TypeError, ValueError, OverflowError):
+        dW = content["chosen"][DW]
+        model, behaviour, family = content["model"], content["behaviour"], dW["family"]
+        if not isinstance(model, str) or not isinstance(behaviour, str):
+            raise TypeError("model and behaviour must be texts")
+        if not isinstance(family, str | None):
+            raise TypeError("a family must be a text or null")
+        if type(dW["alpha"]) not in (int, float) or not isfinite(dW["alpha"]):
+            raise TypeError("alpha must be a finite number")
+        return (model, behaviour), (family, float(dW["alpha"]))
 
 
 def by_model(sources: Iterable[Source]) -> dict[Key, list[Source]]:

@@ -6,16 +6,20 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 
-from wscore.files import write_whole
+from wscore.files import parse_json, write_whole
+from wsrun.data.parquet import read_parquet
 
 PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
-METADATA_KEY = "wscore"
+METADATA_KEY, SHA256_KEY = "wscore", "wscore.sha256"
+AGAIN = "run its script again, or remove it"
 WRITTEN: list[Path] = []  # tables of this process, in order: what a stopped script leaves behind
 
 
@@ -26,20 +30,50 @@ def check_writable(folder: str | Path) -> None:
 
 
 def write_table(table: pl.DataFrame, path: str | Path, meta: Mapping[str, Any]) -> Path:
-    """Write a table as parquet with `meta` (as JSON) in its metadata; returns the path."""
-    text = json.dumps(dict(meta), sort_keys=True, default=str)
-    path = write_whole(path, lambda tmp: table.write_parquet(tmp, metadata={METADATA_KEY: text}))
+    """Write a table as parquet, with `meta` (as JSON) and the sha256 of both; returns the path."""
+    text, raw = json.dumps(dict(meta), sort_keys=True, default=str), BytesIO()
+    beside = {METADATA_KEY: text, SHA256_KEY: content_sha256(table, text)}
+    table.write_parquet(raw, metadata=beside)
+    path = write_whole(path, lambda tmp: tmp.write_bytes(raw.getbuffer()))
     WRITTEN.append(path)
     return path
 
 
 def read_table(path: str | Path) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """(table, meta) of a file written by write_table; meta is {} for a foreign parquet file."""
-    try:
-        meta = json.loads(pl.read_parquet_metadata(path).get(METADATA_KEY, "{}"))
-        return pl.read_parquet(path), meta
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"read_table: {str(path)!r} is not a readable parquet table") from error
+    """(table, meta) of a file written by write_table; meta is {} for a foreign parquet file.
+
+    Raises ValueError, naming the file, for one that is none, whose meta are not those of a script
+    or whose content is not what was written.
+    """
+    table, beside = read_parquet(path)
+    text = beside.get(METADATA_KEY, "{}")
+    known = beside.get(SHA256_KEY)
+    if known is not None and known != content_sha256(table, text):
+        raise ValueError(f"{str(path)!r} is damaged, its content is not what was written; {AGAIN}")
+    meta = parse_json(text, f"the provenance of {str(path)!r}")
+    argv = meta.get("argv", []) if isinstance(meta, dict) else None
+    words = isinstance(argv, list) and all(isinstance(word, str) for word in argv)
+    if not (words and isinstance(meta.get("config", {}), dict)):
+        what = "argv must be a list of words, config an object"
+        raise ValueError(f"the provenance of {str(path)!r} is odd, {what}; {AGAIN}")
+    return table, meta
+
+
+def content_sha256(table: pl.DataFrame, text: str) -> str:
+    """sha256 of a text and of all that a table holds: names, empty values, values in order."""
+    digest = sha256(text.encode("utf-8", "surrogatepass"))
+    for values in table.get_columns():
+        digest.update(f"\0{values.name}\0{len(values)}\0".encode())
+        digest.update(values.is_null().to_numpy().tobytes())
+        if values.dtype.is_numeric() or values.dtype == pl.Boolean:
+            digest.update(values.fill_null(0).to_numpy().tobytes())
+        elif values.dtype == pl.String:
+            texts = values.fill_null("")
+            digest.update(texts.str.len_bytes().to_numpy().tobytes())
+            digest.update((texts.str.join("")[0] or "").encode())
+        else:
+            digest.update(json.dumps(values.to_list(), default=str).encode())
+    return digest.hexdigest()
 
 
 def provenance(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:

@@ -10,8 +10,11 @@ from typing import NamedTuple, get_args
 
 import polars as pl
 
+from wscore.files import reason
 from wscore.stats.spread import wilson
 from wscore.stats.verdicts import Outcome
+from wsrun.report.columns import check_columns
+from wsrun.report.tables import read_table
 
 OUTCOMES = get_args(Outcome)
 NAMED_BY_CLAIM = {"shared core": "shared"}  # the part of a claim about one part only
@@ -42,12 +45,18 @@ def verdict_table(results: Iterable[RuleResult]) -> pl.DataFrame:
 
 def read_verdicts(path: str | Path) -> list[RuleResult]:
     """The results in a table that `verdict_table` made; raises ValueError for another one."""
-    try:
-        table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"read_verdicts: {str(path)!r} is not a readable table") from error
-    if lacking := [c for c in RuleResult._fields if c not in table.columns]:
-        raise ValueError(f"read_verdicts: {str(path)!r} lacks {lacking}; run its script again")
+    return results_of(read_table(path)[0], Path(path))
+
+
+def results_of(table: pl.DataFrame, path: Path) -> list[RuleResult]:
+    """The results in a table that was read from `path`."""
+    filled = ("dataset", "claim", "outcome", "sentence")
+    table = check_columns(table, path, RuleResult._fields, filled, least=0)
+    if unknown := sorted(set(table["outcome"]) - {*OUTCOMES}):
+        raise ValueError(
+            f"report: {str(path)!r} has the outcome {reason(repr(unknown[0]), 80)}, none of "
+            f"{', '.join(OUTCOMES)}; run its script again, or remove it"
+        )
     return list(map(RuleResult._make, table.select(RuleResult._fields).rows()))
 
 

@@ -15,7 +15,8 @@ import polars as pl
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wsrun.data.replies import Reply, encode, read_jsonl
+from wsrun.data.records import Record, shown, text_fault
+from wsrun.data.replies import Reply, encode, read_split
 from wsrun.score.logprobs import log_probs
 from wsrun.score.variants import BASE, Variant, completed, labelled
 from wsrun.steer.interventions import Intervention, applied
@@ -41,24 +42,18 @@ def load_questions(path: str | Path, split: str) -> list[Question]:
 
     Raises ValueError for a question without two different options, and for an answer that is none.
     """
-    rows = read_jsonl(path, ("item", "cluster", "prompt", "options", "answer"), split)
-    for r in rows:
-        options, answer = r["options"], r["answer"]
-        texts = isinstance(options, list) and all(isinstance(o, str) and o for o in options)
-        if not texts or len(set(options)) < max(2, len(options)):
-            raise ValueError(
-                f"capability: {r['item']!r} in {str(path)!r} needs a list of two options or more, "
-                "each a different text"
-            )
-        if type(answer) is not int or not 0 <= answer < len(options):
-            raise ValueError(
-                f"capability: the answer of {r['item']!r} in {str(path)!r} is {answer!r}; "
-                f"it must be an index, 0 to {len(options) - 1}"
-            )
-    return [
-        Question(str(r["item"]), str(r["cluster"]), r["prompt"], tuple(r["options"]), r["answer"])
-        for r in rows
-    ]
+    return list(map(_question, read_split(path, split)))
+
+
+def _question(r: Record) -> Question:
+    options, answer = r.value("options"), r.value("answer")
+    texts = isinstance(options, list) and not any(map(text_fault, options))
+    if not texts or len(set(options)) < max(2, len(options)):
+        two = "a list of two options or more, each a different text"
+        raise r.refused("options", two, shown(options))
+    if type(answer) is not int or not 0 <= answer < len(options):
+        raise r.refused("answer", f"an index, 0 to {len(options) - 1}", shown(answer))
+    return Question(r.key("item"), r.key("cluster"), r.text("prompt"), tuple(options), answer)
 
 
 class Capability:

@@ -1,7 +1,7 @@
 """Scores of a list of items: rendered once, then read off an engine under any intervention."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import stream
 from wsrun.data.items import Item
+from wsrun.models.load import check_positions
+from wsrun.models.memory import LAYOUT, check_memory, forward_bytes, out_of_memory, within_memory
 from wsrun.score.batching import Readout
 from wsrun.score.cached import CachedEngine, verify_logits
 from wsrun.score.layer_steps import Jitter
@@ -24,6 +26,8 @@ from wsrun.steer.interventions import Intervention
 
 PROMPT_STYLE = "chat-yesno-1"
 TOKENS = {False: 4096, True: 16384}  # of a batch, by whether it runs on a GPU
+LESS = "shorten it or leave it out, or use a device with more memory"
+FEWER = "give fewer tokens a batch, shorter items, or a device with more memory"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,17 @@ class Levers:
 ALL_LEVERS = Levers()
 
 
+def check_fits(model: PreTrainedModel, p: Plan, engine: str) -> None:
+    """Raises ValueError where the longest item alone takes more memory than is free."""
+    item, tokens = max(
+        ((i.id, len(a.ids)) for i, part in zip(p.items, p.parts, strict=True) for a in part),
+        key=lambda x: x[1],
+    )
+    layout = 0 if engine == "plain" else LAYOUT * tokens**2
+    need = forward_bytes(model, 1, tokens, 1) + layout
+    check_memory(model, need, f"score: item {item!r:.100} of {tokens} tokens", LESS)
+
+
 def score(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
@@ -58,8 +73,13 @@ def score(
 ) -> pl.DataFrame:
     """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
     p = plan(tok, items)
-    chosen, _ = choose_engine(model, p.sequences, engine=engine, cache_bytes=0, readout=p.readout)
-    return p.frame(*p.results(chosen.run()))
+    check_positions(model, p.sequences, "score")
+    check_fits(model, p, engine)
+    with within_memory("score", FEWER):
+        chosen, _ = choose_engine(
+            model, p.sequences, engine=engine, cache_bytes=0, readout=p.readout
+        )
+        return p.frame(*p.results(chosen.run()))
 
 
 REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -79,7 +99,7 @@ def choose_engine(
 
     engine: "auto" takes the cached engine where `verify_logits` passes on the longest sequence and
     else the plain one; "cached" raises there; "plain" asks nothing, and gives no reason. `options`
-    are those of CachedEngine.
+    are those of CachedEngine. Running out of memory is no reason: it is raised.
     """
     if engine not in ("auto", "cached", "plain"):
         raise ValueError(f"engine must be auto, cached or plain, got {engine!r}")
@@ -89,6 +109,8 @@ def choose_engine(
             verify_logits(model, max(sequences, key=len))
             return CachedEngine(model, sequences, tokens, readout=readout, **options), None
         except REFUSALS as error:
+            if out_of_memory(error):
+                raise
             line = str(error).strip().partition("\n")[0] or type(error).__name__
             reason = (
                 f"scored plainly: {type(model).__name__} does not fit the cached engine ({line})"
@@ -136,12 +158,13 @@ class Scorer:
         p: Plan,
         engines: Engines,
         cache_dir: str | Path | None,
-        base: str,
+        state: Mapping[str, str],
     ) -> None:
-        self.plan, self.engines, self.results = p, engines, None
+        check_positions(model, p.sequences, "score")
+        self.model, self.plan, self.engines, self.results = model, p, engines, None
         if cache_dir:
             decides = (p.sequences, p.decides, PROMPT_STYLE, engines.settings())
-            self.results = Results(cache_dir, run_key(model, base, *decides))
+            self.results = Results(cache_dir, run_key(model, state, *decides), len(p.lines))
         self.done: dict[tuple[str, float], pl.DataFrame] = {}
         self.base = self.at(Intervention(), 0.0)
 
@@ -171,6 +194,7 @@ class Scorer:
 
     @cached_property
     def engine(self) -> CachedEngine | PlainEngine:
+        check_fits(self.model, self.plan, self.engines.kind)
         return self.engines.make(self.plan)
 
     def _run(
@@ -179,7 +203,8 @@ class Scorer:
         alpha: float = 0.0,
         jitter: Jitter | None = None,
     ) -> pl.DataFrame:
-        return self.plan.frame(*self.plan.results(self.engine.run(change, alpha, jitter)))
+        with within_memory(f"score: batches of {self.engines.tokens} tokens", FEWER):
+            return self.plan.frame(*self.plan.results(self.engine.run(change, alpha, jitter)))
 
     def _found(self, same: str, alpha: float, run: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         """What run() gives, unless it is at hand already, in memory or on disk."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import tensors_sha256
+from wscore.entries import number
 from wsrun.data.items import Item, with_system
 from wsrun.models.hooks import check_layers
+from wsrun.models.machine import model_state, unkeyed
 from wsrun.score.plan import plan
 from wsrun.score.scorer import ALL_LEVERS, PROMPT_STYLE, TOKENS, Engines, Levers, Scorer
 from wsrun.score.variants import BASE, Variant, completed, labelled
@@ -53,19 +54,23 @@ def sweep(
     within what the dtype leaves open.
 
     experiment, model_name and behaviour fill the columns of these names. `cache_dir` is a folder in
-    which finished (change, alpha) are kept and found (results.py). engine: "auto" takes the cached
-    engine where its proof passes on this model, else gives `warn` one line that says why not and
-    takes the plain one; "cached" and "plain" insist. `tokens` is the size of a batch. `progress`
-    is called with the variant's name after each (variant, alpha).
+    which finished (change, alpha) are kept and found (results.py), unless code is hooked into the
+    model, which no key can hold: `warn` gets a line, and nothing is kept. engine: "auto" takes the
+    cached engine where its proof passes on this model, else gives `warn` one line that says why not
+    and takes the plain one; "cached" and "plain" insist. `tokens` is the size of a batch.
+    `progress` is called with the variant's name after each (variant, alpha).
     """
     size = tokens or TOKENS[model.device.type == "cuda"]
-    base = tensors_sha256(dict(model.named_parameters())) if cache_dir else ""
+    if cache_dir and (code := unkeyed(model)):
+        warn(f"results are neither kept nor found: the model has {code}, which no key can hold")
+        cache_dir = None
+    state = model_state(model) if cache_dir else {}
     engines = Engines(model, engine, size, levers, warn)
 
     @cache
     def under(system: str | None) -> Scorer:
         prompted = items if system is None else [with_system(i, system) for i in items]
-        return Scorer(model, plan(tok, prompted), engines, cache_dir, base)
+        return Scorer(model, plan(tok, prompted), engines, cache_dir, state)
 
     plain = under(None)
     frames = [_rows(plain.base, BASE, 0.0, None)]
@@ -74,7 +79,7 @@ def sweep(
     for variant in _listed(variants):
         change = _checked(model, variant)
         scorer = under(change.system())
-        for alpha in (a for a in variant.alphas or alphas if a != 0):
+        for alpha in _doses(variant, alphas):
             scores = scorer.at(change, alpha)
             frames.append(_rows(scores, variant, alpha, _rounding(model, change, alpha)))
             progress(variant.name)
@@ -104,6 +109,12 @@ def _checked(model: PreTrainedModel, variant: Variant) -> Held:
     if delta:
         touched_parameters(model, delta)
     return change
+
+
+def _doses(variant: Variant, alphas: Sequence[float]) -> list[float]:
+    """The alphas of a variant that are not 0; ValueError for one that is no finite real number."""
+    numbers = [number(a, f"sweep: an alpha of {variant.name!r}") for a in variant.alphas or alphas]
+    return [a for a in numbers if a != 0]
 
 
 def _rms(x: pl.Series) -> float:

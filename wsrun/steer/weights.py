@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wscore.factored import Factored, Factors, meta
+from wscore.entries import format_keys, metas, number
+from wscore.factored import Factored, Factors
+from wscore.files import quoted
 
 _Terms = tuple[tuple[float, Tensor | Factors], ...]
 
@@ -33,10 +35,10 @@ def steered(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> Iterator
     copied nor written to, and put back also after an exception or Ctrl-C. alpha = 0 changes
     nothing. A factored dW = L R is added as alpha L R, without being expanded first.
 
-    Raises ValueError for an empty d, names the model does not have, other shapes, and two names
-    that share one (tied) weight.
+    Raises ValueError for an alpha that is no finite number and for what is no delta of the model,
+    as `touched_parameters`.
     """
-    params = touched_parameters(model, d)
+    params, alpha = touched_parameters(model, d), number(alpha, "steered: alpha")
     if alpha == 0:
         yield model
         return
@@ -86,8 +88,10 @@ def rounding_error(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> R
     """What the model's dtype leaves of alpha * dW: realised R = cast(W0 + alpha dW) - W0.
 
     norm_ratio = |R| / |alpha dW| and cosine = <R, alpha dW> / (|R| |alpha dW|), over all tensors
-    of d, accumulated in float64. Raises ValueError for alpha = 0 and for a zero delta.
+    of d, accumulated in float64. Raises ValueError for alpha = 0, one that is no finite number, and
+    for a zero delta.
     """
+    alpha = number(alpha, "rounding_error: alpha")
     realised = wanted = inner = 0.0
     for name, param in touched_parameters(model, d).items():
         original = param.detach()
@@ -104,23 +108,31 @@ def rounding_error(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> R
 
 
 def touched_parameters(model: nn.Module, d: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """The model's parameters that d changes, by name; raises ValueError where d does not fit."""
+    """The model's parameters that d changes, by name.
+
+    Raises ValueError for an empty d, entries that are not float32 or float64, names that the model
+    does not have, other shapes, weights that are no floats, and two names of one (tied) weight.
+    """
     if not d:
         raise ValueError("steered: the delta is empty; give at least one weight change")
+    shapes = {name: w.shape for name, w in metas(d)}
     touched = {name: _parameter(model, name) for name in d}
     unknown = [name for name, p in touched.items() if p is None]
     if unknown:
         raise ValueError(
-            f"steered: {len(unknown)} keys of the delta are not parameters of the model: "
-            f"{unknown[:3]}; take the delta from an adapter trained on this model"
+            f"steered: {format_keys(unknown)} of the delta are not parameters of the model; take"
+            " the delta from an adapter trained on this model"
         )
     params = {name: p for name, p in touched.items() if p is not None}
     for name, p in params.items():
-        shape = meta(d, name).shape
-        if shape != p.shape:
+        if shapes[name] != p.shape:
             raise ValueError(
-                f"steered: {name!r} has shape {tuple(shape)} in the delta and "
+                f"steered: {quoted(name)} has shape {tuple(shapes[name])} in the delta and "
                 f"{tuple(p.shape)} in the model; the delta belongs to another model"
+            )
+        if not p.is_floating_point():
+            raise ValueError(
+                f"steered: {quoted(name)} is {p.dtype} in the model; load it without quantisation"
             )
     if len({id(p) for p in params.values()}) < len(params):
         raise ValueError(

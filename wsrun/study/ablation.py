@@ -33,7 +33,7 @@ from wsrun.report.ablation_summary import (
     verdict_grid,
     verdict_lines,
 )
-from wsrun.report.console import console, progress
+from wsrun.report.console import console, progress, strong
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
@@ -130,7 +130,7 @@ def run_ablation(cfg: Options, study: Study) -> None:
     report(cfg, study, shown, results, names)
     path = write_tables(cfg, study.name, rows, table, run_record(cfg, session, pairs), results)
     for figure_text in study.figures(cfg, shown, path, names):
-        console.print(figure_text, markup=False, highlight=False)
+        console.print(figure_text, highlight=False)
     say_next(cfg, *study.next)
 
 
@@ -220,7 +220,7 @@ def report(
             question = f"{dataset}: which part carries the effect (no: none does; ?: undetermined)"
             console.print(verdict_grid(of, cfg.families, question))
         else:
-            console.print(f"[bold]{title}, kept/left[/]")
+            console.print(strong(f"{title}, kept/left"))
             short = compact(part, cfg.families, heads, cfg.limits, study.whole, console.width)
             console.print(*short, sep="")
         console.print(*study.notes(part), sep="\n")

@@ -34,14 +34,12 @@ def chosen_elsewhere(cfg: BenchmarkOptions, base: str, what: str) -> dict[str, S
         try:
             kept = load_selected(folder, base)
         except OtherBase as error:
-            console.print(f"left out: {error}", markup=False)
+            console.print(f"left out: {error}")
             continue
         for s, header in kept:
             name = f"{header['method_name']} of {s.source}"
             if odd := {k: header[k] for k, v in requested.items() if header[k] != v}:
-                console.print(
-                    f"left out: {name}, chosen under {odd}, not {requested}", markup=False
-                )
+                console.print(f"left out: {name}, chosen under {odd}, not {requested}")
                 continue
             hashes = s.variant.intervention.fingerprint()
             first, known = lines.setdefault(line(s.variant), (name, hashes))

@@ -14,7 +14,7 @@ from wscore import (
     seed_spread,
 )
 from wscore.stats.schema import KEYS, SUMMARY_KEYS
-from wsrun.report.console import console, grid
+from wsrun.report.console import console, grid, strong
 from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import difference_to_dW, with_interval
 from wsrun.score.names import method_name
@@ -118,7 +118,7 @@ def print_families(table: pl.DataFrame, contrasts: pl.DataFrame, results: list[R
         console.print(f"{dataset}, {name}: the effect of {kept} of {len(pooled)} families holds")
         for line in contrasts.filter(dataset=dataset, variant=name).iter_rows(named=True):
             console.print(f"  {pair_sentence(line)}", highlight=False)
-        console.print(f"{v.claim}, {dataset}: [bold]{v.outcome}[/]: {v.sentence}\n")
+        console.print(f"{v.claim}, {dataset}:", strong(f"{v.outcome}:"), f"{v.sentence}\n")
     for r in table.filter(role="control").iter_rows(named=True):
         effect, of = (
             with_interval(r, "effect", "lo", "hi"),

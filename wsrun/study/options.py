@@ -70,6 +70,8 @@ def check_common(cfg: Common, what: str) -> None:
     check_once(what, {"families": cfg.families, "seeds": cfg.seeds, "alphas": cfg.alphas})
     if cfg.resamples < 1:
         raise ValueError(f"{what}: --resamples must be at least 1, got {cfg.resamples}")
+    if cfg.dilemmas is not None and cfg.dilemmas < 1:
+        raise ValueError(f"{what}: --dilemmas must be at least 1, got {cfg.dilemmas}")
     if not all(isfinite(a) for a in cfg.alphas):
         raise ValueError(f"{what}: --alphas must be finite")
     check_how(cfg.shard, cfg.executor, cfg.workers)

@@ -82,7 +82,9 @@ class Ablation:
             kept, rest, error = cut.kept(), None, None
             if "drop" in cut.roles:
                 rest = cut.rest()
-                error = norm(difference(add(kept, rest), at.dW, missing="zero")) / _size(at)
+                error = norm(
+                    difference(add(kept, rest, disjoint=True), at.dW, missing="zero")
+                ) / _size(at)
                 if error > SUM_TOLERANCE:
                     raise RuntimeError(
                         f"{cut.name} of {at.family}: kept + rest differs from the whole by {error}"

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from wscore import wilson
 from wsrun.lenses.plants import PLANTS, Instance
-from wsrun.report.console import console, grid
+from wsrun.report.console import console, grid, strong
 
 SHOWN = ("keep_shared", "drop_shared", "keep_own", "keep_own_top", "keep_own_middle")
 RATES = {"detection": ("supported", True), "false positives": ("not supported", False)}
@@ -30,8 +30,9 @@ def report(
             console.print(f"{title}: {hits} of {n}, {hits / n:.2f} [{lo:.2f}, {hi:.2f}]")
     for r in verdicts.filter(agree=False).iter_rows(named=True):
         console.print(
-            f"{r['plant']} seed {r['seed']} ({r['truth'] or 'no slice'}), {r['rule']}: "
-            f"[bold]{r['outcome']}[/], not {r['expected']}: {r['sentence']}"
+            f"{r['plant']} seed {r['seed']} ({r['truth'] or 'no slice'}), {r['rule']}:",
+            strong(f"{r['outcome']},"),
+            f"not {r['expected']}: {r['sentence']}",
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wsrun.adapters.folders import settle
 from wsrun.data.items import items_sha256
 from wsrun.data.pairs import NoPairs, Pair
 from wsrun.data.personas import load_personas
@@ -79,8 +80,10 @@ def resolve_defaults(cfg: ReplicationOptions) -> ReplicationOptions:
 
 def lacking(cfg: ReplicationOptions, adapters: Path) -> list[tuple[int, str]]:
     """(seed, family) of the options for which the folder has no adapters."""
-    cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
-    return [(s, f) for s, f in cells if not (adapters / f"{f}-s{s}").is_dir()]
+    cells = {(s, f): adapters / f"{f}-s{s}" for s in cfg.seeds for f in cfg.families}
+    for folder in cells.values():
+        settle(folder)
+    return [cell for cell, folder in cells.items() if not folder.is_dir()]
 
 
 class Replication(Benchmark[ReplicationOptions]):
@@ -166,7 +169,7 @@ def own_answers(
     except NoPairs as error:
         if training:
             raise
-        console.print(f"directions are left out: {error}", markup=False)
+        console.print(f"directions are left out: {error}")
         return {}
 
 

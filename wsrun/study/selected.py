@@ -13,11 +13,17 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from wscore import tensors_sha256
+from wscore.files import refusing
+from wscore.seal import SEAL, content_sha256
+from wscore.store import to_halves
 from wsrun.score.names import DW
 from wsrun.score.variants import Dose, Variant
-from wsrun.steer.interventions import load_intervention
+from wsrun.steer.interventions import Intervention
+from wsrun.steer.saved import load_intervention
 
 FOLDER = "selection"  # under the folder of the tables
+REMEDY = "remove it, and run the script that wrote it again"
 FIELDS = ("name", "family", "k", "seed", "alphas")  # of a Variant, beside its intervention
 NEGATIVE_DW = f"-{DW}"  # dW at alpha < 0, towards the other pole
 
@@ -95,7 +101,8 @@ def save_selected(
         header |= {"base": base, "validation": s.validation}
         header |= {"dose": v.dose, **about}
         path = folder / f"{i:02d}_{name}.safetensors"
-        v.intervention.save(path, {key: json.dumps(value) for key, value in header.items()})
+        texts = {key: json.dumps(value) for key, value in header.items()}
+        v.intervention.save(path, texts | {SEAL: _content(v.intervention, texts)})
         written.append(path)
     return written
 
@@ -104,7 +111,7 @@ def load_selected(folder: Path, base: str) -> list[tuple[Selection, dict[str, An
     """What `save_selected` wrote, with what each header says; [] for a folder without files.
 
     Raises OtherBase, a ValueError, for what was made on other base weights, and ValueError for
-    what is no such file.
+    what is no such file or is not what was written.
     """
     loaded: list[tuple[Selection, dict[str, Any]]] = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -125,18 +132,23 @@ def load_selected(folder: Path, base: str) -> list[tuple[Selection, dict[str, An
 
 
 def _load(path: Path) -> tuple[Variant, dict[str, Any]]:
-    try:
+    kinds = KeyError, TypeError, ValueError, RecursionError
+    with refusing(f"selection: {str(path)!r} is not a file of a selection", REMEDY, *kinds):
         intervention, meta = load_intervention(path)
+        if meta.pop(SEAL, None) != _content(intervention, meta):
+            raise ValueError("damaged, or written before version 0.5")
         header = {key: json.loads(value) for key, value in meta.items()}
-        for key in ("base", "experiment", "validation", "role", "method_name"):
-            header[key]
         fields: dict[str, Any] = {f: header[f] for f in FIELDS}
         fields |= {
             "alphas": tuple(fields["alphas"]),
             "dose": header["dose"] and Dose(*header["dose"]),
         }
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"selection: {str(path)!r} is not a file of a selection ({error}); remove it"
-        ) from error
-    return Variant(**fields, intervention=intervention), header
+        for key in ("base", "experiment", "validation", "role", "method_name"):
+            header[key]
+        return Variant(**fields, intervention=intervention), header
+
+
+def _content(intervention: Intervention, texts: Mapping[str, str]) -> str:
+    """The hash of an intervention and of the texts beside it."""
+    own = {"texts": dict(texts), "kind": intervention.texts()}
+    return content_sha256(own | {"tensors": tensors_sha256(to_halves(intervention.tensors()))})

@@ -15,9 +15,12 @@ from typing import Any
 import polars as pl
 
 from wscore import effect_table, tensors_sha256
-from wscore.files import write_whole
+from wscore.files import read_json, write_whole
+from wscore.seal import seal, unseal
 from wsrun.data.items import items_sha256
 from wsrun.data.replies import NEUTRAL, load_neutral
+from wsrun.models.code import tokenizer_sha256
+from wsrun.models.machine import model_state
 from wsrun.report.console import console, progress
 from wsrun.score.doses import SPLIT, TEXTS, Divergence, matched, read_match
 from wsrun.score.names import DW, method_name
@@ -50,8 +53,9 @@ def select_dW(cfg: BenchmarkOptions, validation: Session, pairs: Pairs) -> Selec
     """
     name = f"{Path(cfg.model).name}.{cfg.data.resolve().name}.json"
     path, key = cfg.out / FOLDER / name, selection_key(cfg, validation, pairs)
-    candidates, before = dW_candidates(cfg, pairs), _read_json(path)
-    if before.get("key") == key:
+    candidates = dW_candidates(cfg, pairs)
+    before, why = read_sealed(path)
+    if before and before["key"] == key:
         chosen = _from_json(before, candidates)
         console.print(f"dW as chosen in {path}: {_said(chosen)}", highlight=False)
         return chosen
@@ -66,10 +70,10 @@ def select_dW(cfg: BenchmarkOptions, validation: Session, pairs: Pairs) -> Selec
         "chosen": {name: _to_json(s) for name, s in chosen.items()},
         "unmatched": [[v.name, v.family, v.seed, v.alphas, v.dose] for v in chosen.unmatched],
     }
-    write_whole(path, lambda tmp: tmp.write_text(json.dumps(text, indent=1)))
-    old = before.get("key", {})
-    new = ", ".join(k for k in key if old.get(k) != key[k]) if old else ""
-    why = f"anew, {new} differ" if new else "here"
+    sealed = json.dumps(seal(text), indent=1) + "\n"
+    write_whole(path, lambda tmp: tmp.write_text(sealed, encoding="utf-8"))
+    if before:
+        why = f"anew, {', '.join(k for k in key if before['key'].get(k) != key[k])} differ"
     console.print(f"dW chosen {why}, kept in {path}: {_said(chosen)}", highlight=False)
     return chosen
 
@@ -78,7 +82,8 @@ def selection_key(cfg: BenchmarkOptions, validation: Session, pairs: Pairs) -> d
     """Everything that decides the choice of dW, as JSON has it."""
     neutral = load_neutral(cfg.data / NEUTRAL, SPLIT) if cfg.match_dose else []
     return {
-        "base": tensors_sha256(dict(validation.model.named_parameters())),
+        **model_state(validation.model),
+        "tokenizer": tokenizer_sha256(validation.tok),
         "items": items_sha256(validation.items),
         "prompt style": PROMPT_STYLE,
         "deltas": {
@@ -98,13 +103,18 @@ def _said(chosen: Mapping[str, Selection]) -> str:
     return f"{dW.variant.family} at alpha {dW.alpha:g}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The file's content, {} where there is none that can be read."""
+def read_sealed(path: Path) -> tuple[dict[str, Any], str]:
+    """(the file's content, why dW is chosen if this is another choice's or {}).
+
+    {} where there is no file, and where it is damaged.
+    """
+    if not path.exists():
+        return {}, "here"
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = unseal(read_json(path), repr(str(path)))
+    except ValueError:
+        return {}, "anew, the file was damaged or of an older version"
+    return (content, "") if isinstance(content.get("key"), dict) else ({}, "anew, it had no key")
 
 
 def _to_json(s: Selection) -> dict[str, Any]:

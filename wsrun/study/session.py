@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import tensors_sha256
 from wsrun.adapters.extract import PairDelta, pair_deltas
+from wsrun.adapters.folders import read_folder
 from wsrun.data.items import Item, items_sha256, load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, progress
@@ -71,7 +73,7 @@ def read_pairs(model: PreTrainedModel, cfg: Common) -> Pairs:
         for family in cfg.families:
             for seed in cfg.seeds:
                 folder = cfg.adapters / f"{family}-s{seed}"
-                pair = pairs[family, seed] = pair_deltas(model, folder)
+                pair = pairs[family, seed] = read_folder(folder, partial(pair_deltas, model))
                 if pair.family != family:
                     raise ValueError(f"{str(folder)!r} holds {pair.family} adapters; rename it")
                 step(folder.name)
@@ -157,4 +159,4 @@ def write_tables(
 
 def save_figure(figure: Callable[..., str], *args: Any, **more: Any) -> None:
     """Draw a figure beside its table, and say where it is, or why there is none."""
-    console.print(figure(*args, **more), markup=False, highlight=False)
+    console.print(figure(*args, **more), highlight=False)

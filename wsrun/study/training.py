@@ -1,8 +1,8 @@
 """Training of adapter pairs, as t0_train and replications do it: options and both poles."""
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import Geometry
 from wsrun.adapters.configs import DEFAULT_FAMILIES, RECIPES, Recipe, check_family
+from wsrun.adapters.folders import replace_folder
 from wsrun.adapters.train import train_adapter
 from wsrun.data.pairs import Pair
 from wsrun.report.console import progress
@@ -65,7 +66,15 @@ def trained_line(
     """What is printed of a (seed, family) after training: how it went, and its geometry."""
     seed, family = cell
     loss = f"{losses[0]:.3f} to {losses[-1]:.3f}"
-    return [seed, family, recipe_of(cfg).lr[family], loss, g.norms["dW"], g.cos_anti, g.drift_ratio]
+    return [
+        seed,
+        family,
+        recipe_of(cfg).lr[family],
+        loss,
+        g.norms["dW"],
+        g.cos_anti,
+        g.common_over_difference,
+    ]
 
 
 def steers(table: pl.DataFrame, alpha: float) -> list[RuleResult]:
@@ -88,35 +97,31 @@ def train(
     tok: PreTrainedTokenizerBase,
     pairs: Mapping[int, Sequence[Pair]],
     cells: Iterable[tuple[int, str]],
+    trained: Callable[[tuple[int, str], Path], object] = lambda cell, folder: None,
 ) -> dict[tuple[int, str], list[float]]:
     """Train both poles of each (seed, family) into cfg.adapters; returns the losses of pos.
 
-    A finished pair of poles stays where training is stopped later; half a pair is never there.
+    A finished pair of poles stays where training is stopped later; half a pair is never there, and
+    a pair of another process that trains into the same folder is never taken for one of these:
+    `trained` is called with each (seed, family) and the folder of its poles before they are put in
+    place. What it raises leaves the pair out.
     """
     cells, recipe, losses = list(cells), recipe_of(cfg), {}
     with progress("training adapters", 2 * len(cells) * recipe.steps) as step:
-        for seed, family in cells:
-            folder = cfg.adapters / f"{family}-s{seed}"
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            both = [
-                train_adapter(
-                    model,
-                    tok,
-                    pairs[seed],
-                    side,
-                    family,
-                    recipe,
-                    partial / side,
-                    seed=seed,
-                    base_name=cfg.model,
-                    step_done=_noted(step, family),
-                )  # fmt: skip
+
+        def poles(seed: int, family: str, folder: Path) -> None:
+            by_side = {
+                side: train_adapter(
+                    model, tok, pairs[seed], side, family, recipe, folder / side,
+                    seed=seed, base_name=cfg.model, step_done=_noted(step, family),
+                )
                 for side in ("pos", "neg")
-            ]
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-            losses[seed, family] = both[0]
+            }  # fmt: skip
+            trained((seed, family), folder)
+            losses[seed, family] = by_side["pos"]
+
+        for seed, family in cells:
+            replace_folder(cfg.adapters / f"{family}-s{seed}", partial(poles, seed, family))
     return losses
 
 

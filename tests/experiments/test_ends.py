@@ -1,0 +1,68 @@
+"""How a script ends: in one line and its exit code, whatever happens to its streams."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+COMMAND = [sys.executable, "experiments/t6_shared_svd.py"]
+SMALL = ["--families", "lora", "oft", "--K", "8", "--nulls", "1", "--dilemmas", "2",
+         "--resamples", "20"]  # fmt: skip
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def run(*flags, command=COMMAND, **more):
+    """A finished process of T6, its stderr as text."""
+    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
+    return subprocess.run([*command, *map(str, flags)], cwd=ROOT, env=ENV, timeout=120, **more)
+
+
+@pytest.mark.parametrize("library", ["/_bisect", "/_polars_runtime", "/libtorch_cpu"])
+def test_ctrl_c_while_modules_are_imported(library, tmp_path):
+    """SIGINT while a library is loaded: exit code 130, one line, no traceback"""
+    child = subprocess.Popen(
+        [*COMMAND, "--out", str(tmp_path)], cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True
+    )
+    maps, end = Path(f"/proc/{child.pid}/maps"), time.monotonic() + 60
+    while library not in maps.read_text(encoding="utf-8") and time.monotonic() < end:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and err.count("\n") == 1, err
+    assert err.startswith("stopped; no table was written")
+
+
+def test_a_library_user_keeps_ctrl_c():
+    """import wsrun.script, in a process that is no script, leaves SIGINT as it is"""
+    code = "import signal; import wsrun.script; f = signal.getsignal(signal.SIGINT)\n"
+    code += "assert f is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_standard_output_that_cannot_be_written(tmp_path):
+    """>/dev/full: one sentence, exit code 1; a reader that has gone: nothing; >&-: as without"""
+    report = [sys.executable, "experiments/report.py", "--tables", str(tmp_path)]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = run("--help", command=report, stdout=full)
+    assert done.returncode == 1, done
+    assert done.stderr.count(b"\n") == 1 and b"the output cannot be written" in done.stderr
+    read, write = os.pipe()
+    os.close(read)
+    done = run("--help", command=report, stdout=write)
+    os.close(write)
+    assert done.returncode == 1 and done.stderr == b""
+    done = run(command=["sh", "-c", f"{' '.join(report)} >&-"])
+    assert done.returncode == 1 and done.stderr.startswith(b"error: report: none of the tables")
+
+
+def test_a_path_that_is_not_utf8(tmp_path):
+    """--out of any bytes: one sentence that names the option"""
+    done = run(*SMALL, "--out", os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    assert done.returncode == 1 and b"--out" in done.stderr and b"not UTF-8" in done.stderr
+    assert done.stderr.count(b"\n") == 1
