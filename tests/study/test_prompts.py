@@ -20,7 +20,7 @@ from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.console import guarded
 from wsrun.report.tables import read_table
 from wsrun.score.scorer import score
-from wsrun.steer.prompts import check_reaches, differ
+from wsrun.steer.prompts import check_reaches
 from wsrun.steer.weights import steered
 from wsrun.study.increments import increments
 
@@ -89,9 +89,8 @@ def test_a_prompt_that_is_lost_is_refused(items):
     """a template that cuts words off loses a prompt even when it is merged: refused, by name"""
     tok = load_tokenizer(ORGANISM)
     tok.chat_template = LOSES_WORDS
-    with pytest.raises(ValueError, match="'You always tell the truth.' does not reach the model"):
+    with pytest.raises(ValueError, match="chat template of .*organism' loses the text of a turn"):
         check_reaches(tok, items, "You always tell the truth.")
-    assert differ(tok, items[:2], "You always tell the truth.") == [False, False]
 
 
 def test_a_selected_prompt_is_the_best_on_validation(organism, data):

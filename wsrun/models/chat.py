@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from wscore.files import reason
-from wsrun.models.template import Turn, apply_template, chat_text, named
+from wsrun.models.template import Turn, apply_template, chat_text, encode, named
 
 BOUNDARY_MARKS = " Ġ▁"  # how tokenizers write a leading space
 
@@ -29,17 +28,6 @@ def render(tok: PreTrainedTokenizerBase, turns: Sequence[Turn], prefill: str = "
     if text.rstrip().endswith("<think>"):
         text = text.rstrip() + "\n\n</think>\n\n"
     return encode(tok, text + prefill)
-
-
-def encode(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text, nothing added; ValueError where the tokenizer fails on it."""
-    try:
-        return tok(text, add_special_tokens=False)["input_ids"]
-    except Exception as error:  # tokenizers raises bare Exceptions
-        raise ValueError(
-            f"the tokenizer of {named(tok)} fails on a text of {len(text)} letters "
-            f"({reason(error)}); use the tokenizer that the model was trained with"
-        ) from error
 
 
 def end_of_turn(tok: PreTrainedTokenizerBase) -> int:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from wscore.entries import format_keys
 from wscore.files import read_json, reason, refusing
@@ -118,21 +118,26 @@ def _all_text(values: Iterable[object]) -> bool:
     return all(isinstance(v, str) for v in values)
 
 
-def check_sizes(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
-    """Raises ValueError for a config.json that asks for more than its weight files hold.
+def check_counts(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Header]) -> None:
+    """Raises ValueError for a config.json with more layers than its weight files have tensors.
 
-    A tensor of another size would be drawn at random before transformers refuses it, and a layer
-    too many is built before it is missed; so both are looked at without allocating anything.
+    They would be built, one after another, before they are missed.
     """
-    path = str(folder / "config.json")
     for key, n in _entries(config):
         most = 2**16 if key.endswith(("labels", "experts")) else max(len(headers), 64)
         if REPEATS.fullmatch(key) and isinstance(n, int | float) and n > most:
             raise ValueError(
-                f"load_model: {key} in {path!r} is {reason(repr(n), 40)}, but the weight files "
-                f"hold {len(headers)} tensors; {COPY_ANEW}"
+                f"load_model: {key} in {str(folder / 'config.json')!r} is {reason(repr(n), 40)}, "
+                f"but the weight files hold {len(headers)} tensors; {COPY_ANEW}"
             )
-    if (model := _outline(folder)) is None:
+
+
+def check_sizes(folder: Path, config: PreTrainedConfig, headers: Mapping[str, Header]) -> None:
+    """Raises ValueError for a configuration with larger tensors than its weight files hold.
+
+    transformers would draw them at random before it refuses them; here nothing is allocated.
+    """
+    if (model := _outline(config)) is None:
         return
     expected = model.state_dict()
     for name, header in headers.items():
@@ -147,17 +152,14 @@ def check_sizes(folder: Path, config: Mapping[str, Any], headers: Mapping[str, H
     held = sum(_size(h.shape) for h in headers.values())
     if asked > 2 * held + MORE_ELEMENTS:
         raise ValueError(
-            f"load_model: {path!r} asks for {asked} numbers, the weight files hold {held}; "
-            f"{COPY_ANEW}"
+            f"load_model: config.json of {str(folder)!r} asks for {asked} numbers, the weight "
+            f"files hold {held}; {COPY_ANEW}"
         )
 
 
-def _outline(folder: Path) -> PreTrainedModel | None:
-    """The model of a config.json without memory; None where building it that way fails."""
+def _outline(config: PreTrainedConfig) -> PreTrainedModel | None:
+    """The model of a configuration without memory; None where building it that way fails."""
     try:
-        config = AutoConfig.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
         with torch.device("meta"), no_init_weights():
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception:  # transformers raises anything here, and again, to be told, when it loads

@@ -7,8 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wsrun.models.chat import Turn, encode, end_of_turn, render
+from wsrun.models.chat import Turn, end_of_turn, render
 from wsrun.models.load import check_positions
+from wsrun.models.template import encode
 
 
 @torch.no_grad()

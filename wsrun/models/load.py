@@ -6,23 +6,32 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from wscore.files import reason
-from wsrun.models.checkpoint import check_config, check_loaded, check_sizes, read_headers
-from wsrun.models.template import check_template
+from wsrun.models.checkpoint import (
+    check_config,
+    check_counts,
+    check_loaded,
+    check_sizes,
+    read_headers,
+)
+from wsrun.models.template import check_template, encode
 
 ADAPTER = "adapter_config.json"
+PROBE = "Is it so? Yes or no."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,10 +50,16 @@ def load_model(
     folder, local = _folder(name), Path(name).is_dir()
     config = check_config(folder)
     if local:  # what the Hub gives is there after loading
-        check_sizes(folder, config, read_headers(folder, config))
+        headers = read_headers(folder, config)
+        check_counts(folder, config, headers)
+        with _refused(name, "model"):
+            parsed = AutoConfig.from_pretrained(
+                str(name), local_files_only=True, trust_remote_code=False
+            )
+        check_sizes(folder, parsed, headers)
     tok = load_tokenizer(name)
     with _refused(name, "model"):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(name),
             local_files_only=local,
             trust_remote_code=False,
@@ -53,6 +68,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told in the report, and refused below
         )
+    model, report = loaded
     check_loaded(folder, model, report, read_headers(folder, config))
     try:
         return model.to(device).eval().requires_grad_(False), tok
@@ -81,6 +97,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             "add chat_template.jinja, or use an instruction-tuned model"
         )
     check_template(tok)
+    encode(tok, PROBE)
     return tok
 
 
@@ -159,7 +176,7 @@ def check_positions(
             f"{what}: the longest prompt has {longest} tokens{new}, and {type(model).__name__} has "
             f"{most} positions; shorten the prompts, or use a model with more positions"
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if (largest := max(map(max, filter(len, sequences)), default=0)) >= rows:
         raise ValueError(
             f"{what}: the tokenizer gives token {largest}, and {type(model).__name__} has {rows}; "

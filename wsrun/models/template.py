@@ -1,4 +1,4 @@
-"""Chat templates: programs that come with a tokenizer, so bounded; they must lose no user's turn."""
+"""Chat templates: programs that come with a tokenizer, so bounded; none loses a user turn."""
 
 import json
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from wscore.bounds import TooSlow, time_limit, trial
 from wscore.files import reason
-from wsrun.models.bounds import TooSlow, time_limit, trial
 
 Turn = dict[str, str]
-SECONDS = 8.0  # of one rendering, which takes less than a thousandth
+SECONDS = 5.0  # of one rendering, which takes less than a thousandth
 MORE_LETTERS = 2**20
 MARKS = "wscore marks one text", "wscore marks another"
 LONG = "Is the sky blue? Say <b>yes</b> or no.\n" * 50
@@ -110,7 +110,18 @@ def _try(tok: PreTrainedTokenizerBase) -> None:
     text = chat_text(tok, [asked])
     chat_text(tok, [{"role": "system", "content": other}, asked])
     chat_text(tok, [{"role": "user", "content": LONG}])
-    tok(text, add_special_tokens=False)
+    encode(tok, text)
+
+
+def encode(tok: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, nothing added; ValueError where the tokenizer fails on it."""
+    try:
+        return tok(text, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(
+            f"the tokenizer of {named(tok)} fails on a text of {len(text)} letters "
+            f"({reason(error)}); use the tokenizer that the model was trained with"
+        ) from error
 
 
 def named(tok: PreTrainedTokenizerBase) -> str:
