@@ -32,6 +32,7 @@ from wscore.families import (
     merge_adapter,
     merge_adapter_factored,
 )
+from wscore.hashes import entries_sha256, tensors_sha256
 from wscore.null import gaussian_null, match_norm, spectrum_null, stream
 from wscore.project import drop, energy, keep
 from wscore.sites import (
@@ -46,7 +47,7 @@ from wscore.sites import (
     writes_residual,
 )
 from wscore.spectrum import BOTTOM, MIDDLE, SVD, TOP, Band, crop, crop_rest, spectra, svd
-from wscore.store import entries_sha256, load_delta, save_delta, tensors_sha256
+from wscore.store import load_delta, save_delta
 from wscore.svd_cache import cached_spectra
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wscore.delta import Basis, entry_norm, finite
-from wscore.entries import columns, entries, entry, format_keys, metas, nonempty, whole
+from wscore.entries import allowed, columns, entries, entry, format_keys, metas, nonempty, whole
 from wscore.factored import Factored, core, meta
 from wscore.files import quoted
 from wscore.null import haar, stream
@@ -71,6 +71,8 @@ def shared_basis(
     k = whole(k, "shared_basis: k", 0)
     deltas = list(deltas)
     names = _common(deltas, missing)
+    for name in names:
+        _same_rows(name, [allowed(name, meta(d, name)) for d in deltas])
     lengths = [hypot(*(entry_norm(d, name) for name in names)) for d in deltas]
     if not all(lengths):
         raise ValueError(f"shared_basis: norms are {lengths}; drop the zero deltas")
@@ -94,6 +96,14 @@ def _common(deltas: list[Any], missing: str) -> list[str]:
             ' same targets from each first, or pass missing="skip" to use the common ones'
         )
     return [name for name in deltas[0] if name in common]
+
+
+def _same_rows(name: str, entries: list[Tensor]) -> None:
+    if len({len(w) for w in entries}) > 1:
+        raise ValueError(
+            f"shared_basis: {quoted(name)} has {', '.join(str(len(w)) for w in entries[:9])} rows;"
+            " all deltas must belong to the same model"
+        )
 
 
 def _top(

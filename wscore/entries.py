@@ -22,10 +22,11 @@ def format_keys(names: Iterable[str], show: int = 3) -> str:
 
 def entry(d: Mapping[Any, Any], name: Any) -> Tensor:
     """d[name], refused unless a delta may hold it: 1-D or 2-D, float32 or float64."""
-    return _allowed(name, d[name])
+    return allowed(name, d[name])
 
 
-def _allowed(name: Any, w: Any) -> Tensor:
+def allowed(name: Any, w: Any) -> Tensor:
+    """w itself, refused unless a delta may hold it under this name."""
     if not isinstance(name, str):
         raise ValueError(f"delta: key {quoted(name)} is not a string; use parameter names")
     if not isinstance(w, Tensor) or w.ndim not in (1, 2):
@@ -100,7 +101,7 @@ def entries(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
 
 def metas(d: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
     """`entries` for their dtypes and shapes only: without the data where that would cost work."""
-    return ((name, _allowed(name, meta(d, name))) for name in nonempty(d))
+    return ((name, allowed(name, meta(d, name))) for name in nonempty(d))
 
 
 def pairs(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wscore.delta import Delta, finite, length
-from wscore.entries import columns, entry, format_keys, nonempty, weight
+from wscore.entries import allowed, columns, entry, format_keys, nonempty, weight
 from wscore.factored import Factored, Factors, core, meta, stack
 from wscore.files import quoted, reason
 
@@ -133,7 +133,8 @@ def inside(band: Band, S: Float[Tensor, " r"]) -> Bool[Tensor, " r"]:
         )
     if band.by != "energy":
         i, n = torch.arange(len(S), device=S.device), 1 if counts else len(S)
-        return (band.lo * n <= i) & (i < band.hi * n)
+        lo, hi = (min(x * n, len(S)) for x in (band.lo, band.hi))
+        return (lo <= i) & (i < hi)
     upto = S.double().square().cumsum(0)
     before = torch.cat([upto.new_zeros(1), upto[:-1]])[: len(S)]
     # a last direction of tiny energy starts at a share that rounds to 1, but belongs to hi = 1
@@ -257,7 +258,7 @@ def _inside(
 
 
 def _fits(name: str, d: Mapping[str, Tensor], at: SVD) -> None:
-    shape = columns(meta(d, name)).shape
+    shape = columns(allowed(name, meta(d, name))).shape
     if (len(at.U), at.Vt.shape[1]) != tuple(shape):
         raise ValueError(
             f"crop: {quoted(name)} is {list(shape)} and its singular vectors have {len(at.U)} and"

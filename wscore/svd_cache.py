@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wscore.files import write_whole
+from wscore.hashes import tensors_sha256
 from wscore.spectrum import SVD, TOL, spectra
-from wscore.store import tensors_sha256
 
 FORMAT = "1"  # raise it whenever `svd` finds other numbers, or the file says them otherwise
 

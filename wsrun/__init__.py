@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsrun.adapters import adapter_delta, pair_deltas, train_adapter
+    from wsrun.adapters import adapter_delta, checkpoint_delta, pair_deltas, train_adapter
     from wsrun.data import Item, load_items
     from wsrun.models import choice_ids, load_model, render
     from wsrun.score import Variant, score, sweep
@@ -30,13 +30,14 @@ ROOMS = {
         "AddVectors", "ConstructedDelta", "DirectionalAblation", "SystemPrompt", "WeightDelta",
         "applied", "load_intervention", "steered",
     ),
-    "adapters": ("adapter_delta", "pair_deltas", "train_adapter"),
+    "adapters": ("adapter_delta", "checkpoint_delta", "pair_deltas", "train_adapter"),
     "score": ("Variant", "sweep"),  # `score` itself is the room, which can be called
 }  # fmt: skip
 __all__ = [
     "AddVectors", "ConstructedDelta", "DirectionalAblation", "Item", "SystemPrompt", "Variant",
-    "WeightDelta", "adapter_delta", "applied", "choice_ids", "load_intervention", "load_items",
-    "load_model", "pair_deltas", "render", "score", "steered", "sweep", "train_adapter",
+    "WeightDelta", "adapter_delta", "applied", "checkpoint_delta", "choice_ids",
+    "load_intervention", "load_items", "load_model", "pair_deltas", "render", "score", "steered",
+    "sweep", "train_adapter",
 ]  # fmt: skip
 
 

@@ -76,6 +76,33 @@ def test_batched_is_one_at_a_time(model, tok):
     torch.testing.assert_close(together[1, :-1], means[0] - means[1], rtol=0, atol=1e-5)
 
 
+def test_the_last_token_of_the_response(model, tok):
+    """at="last": h_l of the token before the end of turn, as of a plain forward up to there"""
+    last = pair_differences(model, tok, PAIRS, at="last", batch_size=6)
+    for pair, found in zip(PAIRS, last, strict=True):
+        states = []
+        for response in (pair.response_pos, pair.response_neg):
+            ids = [*render(tok, user(pair.prompt))]
+            ids += tok(response, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                out = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+            states.append(torch.stack([h[0, -1] for h in out.hidden_states[1:-1]]))
+        torch.testing.assert_close(found[:-1], states[0] - states[1], rtol=0, atol=1e-5)
+    assert not torch.allclose(last, pair_differences(model, tok, PAIRS))
+
+
+def test_the_last_token_by_hand(qwen, tok):
+    """layers that add nothing: d_il = E[last token of pos] - E[last token of neg], in all layers"""
+    silenced(qwen)
+    E = qwen.get_input_embeddings().weight
+    for pair, found in zip(PAIRS, pair_differences(qwen, tok, PAIRS, at="last"), strict=True):
+        pos, neg = (
+            tok(text, add_special_tokens=False)["input_ids"][-1]
+            for text in (pair.response_pos, pair.response_neg)
+        )
+        torch.testing.assert_close(found, (E[pos] - E[neg]).expand_as(found), rtol=0, atol=1e-6)
+
+
 def test_mean_difference_keeps_what_centring_removes():
     """d_i = m + c_i u with sum c_i = 0: the mean is m, the centred principal direction is u"""
     m, u = torch.tensor([0.0, 3.0, 4.0]), torch.tensor([1.0, 0.0, 0.0])

@@ -29,8 +29,8 @@ from wsrun.steer.interventions import (
     SystemPrompt,
     WeightDelta,
     applied,
-    load_intervention,
 )
+from wsrun.steer.saved import load_intervention
 
 D = 64
 TOK = load_tokenizer(ORGANISM)

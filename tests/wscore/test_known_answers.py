@@ -441,6 +441,10 @@ REFUSALS: dict[str, tuple[Callable, str]] = {
     "inner of nan": (lambda: ws.inner(NAN, EYE), "inner: it is nan"),
     "energy of nan": (lambda: ws.energy(NAN, EYE), "energy: it is nan"),
     "geometry of nan": (lambda: ws.geometry(NAN, EYE), "geometry: it is nan"),
+    "shared rows": (
+        lambda: ws.shared_basis([EYE, one(torch.ones(1, 2))], 1),
+        "shared_basis: '.*q_proj.weight' has 2, 1 rows; all deltas must belong to the same model",
+    ),
     "shared nan": (lambda: ws.shared_basis([EYE, NAN], 1), "norm of '.*q_proj.weight': it is nan"),
     "own nan": (lambda: ws.own_basis(NAN, 1), "it is nan, .* check the training .*q_proj.weight"),
     "crop of nan": (lambda: ws.crop(NAN, TOP), "it is nan, .*q_proj.weight"),

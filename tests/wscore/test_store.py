@@ -1,16 +1,22 @@
 """Deltas on disk."""
 
+import copy
+import gc
 import json
+import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import wscore as ws
+from wscore import Factored
 
+Q = "model.layers.0.self_attn.q_proj.weight"
 META = {"argv": "t0_train --seed 0", "seed": "0", "note": 'Ünïcode, "quotes"'}
 
 
@@ -19,7 +25,7 @@ def d() -> ws.Delta:
     g = torch.Generator().manual_seed(0)
     wide = torch.randn(4, 6, generator=g)
     return {
-        "model.layers.0.self_attn.q_proj.weight": wide,
+        Q: wide,
         "model.layers.0.self_attn.q_proj.bias": torch.tensor([1e-42, -0.0, 1e38, 1.0]),
         "model.layers.1.mlp.down_proj.weight": wide.double() / 3,
         "model.layers.1.self_attn.o_proj.weight": wide[:, ::2],  # a view, not contiguous
@@ -45,7 +51,9 @@ def test_the_header_holds_the_provenance(d: ws.Delta, tmp_path: Path):
     """The file starts with the header's length and a JSON header that has meta in __metadata__."""
     content = ws.save_delta(d, tmp_path / "d.safetensors", META).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    assert header.pop("__metadata__") == META
+    meta = header.pop("__metadata__")
+    assert set(json.loads(meta.pop("wscore.sha256").removeprefix("sealed "))["tensors"]) == set(d)
+    assert meta == META
     assert set(header) == set(d)
 
 
@@ -73,7 +81,84 @@ def test_a_loaded_delta_survives_a_replaced_file(d: ws.Delta, tmp_path: Path):
     assert_same(after, ws.scale(2, d))
 
 
-@pytest.mark.parametrize("step", ["store.save_file", "files.sync", "files.os.replace"])
+def unpickled(d):
+    return pickle.loads(pickle.dumps(d))
+
+
+@pytest.mark.parametrize("factors", [False, True])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, unpickled])
+def test_a_copy_outlives_its_original(copied, factors: bool, tmp_path: Path):
+    """A copy reads what its original was opened on, also when that is gone and its file closed."""
+    d = Factored({"a": (torch.ones(3, 2), torch.ones(2, 4))})
+    d = d if factors else dict(d)
+    original = ws.load_delta(ws.save_delta(d, tmp_path / "d.safetensors", META))
+    twin = copied(original)
+    del original
+    gc.collect()
+    others = [ws.load_delta(ws.save_delta(ws.scale(i, d), tmp_path / f"{i}", {})) for i in (2, 3)]
+    assert torch.equal(twin["a"], d["a"]) and twin.meta == META
+    assert [float(other["a"][0, 0]) for other in others] == [2 * d["a"][0, 0], 3 * d["a"][0, 0]]
+
+
+def test_a_pickle_does_not_read_another_file(d: ws.Delta, tmp_path: Path):
+    """The file of a pickled delta is opened again: refused where it was replaced or has no seal."""
+    path = ws.save_delta(d, tmp_path / "d.safetensors", META)
+    pickled = pickle.dumps(ws.load_delta(path))
+    ws.save_delta(ws.scale(2, d), path, META)
+    with pytest.raises(ValueError, match="has been replaced since .* pickled; load"):
+        pickle.loads(pickled)
+    save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="has no hashes to know it by"):
+        pickle.dumps(ws.load_delta(path))
+
+
+def test_a_flipped_bit_is_refused(d: ws.Delta, tmp_path: Path):
+    """Every flip of a bit in the file is refused, in the header at once, in the data when read."""
+    path = ws.save_delta({"a": d[Q], "b": d[Q]}, tmp_path / "d.safetensors", META)
+    whole = path.read_bytes()
+    data = len(whole) - 2 * d[Q].nbytes
+    rng = random.Random(0)
+    # the tests' type checker reads the first tensor of every mapping, so flips are in the second
+    for at in [*range(0, data, 7), *range(data + d[Q].nbytes, len(whole), 5)]:
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="d.safetensors"):
+            loaded = ws.load_delta(path)
+            assert at >= data
+            dict(loaded)
+    message = "d.safetensors' is damaged: the numbers of 'b' are not those that were saved; copy"
+    with pytest.raises(ValueError, match=message):
+        ws.load_delta(path)["b"]
+    assert torch.equal(ws.load_delta(path)["a"], d[Q])
+
+
+def test_files_without_hashes_load_as_they_are(d: ws.Delta, tmp_path: Path):
+    """What other writers of safetensors wrote, and earlier versions, is read with its metadata."""
+    tensors = {name: w.clone().contiguous() for name, w in d.items()}
+    save_file(tensors, tmp_path / "plain.safetensors", META)
+    loaded = ws.load_delta(tmp_path / "plain.safetensors")
+    assert_same(loaded, d)
+    assert loaded.meta == META
+
+
+def test_safetensors_reads_what_save_wrote(d: ws.Delta, tmp_path: Path):
+    """The file is plain safetensors: another reader finds the same tensors, bit by bit."""
+    d["empty"] = torch.zeros(0, 3)
+    assert_same(load_file(ws.save_delta(d, tmp_path / "d.safetensors", META)), d)
+
+
+def test_an_open_file_that_shrinks_is_refused(d: ws.Delta, tmp_path: Path):
+    """Damage after opening is one sentence too."""
+    path = ws.save_delta(d, tmp_path / "d.safetensors", META)
+    loaded = ws.load_delta(path)
+    with path.open("r+b") as file:
+        file.truncate(len(path.read_bytes()) // 2)
+    with pytest.raises(ValueError, match="d.safetensors': '.*' cannot be read .*; copy it"):
+        dict(loaded)
+
+
+@pytest.mark.parametrize("step", ["sealed._write", "files.sync", "files.os.replace"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
 def test_an_interrupted_save_leaves_the_old_file(
     step: str, error, d: ws.Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -82,8 +167,8 @@ def test_an_interrupted_save_leaves_the_old_file(
     path = ws.save_delta(d, tmp_path / "d.safetensors", META)
 
     def fail(*args, **kwargs):
-        if step == "store.save_file":
-            Path(args[1]).write_bytes(b"half a fi")
+        if step == "sealed._write":
+            Path(args[0]).write_bytes(b"half a fi")
         raise error
 
     monkeypatch.setattr(f"wscore.{step}", fail)
@@ -133,7 +218,7 @@ def test_refusals_of_load(d: ws.Delta, tmp_path: Path):
         with pytest.raises(ValueError, match="is not a whole safetensors file"):
             ws.load_delta(path)
     torch.save(d, path)
-    with pytest.raises(ValueError, match="is not a whole safetensors file .*; write it again"):
+    with pytest.raises(ValueError, match="is not a whole safetensors file .* or write it again"):
         ws.load_delta(path)
     save_file({"a": torch.ones(2).bfloat16()}, path)
     with pytest.raises(ValueError, match=r"1 key: \['a'\] not float32"):

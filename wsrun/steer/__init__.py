@@ -17,8 +17,8 @@ from wsrun.steer.interventions import (
     SystemPrompt,
     WeightDelta,
     applied,
-    load_intervention,
 )
+from wsrun.steer.saved import load_intervention
 from wsrun.steer.structure import readout_basis, unread_subspace
 from wsrun.steer.weights import rounding_error, steered
 

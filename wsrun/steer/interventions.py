@@ -16,17 +16,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wscore import add, entries_sha256, gaussian_null, load_delta, norm, save_delta, spectrum_null
-from wscore.files import write_whole
-from wscore.store import FACTORED, from_halves, to_halves
+from wscore import add, entries_sha256, gaussian_null, norm, save_delta, spectrum_null
+from wscore.entries import check_delta, format_keys, number
+from wscore.files import quoted
+from wscore.sealed import write_sealed
+from wscore.store import to_halves
 from wsrun.models.hooks import hooked, output_of
 from wsrun.steer.edits import AddVector, Chain, Edit, Project
 from wsrun.steer.weights import steered
@@ -83,14 +84,12 @@ class Intervention:
         raise NotImplementedError
 
     def save(self, path: str | Path, header: Mapping[str, str] = {}) -> Path:
-        """Write one safetensors file, `header` beside the intervention; see `load_intervention`."""
+        """Write one safetensors file, `header` beside the intervention, for `load_intervention`."""
         tensors, texts = self.tensors(), self.texts()
         if doubled := sorted(set(texts) & set(header)):
             raise ValueError(f"save: {doubled} in the header are the format's own; rename them")
         texts |= header
-        if not tensors:
-            return write_whole(path, lambda partial: save_file({}, partial, metadata=texts))
-        return save_delta(tensors, path, texts)
+        return save_delta(tensors, path, texts) if tensors else write_sealed(path, {}, texts)
 
     def __and__(self, other: "Intervention") -> "Combined":
         return Combined(self, other)
@@ -147,7 +146,11 @@ class AddVectors(Intervention):
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "AddVectors":
-        return cls({int(name.removeprefix(LAYER)): v for name, v in tensors.items()})
+        read = dict(check_delta(tensors))
+        vectors = {int(name.removeprefix(LAYER)): v for name, v in read.items()}
+        if {f"{LAYER}{n}" for n in vectors} != set(read) or any(v.ndim != 1 for v in read.values()):
+            raise ValueError(f"{format_keys(tensors)} are not vectors named '{LAYER}<number>'")
+        return cls(vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +193,9 @@ class SystemPrompt(Intervention):
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "SystemPrompt":
-        return cls(texts[TEXT])
+        if not isinstance(text := texts.get(TEXT), str):
+            raise ValueError(f"its {TEXT} is {quoted(text)}, not a text")
+        return cls(text)
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -201,6 +206,7 @@ class Combined(Intervention):
     """
 
     parts: tuple[Intervention, ...]
+    kind: ClassVar = "combined"  # in files
 
     def __init__(self, first: Intervention, *others: Intervention) -> None:
         flat = [p.parts if isinstance(p, Combined) else (p,) for p in (first, *others)]
@@ -237,15 +243,7 @@ class Combined(Intervention):
         return {f"{i}/{name}": w for i, tensors in numbered for name, w in tensors.items()}
 
     def texts(self) -> dict[str, str]:
-        return {KIND: "combined", "parts": json.dumps([p.texts() for p in self.parts])}
-
-    @classmethod
-    def restored(cls, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> "Combined":
-        def part(i: int, own: Mapping[str, str]) -> Intervention:
-            names = [name for name in tensors if name.startswith(f"{i}/")]
-            return _restored(from_halves({n.removeprefix(f"{i}/"): tensors[n] for n in names}), own)
-
-        return cls(*(part(i, own) for i, own in enumerate(json.loads(texts["parts"]))))
+        return {KIND: self.kind, "parts": json.dumps([p.texts() for p in self.parts])}
 
 
 METHODS: dict[str, type[Intervention]] = {
@@ -260,8 +258,10 @@ def applied(
 ) -> Iterator[PreTrainedModel]:
     """The model so changed inside the block, as it was after it.
 
-    A system turn is a matter of the prompt. Raises ValueError for what does not fit the model.
+    A system turn is a matter of the prompt. Raises ValueError for what does not fit the model and
+    for an alpha that is no finite number.
     """
+    alpha = number(alpha, "applied: alpha")
     delta, edits = intervention.delta(), intervention.edits()
     with ExitStack() as stack:
         if delta:
@@ -270,25 +270,3 @@ def applied(
             hooks = {layer: partial(edit, alpha=alpha) for layer, edit in edits.items()}
             stack.enter_context(hooked(model, hooks))
         yield model
-
-
-def load_intervention(path: str | Path) -> tuple[Intervention, dict[str, str]]:
-    """(the intervention, its header) in a file of `save`, bit by bit.
-
-    Raises ValueError for what is no such file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            texts, empty = dict(file.metadata() or {}), not file.keys()
-        tensors = {} if empty else load_delta(path)
-        intervention = _restored(tensors, texts)
-    except (OSError, SafetensorError, LookupError, ValueError) as error:
-        raise ValueError(
-            f"load_intervention: {str(path)!r} holds no intervention ({error!r}); save it again"
-        ) from error
-    texts.pop(FACTORED, None)
-    return intervention, {k: v for k, v in texts.items() if k not in intervention.texts()}
-
-
-def _restored(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Intervention:
-    return (METHODS | {"combined": Combined})[texts[KIND]].restored(tensors, texts)

@@ -111,7 +111,7 @@ def touched_parameters(model: nn.Module, d: Mapping[str, Tensor]) -> dict[str, n
     """The model's parameters that d changes, by name.
 
     Raises ValueError for an empty d, entries that are not float32 or float64, names that the model
-    does not have, other shapes, weights without floating numbers, and two names of one (tied) weight.
+    does not have, other shapes, weights that are no floats, and two names of one (tied) weight.
     """
     if not d:
         raise ValueError("steered: the delta is empty; give at least one weight change")
@@ -120,8 +120,8 @@ def touched_parameters(model: nn.Module, d: Mapping[str, Tensor]) -> dict[str, n
     unknown = [name for name, p in touched.items() if p is None]
     if unknown:
         raise ValueError(
-            f"steered: {format_keys(unknown)} of the delta are not parameters of the model; take the"
-            " delta from an adapter trained on this model"
+            f"steered: {format_keys(unknown)} of the delta are not parameters of the model; take"
+            " the delta from an adapter trained on this model"
         )
     params = {name: p for name, p in touched.items() if p is not None}
     for name, p in params.items():
