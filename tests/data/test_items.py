@@ -124,7 +124,9 @@ def test_labels_may_be_written_as_floats(tmp_path):
     rows += [DILEMMA | {"honesty_label": -1.0, "action_type": "not_to_do"}]
     found = load_dilemmas(jsonl(tmp_path / "d.jsonl", *rows))
     assert [i.label for i in found] == [1, -1] and type(found[0].label) is int
-    with pytest.raises(ValueError, match=r"'honesty_label' in line 1 of .* must be \+1 or -1, got 0.5"):
+    with pytest.raises(
+        ValueError, match=r"'honesty_label' in line 1 of .* must be \+1 or -1, got 0.5"
+    ):
         load_dilemmas(jsonl(tmp_path / "d.jsonl", rows[0] | {"honesty_label": 0.5}))
 
 
