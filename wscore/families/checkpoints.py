@@ -14,6 +14,8 @@ from wscore.files import reason
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PREFIX = "base_model.model."
+CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
+"""initialisations on a changed base that PEFT can take back as it saves"""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -31,6 +33,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
         f"the config has {values}, which may change the base weights in ways that the checkpoint "
         "does not keep; let PEFT convert it to a plain LoRA when it is saved: "
         "save_pretrained(..., path_initial_model_for_weight_conversion=<the initial adapter>)"
+        if str(config.get("init_lora_weights")).startswith(CONVERTIBLE)
+        else f"the config has {values}, and its base is no longer the original; merge it with PEFT "
+        "and read the two models"
         if kind == "LORA"
         else f"the config has {values}, which is no change of linear weights; train without it"
     )
@@ -70,6 +75,28 @@ def by_module(
     return modules
 
 
+def without_copies(
+    adapter: Mapping[str, Tensor], config: Mapping[str, Any], base: Base
+) -> dict[str, Tensor]:
+    """The adapter without the base's own tensors, which PEFT saves of embeddings and heads.
+
+    Raises ValueError for one that differs from the base's.
+    """
+    saved, names, rest = {*saved_names(config, base)}, set(base), {}
+    for key, tensor in adapter.items():
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+        if name not in names or name in saved:
+            rest[key] = tensor
+        else:
+            W = base[name]
+            check(
+                tensor.shape == W.shape and torch.equal(tensor.to(W), W),
+                f"{reason(key)} is saved beside the adapter and differs from the base's; give the "
+                "base that it was trained on, or name the module in modules_to_save",
+            )
+    return rest
+
+
 def check_tensors(adapter: Mapping[str, Tensor]) -> None:
     """Raises ValueError for a key that is there twice, and for values that are no finite floats."""
     twice = [key for key in adapter if f"{PREFIX}{key}" in adapter]
@@ -97,6 +124,7 @@ def targets(
     """
     family = family_of(config)
     config = read_fields(config)
+    adapter = without_copies(adapter, config, base)
     modules = by_module(adapter, family, set(base), {*saved_names(config, base)})
     check_targets(config, modules)
     layouts = Layouts(family, config)

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from wscore.families.checkpoints import PREFIX
+from wscore.families.checkpoints import PREFIX, family_of
 from wscore.files import read_json, reason, refusing
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -22,6 +22,7 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     folder, config = Path(path), read_config(path)
     tensors = _read_tensors(folder / WEIGHTS)
+    family_of(config)  # other families keep tensors elsewhere
     ignored = [k for k in tensors if not k.startswith(PREFIX) or k.endswith("_init.weight")]
     if ignored:
         raise ValueError(
