@@ -1,4 +1,4 @@
-"""Adapter folders of ten kinds: fields, records, tensors and bytes damaged.
+"""Adapter folders of twelve kinds: fields, records, tensors and bytes damaged.
 
 Accepted is right where it is what PEFT's own merge of the same folder changes, in float64.
 """
@@ -30,15 +30,16 @@ PATTERN = r".*layers\.(0|1)\.(self_attn|mlp)\.(q_proj|v_proj|down_proj)"
 
 
 def _configs() -> dict[str, Any]:
-    lora = dict(r=4, lora_alpha=6, task_type="CAUSAL_LM")
-    some = dict(target_modules=PATTERN)
-    every = dict(target_modules=LIST)
-    narrow = dict(target_modules=LIST, layers_to_transform=[0], layers_pattern="layers")
-    exact = dict(oft_block_size=8, use_cayley_neumann=False)
+    lora: Any = dict(r=4, lora_alpha=6, task_type="CAUSAL_LM")
+    some: Any = dict(target_modules=PATTERN)
+    every: Any = dict(target_modules=LIST)
+    narrow: Any = dict(target_modules=LIST, layers_to_transform=[0], layers_pattern="layers")
+    exact: Any = dict(oft_block_size=8, use_cayley_neumann=False)
     return {
         "lora": peft.LoraConfig(**lora, **some, rank_pattern={"q_proj": 3}),
         "rslora": peft.LoraConfig(**lora, **narrow, use_rslora=True),
         "saved": peft.LoraConfig(**lora, **every, modules_to_save=["embed_tokens", "lm_head"]),
+        "head": peft.LoraConfig(**lora, target_modules=["lm_head", "q_proj"]),
         "dora": peft.LoraConfig(**lora, **some, use_dora=True),
         "pissa": peft.LoraConfig(**lora, **some, init_lora_weights="pissa"),
         "delora": peft.DeloraConfig(r=4, **every, exclude_modules=["layers.1.mlp.down_proj"]),
@@ -51,7 +52,7 @@ def _configs() -> dict[str, Any]:
 
 
 class Prepared(NamedTuple):
-    """The undamaged adapters, what they were made on, and the same with tied weights."""
+    """The undamaged adapters, and what they were made on."""
 
     model: Any
     base: Mapping[str, Tensor]
@@ -60,7 +61,7 @@ class Prepared(NamedTuple):
 
 def prepare(folder: Path) -> Prepared:
     peft.tuners.boft.layer.get_fbd_cuda = lambda: None  # it would try to compile
-    sizes = dict(vocab_size=64, num_hidden_layers=2, hidden_size=32, intermediate_size=48)
+    sizes: Any = dict(vocab_size=64, num_hidden_layers=2, hidden_size=32, intermediate_size=48)
     model = tiny_qwen3(**sizes, head_dim=8, tie_word_embeddings=False)
     folders = {name: _made(model, config, folder / name) for name, config in _configs().items()}
     base = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -72,9 +73,8 @@ def _made(model: Any, config: Any, path: Path) -> Path:
     generator = torch.Generator().manual_seed(3)
     wrapped = peft.get_peft_model(copy.deepcopy(model), config)
     pissa = getattr(config, "init_lora_weights", None) == "pissa"
-    if pissa:
-        named = ((k, p) for k, p in wrapped.named_parameters() if ".lora_" in k)
-        first = {k.replace(".default.", "_init."): p.detach().clone() for k, p in named}
+    named = ((k, p) for k, p in wrapped.named_parameters() if ".lora_" in k)
+    first = {k.replace(".default.", "_init."): p.detach().clone() for k, p in named}
     with torch.no_grad():
         for name, p in wrapped.named_parameters():
             if p.requires_grad:
@@ -238,8 +238,10 @@ def _renamed(rng: random.Random, tensors: dict[str, Tensor], key: str, t: Tensor
     old, new = rng.choice([
         ("layers.0", "layers.1"), ("layers.1", "layers.0"), ("q_proj", "k_proj"), ("mlp", "MLP"),
         ("q_proj", "v_proj"), ("base_model.model.", ""), ("lora_A", "lora_B"), (".weight", ""),
-        ("base_model.model.", "base_model."), ("lora_A", "lora_A.default"), ("layers.0", "layers.9"),
-        ("model.layers", "model.language_model.layers"), ("_init", ""), ("lora_", "lora_embedding_"),
+        ("base_model.model.", "base_model."), ("lora_A", "lora_A.default"),
+        ("layers.0", "layers.9"),
+        ("model.layers", "model.language_model.layers"), ("_init", ""),
+        ("lora_", "lora_embedding_"),
         ("lm_head", "lm_head.modules_to_save"), ("lora_A.weight", "lora_A_init.weight"),
     ])  # fmt: skip
     new_key = key.replace(old, new)

@@ -9,7 +9,7 @@ from torch import Tensor
 from wscore.families.base import FAMILIES, Base, Family, Target, check, refuse, setting, shown
 from wscore.families.fields import read_fields
 from wscore.families.modules import check_targets, check_untied
-from wscore.families.saved import saved_names
+from wscore.families.saved import base_copies, saved_names
 from wscore.files import reason
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -42,13 +42,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def by_module(
-    adapter: Mapping[str, Tensor], family: Family, names: set[str], saved: Collection[str] = ()
+    adapter: Mapping[str, Tensor], family: Family, names: set[str], whole: Collection[str] = ()
 ) -> dict[str, dict[str, Tensor]]:
     """{module: {suffix: tensor}}: every adapter key has its place, every module is in `names`.
 
-    `saved` names the parameters that the checkpoint holds whole, which are left out.
+    `whole` names the keys, without prefix, of weights that the checkpoint holds whole: left out.
     """
-    check_tensors(adapter)
     modules: dict[str, dict[str, Tensor]] = {}
     unread = []
     for key, tensor in adapter.items():
@@ -56,7 +55,7 @@ def by_module(
         suffix = next((x for x in family.tensors if name.endswith(f".{x}")), None)
         if suffix is not None:
             modules.setdefault(name.removesuffix(f".{suffix}"), {})[suffix] = tensor
-        elif name not in saved:
+        elif name not in whole:
             unread.append(key)
     check(
         not unread,
@@ -73,28 +72,6 @@ def by_module(
         "state_dict()",
     )
     return modules
-
-
-def without_copies(
-    adapter: Mapping[str, Tensor], config: Mapping[str, Any], base: Base
-) -> dict[str, Tensor]:
-    """The adapter without the base's own tensors, which PEFT saves of embeddings and heads.
-
-    Raises ValueError for one that differs from the base's.
-    """
-    saved, names, rest = {*saved_names(config, base)}, set(base), {}
-    for key, tensor in adapter.items():
-        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-        if name not in names or name in saved:
-            rest[key] = tensor
-        else:
-            W = base[name]
-            check(
-                tensor.shape == W.shape and torch.equal(tensor.to(W), W),
-                f"{reason(key)} is saved beside the adapter and differs from the base's; give the "
-                "base that it was trained on, or name the module in modules_to_save",
-            )
-    return rest
 
 
 def check_tensors(adapter: Mapping[str, Tensor]) -> None:
@@ -124,8 +101,9 @@ def targets(
     """
     family = family_of(config)
     config = read_fields(config)
-    adapter = without_copies(adapter, config, base)
-    modules = by_module(adapter, family, set(base), {*saved_names(config, base)})
+    check_tensors(adapter)
+    whole = {*saved_names(config, base), *base_copies(adapter, config, base)}
+    modules = by_module(adapter, family, set(base), whole)
     check_targets(config, modules)
     layouts = Layouts(family, config)
     for module, stored in modules.items():

@@ -71,8 +71,8 @@ def merge_adapter_factored(
     """`merge_adapter` of a family that has factors, kept as fp32 factors of rank r (pissa 2 r).
 
     Its entries are those of `merge_adapter` within 1e-6 of their norm, which is what rounding the
-    factors instead of the product costs. Raises ValueError for what changes at full rank: other families,
-    and whole modules in modules_to_save.
+    factors instead of the product costs. Raises ValueError for what changes at full rank: other
+    families, and whole modules in modules_to_save.
     """
     rule, factors = family_of(config), {}
     if rule.factors is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wscore.families.base import Base, check, shown
 from wscore.families.modules import check_untied
+from wscore.files import reason
 
 
 def saves(config: Mapping[str, Any]) -> bool:
@@ -48,3 +49,28 @@ def saved_changes(
         )
         check_untied(name, base)
         yield name, saved.to(weight.device, torch.float64) - weight.to(torch.float64)
+
+
+def base_copies(
+    adapter: Mapping[str, Tensor], config: Mapping[str, Any], base: Base
+) -> dict[str, str]:
+    """{key without its prefix: parameter} of the base's own weights that a checkpoint repeats.
+
+    PEFT adds them where embeddings are targets or the vocabulary was resized, and puts them in the
+    base's place; ValueError where they are not what is there.
+    """
+    saved = {*saved_names(config, base)}
+    copies = {}
+    for key, tensor in adapter.items():
+        name = key.removeprefix("base_model.model.")
+        parameter = name.replace(".base_layer.", ".")
+        if parameter in base and name not in saved:
+            weight, copies[name] = base[parameter], parameter
+            check(
+                tensor.shape == weight.shape
+                and torch.equal(tensor.to(weight.device, weight.dtype), weight),
+                f"{reason(key)} would take the place of the base's {parameter!r}, whose values or "
+                "size are others; give the base that it was trained on, or name the module in "
+                "modules_to_save",
+            )
+    return copies
