@@ -91,7 +91,7 @@ def naming(name: str) -> Iterator[None]:
     """Refusals of one entry's numbers say which entry it is."""
     try:
         yield
-    except (ValueError, torch.linalg.LinAlgError) as error:
+    except (ValueError, torch.linalg.LinAlgError) as error:  # pyright: ignore[reportPrivateImportUsage]
         said = str(error) if type(error) is ValueError else f"svd failed ({reason(error)})"
         raise ValueError(said if quoted(name) in said else f"{said} ({quoted(name)})") from error
 

@@ -1,4 +1,4 @@
-"""Makes tests/compat/adapters: small adapters by every minor version of PEFT from 0.6 on.
+"""Makes tests/compat/adapters.tar.xz: small adapters by every minor version of PEFT from 0.6 on.
 
     python tests/compat/make.py                     # all versions, some ten minutes
     python tests/compat/make.py --versions 0.12.0   # this one only
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ADAPTERS = HERE / "adapters"
+ADAPTERS = HERE / "adapters.tar.xz"
 TORCH = "2.13.0"
 OLDEST = ["transformers==4.36.2", "accelerate==0.25.0"]
 MIDDLE = ["transformers==4.47.1", "accelerate==1.2.1"]
@@ -41,19 +41,22 @@ def install(python: Path, *requirements: str) -> None:
 
 
 def make(versions: list[str]) -> None:
-    """adapters/<version>/<case> of each version, written anew."""
+    """The folders <version>/<case> of these versions in the archive, written anew."""
     with tempfile.TemporaryDirectory() as folder:
         run(sys.executable, "-m", "venv", folder)
         python = Path(folder) / "bin" / "python"
         install(python, f"torch=={TORCH}", "numpy", "safetensors")
-        installed = None
+        cases, installed = Path(folder) / "cases", None
+        if ADAPTERS.is_file():
+            shutil.unpack_archive(ADAPTERS, cases, filter="data")
         for version in versions:
             if installed != BESIDE[version]:
                 install(python, *BESIDE[version])
                 installed = BESIDE[version]
             install(python, "--no-deps", f"peft=={version}")
-            shutil.rmtree(ADAPTERS / version, ignore_errors=True)
-            run(python, "-W", "ignore", HERE / "write.py", ADAPTERS / version)
+            shutil.rmtree(cases / version, ignore_errors=True)
+            run(python, "-W", "ignore", HERE / "write.py", cases / version)
+        shutil.make_archive(str(ADAPTERS).removesuffix(".tar.xz"), "xztar", cases)
 
 
 if __name__ == "__main__":

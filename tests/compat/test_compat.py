@@ -3,6 +3,7 @@
 The oracle is that version's own float64 merge, kept beside each adapter.
 """
 
+import shutil
 from pathlib import Path
 
 import peft.tuners.boft.layer as peft_boft
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from wscore import merge_adapter
 from wsrun.adapters.extract import adapter_delta, read_adapter
 
-ADAPTERS = Path(__file__).parent / "adapters"
+ADAPTERS = Path(__file__).parent / "adapters.tar.xz"
 VERSIONS = """0.6.2 0.7.1 0.8.2 0.9.0 0.10.0 0.11.1 0.12.0 0.13.2 0.14.0 0.15.2 0.16.0 0.17.1
     0.18.1 0.19.1 0.20.0 0.21.2""".split()
 SINCE = {
@@ -56,8 +57,16 @@ VERIFIED = sorted({(v, case) for of in (OLDEST, NEWEST) for case, v in of.items(
 
 
 @pytest.fixture(scope="module")
-def base():
-    return load_file(ADAPTERS / "base.safetensors")
+def adapters(tmp_path_factory):
+    """The folders version/case of the archive."""
+    folder = tmp_path_factory.mktemp("adapters")
+    shutil.unpack_archive(ADAPTERS, folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(adapters):
+    return load_file(adapters / "base.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +89,15 @@ def no_extension(monkeypatch):
     monkeypatch.setattr(peft_boft, "get_fbd_cuda", lambda: None)
 
 
-def test_what_was_written():
+def test_what_was_written(adapters):
     """The folders are those of the table: every version wrote each case that it knows."""
-    assert {(path.parent.name, path.name) for path in ADAPTERS.glob("*/*/")} == set(ALL)
+    assert {(path.parent.name, path.name) for path in adapters.glob("*/*/")} == set(ALL)
 
 
 @pytest.mark.parametrize("version, case", ALL)
-def test_read_as_it_was_merged(base, version, case):
+def test_read_as_it_was_merged(adapters, base, version, case):
     """merge_adapter(adapter, config, W) = that PEFT's merge - W, or it is refused by name."""
-    folder, name = ADAPTERS / version / case, named(version, case)
+    folder, name = adapters / version / case, named(version, case)
     if name:
         with pytest.raises(ValueError, match=name):
             merge_adapter(*read_adapter(folder), base)
@@ -97,10 +106,10 @@ def test_read_as_it_was_merged(base, version, case):
 
 
 @pytest.mark.parametrize("version, case", [pair for pair in VERIFIED if "conv1d" not in pair[1]])
-def test_verified_on_a_model(model, version, case):
+def test_verified_on_a_model(adapters, model, version, case):
     """adapter_delta(model, folder), which runs today's PEFT, has nothing against the oldest and the
     newest of each case, and gives the same"""
-    folder = ADAPTERS / version / case
+    folder = adapters / version / case
     check(adapter_delta(model, folder), folder)
 
 

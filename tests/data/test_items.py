@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections import Counter
+from datetime import date
+from decimal import Decimal
 
 import polars as pl
 import pytest
@@ -17,7 +19,7 @@ from wsrun.data.items import (
     read_dilemmas,
     with_system,
 )
-from wsrun.data.pairs import load_questions
+from wsrun.data.pairs import load_pairs, load_questions
 from wsrun.data.personas import load_personas, persona_names
 from wsrun.models.chat import user
 
@@ -181,3 +183,73 @@ def test_a_system_turn_joins_the_one_that_is_there():
     assert with_system(item, "No jokes.").turns == user("Is it so?", "No jokes.\n\nYou lie.")
     bare = Item("a", "c", user("Is it so?"), 1)
     assert with_system(bare, "No jokes.").turns == user("Is it so?", "No jokes.")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"split": 3}, "'split' in line 2"),
+        ({"split": ["test"]}, "'split' in line 2"),
+        ({"item": ["a"]}, "'item' in line 2"),
+        ({"cluster": {"a": 1}}, "'cluster' in line 2"),
+        ({"item": True}, "'item' in line 2"),
+        ({"item": float("nan")}, "'item' in line 2"),
+        ({"prompt": 7}, "'prompt' in line 2"),
+        ({"prompt": ""}, "an empty text"),
+        ({"prompt": None}, "'prompt' is empty in line 2"),
+        ({"prompt": "x" * 1_000_001}, "1000001 letters"),
+        ({"prompt": "\ud800"}, "lone surrogate"),
+        ({"label": True}, "'label' in line 2 .* got True"),
+        ({"label": "1"}, "'label' in line 2"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_line(change, words, tmp_path):
+    """one sentence with file, column and line, whatever a value is, of a bounded length"""
+    path = jsonl(tmp_path / "c.jsonl", CLAIM, CLAIM | {"item": "b"} | change)
+    with pytest.raises(ValueError, match=rf"(?s){words}.*") as error:
+        load_claims(path, "test")
+    message = str(error.value)
+    assert "c.jsonl" in message and message.isprintable() and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.Series("item", [["a"]]),
+        pl.Series("split", [1]),
+        pl.Series("prompt", [b"x"]),
+        pl.Series("prompt", [{"a": 1}]),
+        pl.Series("cluster", [date(2020, 1, 1)]),
+        pl.Series("label", [True]),
+        pl.Series("label", [Decimal("1")]),
+        pl.Series("label", [None]),
+    ],
+    ids=lambda s: f"{s.name} {s.dtype}",
+)
+def test_a_parquet_column_of_another_type_is_named_with_its_row(column, tmp_path):
+    """the same of parquet; categorical texts are texts"""
+    path = tmp_path / "c.parquet"
+    table = pl.DataFrame([CLAIM])
+    table.with_columns(pl.col("split").cast(pl.Categorical)).write_parquet(path)
+    assert [i.id for i in load_claims(path, "test")] == ["a"]
+    table.with_columns(column).write_parquet(path)
+    with pytest.raises(ValueError, match=f"{column.name!r} .*row 1 of .*c.parquet"):
+        load_claims(path, "test")
+
+
+def test_files_that_would_fill_the_memory(tmp_path):
+    """a few KB of parquet that say they are gigabytes, of rows or of one text: refused by size"""
+    path = tmp_path / "c.parquet"
+    pl.select(prompt=pl.repeat("x", 20_000_000)).write_parquet(path)
+    assert path.stat().st_size < 10**6
+    with pytest.raises(ValueError, match="c.parquet.* holds 20000000 values"):
+        load_claims(path)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    """a file that is not UTF-8: the byte and the line, never the file's content"""
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b"x" * 10**6 + b"\n\xff")
+    for read in (load_claims, lambda p: load_questions(p, "test"), load_pairs):
+        with pytest.raises(ValueError, match="c.jsonl' is not UTF-8 text at byte 1000001, line 2"):
+            read(path)

@@ -1,7 +1,7 @@
 """A disk that is full at any write of a script: one sentence, exit code 1, old files whole.
 
 The kernel refuses writes above RLIMIT_FSIZE, which is set from one write on. The test takes a few
-writes of each script; `python tests/experiments/test_disk_full.py <empty folder>` takes all of them.
+writes of each script, `python tests/experiments/test_disk_full.py <empty folder>` all of them.
 """
 
 from wsrun.script import guarded

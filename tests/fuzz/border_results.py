@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tests.fuzz.cases import Border, Case, damaged_bytes, damaged_value, odd_value
 from wscore.files import write_whole
-from wscore.seal import seal
+from wscore.sealed_json import seal
 from wsrun.data.pairs import Pair
 from wsrun.data.pairs_cache import GeneratedPairs, _read, _write
 from wsrun.lenses.planting import SETTINGS, complete, record

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from tests.conftest import ORGANISM, bits, experiment, same_bits
 from wscore import Band, Verdict, crop, drop, inner, keep, norm, site, svd
-from wscore.seal import seal
+from wscore.sealed_json import seal
 from wsrun.adapters.configs import FAMILIES, Recipe
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.train import train_adapter

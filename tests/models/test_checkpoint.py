@@ -125,6 +125,7 @@ def test_tensors_that_are_not_the_model_s_are_refused(folder, damage, names):
         ({"num_hidden_layers": 1, "layer_types": None}, "no place for.*layers.1"),
         ({"tie_word_embeddings": False}, "lack parameters.*lm_head.weight"),
         ({"model_type": "llama"}, "no place for.*q_norm"),
+        ({"model_type": "t5"}, "model_type 't5', which is no causal language model"),
         ({"num_hidden_layers": 10**9, "layer_types": None}, "num_hidden_layers .*1000000000"),
         ({"num_labels": 10**9}, "num_labels .*1000000000"),
         ({"vocab_size": 10**10}, r"embed_tokens.*\(768, 16\).*\(10000000000, 16\)"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -164,3 +165,51 @@ def test_sentences_in_a_pipe_are_not_broken():
     code = "from wsrun.report.console import console; console.print('word ' * 60)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "not enough memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "not enough memory",
+        ),
+        (OSError(28, "No space left on device", "x/y"), "'x/y' cannot be written (No space left"),
+        (ValueError("a\x1b[31m\nb" + "c" * 5000), "error: a?[31m b"),
+    ],
+)
+def test_what_is_expected_to_fail_is_a_sentence(error, words, capsys, monkeypatch):
+    """too little memory, a full disk, a message of many lines: one line, exit code 1"""
+
+    def main(cfg) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as end:
+        guarded(main, NoOptions)
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and words in said and said.count("\n") == 1 and len(said) < 1100
+
+
+@dataclass
+class Odd:
+    """Options of every kind."""
+
+    out: Path = Path("x")
+    alphas: tuple[float, ...] = (1.0,)
+    behaviour: str = "x"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--out", "\udcff"), ("--alphas", "nan"), ("--alphas", "1", "1"), ("--behaviour", "\x1b"),
+     ("--out", "a" * 300)],
+)  # fmt: skip
+def test_values_that_no_option_can_have(flags, capsys, monkeypatch):
+    """not UTF-8, not finite, twice, not printable, no name of a file: refused by option"""
+    monkeypatch.setattr(sys, "argv", ["script", *flags])
+    with pytest.raises(SystemExit) as end:
+        guarded(lambda cfg: None, Odd)
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and said.startswith(f"error: {flags[0]} ") and len(said) < 300

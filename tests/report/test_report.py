@@ -166,3 +166,31 @@ def test_a_folder_that_cannot_be_written(made, tmp_path):
     with pytest.raises(ValueError, match="cannot be written"):
         run(made[0], tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.drop("dataset"), "lacks the column 'dataset'"),
+        (lambda t: t.with_columns(alpha=pl.lit("x")), "column 'alpha' .* is String"),
+        (lambda t: t.with_columns(variant=pl.lit(b"x")), "column 'variant' .* is Binary"),
+        (lambda t: t.with_columns(margin=pl.lit(float("nan"))), "'margin' .* NaN or infinity"),
+        (lambda t: t.with_columns(model=pl.lit(None, pl.String)), "'model' .* empty values"),
+        (lambda t: t.head(0), "has no lines"),
+    ],
+)
+def test_foreign_rows_are_refused_by_column(change, words, tmp_path):
+    """a rows table of other columns, types or values: one sentence with file and column"""
+    save(tmp_path, "t1_activation", WEIGHTS | VECTORS)
+    path = tmp_path / "t1_activation.rows.parquet"
+    change(pl.read_parquet(path)).write_parquet(path)
+    with pytest.raises(ValueError, match=words) as error:
+        run(tmp_path, tmp_path / "out")
+    assert path.name in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_names_of_folders_are_no_markup(tmp_path, capsys):
+    """--out 'a[/x]' works, and is printed as it is"""
+    save(tmp_path, "t1_activation", WEIGHTS | VECTORS)
+    run(tmp_path, tmp_path / "a[/x]" / ":smile:")
+    assert "a[/x]/:smile:/report.md" in capsys.readouterr().out

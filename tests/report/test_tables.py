@@ -1,6 +1,7 @@
 """Tables: whole or not at all, with provenance inside."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -79,3 +80,27 @@ def test_refusals(tmp_path):
         read_table(tmp_path / "file")
     check_writable(tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_damage_is_found(tmp_path):
+    """any bit that changes what a table says, or its provenance, is found by its sha256"""
+    table = pl.DataFrame({"a": [1.5, None] * 50, "b": ["x", None] * 50, "c": [True, False] * 50})
+    raw = write_table(table, tmp_path / "t.parquet", {"argv": ["x"]}).read_bytes()
+    rng, found = random.Random(0), 0
+    for _ in range(300):
+        changed = bytearray(raw)
+        changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        (tmp_path / "t.parquet").write_bytes(changed)
+        try:
+            assert read_table(tmp_path / "t.parquet")[0].equals(table)
+        except ValueError as error:
+            found += "t.parquet" in str(error)
+    assert found > 100
+
+
+@pytest.mark.parametrize("meta", ["x", "[]", "null", '{"argv": 3}', '{"config": []}', "[" * 9999])
+def test_odd_provenance_is_refused(meta, tmp_path):
+    """metadata of a foreign file that are no JSON object, or whose argv and config are odd"""
+    TABLE.write_parquet(tmp_path / "t.parquet", metadata={"wscore": meta})
+    with pytest.raises(ValueError, match="provenance of .*t.parquet"):
+        read_table(tmp_path / "t.parquet")

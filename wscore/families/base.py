@@ -118,6 +118,10 @@ def register(family: Family) -> Family:
     return family
 
 
+SINCE_0_15 = {"peft_version", "trainable_token_indices"}
+"""fields that no PEFT before 0.15 writes; in those a | of a pattern had no brackets around it"""
+
+
 def check(ok: bool, message: str) -> None:
     if not ok:
         refuse(message)
@@ -134,9 +138,16 @@ def shown(value: Any, letters: int = 80) -> str:
 
 def setting(config: Mapping[str, Any], name: str, patterns: str = "", module: str = "") -> Any:
     """A config field; as in PEFT, the first pattern that ends the module's name overrides it."""
-    for pattern, value in (config.get(patterns) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+    values = config.get(patterns) or {}
+    fits = (value for key, value in values.items() if re.match(rf"(.*\.)?({key})$", module))
+    found = next(fits, config.get(name))
     message = f"the config has no {name!r}, only {shown(sorted(map(str, config)))}"
-    check(config.get(name) is not None, f"{message}; pass the whole adapter_config.json")
-    return config[name]
+    check(found is not None, f"{message}; pass the whole adapter_config.json")
+    if values and not SINCE_0_15 & config.keys():
+        old = (value for key, value in values.items() if re.match(rf".*\.{key}$", module))
+        check(
+            next(old, values.get(module, config.get(name))) == found,
+            f"{patterns} {shown(values)} gives {module} another {name} in PEFT before 0.15, and "
+            "the config does not tell which PEFT wrote it; give one pattern for each module",
+        )
+    return found

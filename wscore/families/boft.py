@@ -53,9 +53,23 @@ def _delta(t: Target) -> Weight:
         f"{t.module}.boft_R has {n} factors, and the config has boft_n_butterfly_factor "
         f"{config.get('boft_n_butterfly_factor')}; save the adapter again",
     )
+    _check_order(t, n, b)
     n = min(n, (k & -k).bit_length() if b % 2 == 0 else 1)  # factor i spans 2^i blocks
     theta = t.take("boft_R", n, k, b, b)
     return boft_delta(theta, t.take("boft_s", t.weight.shape[0], 1), t.weight)
+
+
+def _check_order(t: Target, n: int, b: int) -> None:
+    """PEFT before 0.13 stores its permutations, which must be those of `butterfly`."""
+    if "boft_P" not in t.tensors:
+        return
+    d_in = t.weight.shape[1]
+    eye, stored = torch.eye(d_in), t.take("boft_P", n, d_in, d_in).cpu()
+    ours = [eye[:, butterfly(d_in, b, level).argsort()] for level in range(n)]
+    check(
+        all(torch.equal(P.float(), order) for P, order in zip(stored, ours, strict=True)),
+        f"{t.module}.boft_P is another order of inputs than PEFT's; train the adapter again",
+    )
 
 
 def boft_block(stored: Mapping[str, Tensor]) -> int:
@@ -69,7 +83,7 @@ register(
         "boft",
         "BOFT",
         "orthogonal",
-        ("boft_R", "boft_s"),
+        ("boft_R", "boft_s", "boft_P"),
         delta=_delta,
         coordinates=rotation_coordinates(boft_block),
     )

@@ -14,6 +14,8 @@ from wscore.files import reason
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PREFIX = "base_model.model."
+CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")
+"""initialisations on a changed base that PEFT can take back as it saves"""
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -31,6 +33,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
         f"the config has {values}, which may change the base weights in ways that the checkpoint "
         "does not keep; let PEFT convert it to a plain LoRA when it is saved: "
         "save_pretrained(..., path_initial_model_for_weight_conversion=<the initial adapter>)"
+        if str(config.get("init_lora_weights")).startswith(CONVERTIBLE)
+        else f"the config has {values}, and its base is no longer the original; merge it with PEFT "
+        "and read the two models"
         if kind == "LORA"
         else f"the config has {values}, which is no change of linear weights; train without it"
     )

@@ -187,6 +187,10 @@ def read_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = config.get("peft_type")
     check(kind is not None, f"the config has no 'peft_type', only {shown(sorted(config))}; pass "
           "the whole adapter_config.json")  # fmt: skip
+    # config.to_dict() of PEFT itself holds enums and sets
+    kind = getattr(kind, "value", kind)
+    config = {n: list(v) if isinstance(v, set | tuple) else v for n, v in config.items()}
+    config |= {"peft_type": kind}
     known = COMMON | (LAYERS if kind != "IA3" else {}) | FIELDS.get(str(kind), {})
     read = {name: _numbers(name, value) for name, value in config.items()}
     for name, value in read.items():

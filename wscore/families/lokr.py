@@ -11,6 +11,9 @@ from torch import Tensor
 
 from wscore.families.base import Family, Target, Weight, check, register
 
+SINCE_0_14 = {"peft_version", "rank_dropout_scale"}
+"""fields that no PEFT before 0.14 writes"""
+
 
 def lokr_delta(C: Float[Tensor, "a c"], D: Float[Tensor, "b d"], scale: float) -> Weight:
     """dW = s C (x) D, blocks s C_ij D, a b = d_out, c d = d_in, with s = alpha / r."""
@@ -20,6 +23,11 @@ def lokr_delta(C: Float[Tensor, "a c"], D: Float[Tensor, "b d"], scale: float) -
 def _delta(t: Target) -> Weight:
     """The split of d_out and d_in is the tensors' own, which must be PEFT's for this config."""
     r, alpha = t.setting("r", "rank_pattern"), t.setting("alpha", "alpha_pattern")
+    check(
+        alpha == r or bool(SINCE_0_14 & t.config.keys()),
+        f"the config is of PEFT before 0.14, whose LoKr did not multiply by alpha / r, here {alpha}"
+        f" / {r}; set alpha to r, and alpha_pattern to rank_pattern, if such a PEFT trained it",
+    )
     C, D = _matrix(t, "lokr_w1", r), _matrix(t, "lokr_w2", r)
     product = [x * y for x, y in zip(C.shape, D.shape, strict=True)]
     check(

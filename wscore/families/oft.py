@@ -41,6 +41,10 @@ def block_size(p: int) -> int:
 
 def _delta(t: Target) -> Weight:
     """The block size is the tensor's own: PEFT may have rounded the configured one."""
+    check(
+        "oft_r" not in t.tensors,
+        f"{t.module} has oft_r of PEFT before 0.16, whose OFT had another formula; train it again",
+    )
     b = block_size(t.shape("oft_R.weight")[-1])
     _check_block(t, b)
     k = min(t.blocks(b), 1) if t.config.get("block_share") else t.blocks(b)
@@ -92,7 +96,7 @@ register(
         "oft",
         "OFT",
         "orthogonal",
-        ("oft_R.weight",),
+        ("oft_R.weight", "oft_r", "oft_s"),
         delta=_delta,
         coordinates=rotation_coordinates(oft_block),
     )

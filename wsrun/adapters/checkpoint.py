@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from wscore.families.base import FAMILIES
 from wscore.families.checkpoints import PREFIX
 from wscore.files import read_json, reason, refusing
 
@@ -23,7 +24,8 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     folder, config = Path(path), read_config(path)
     tensors = _read_tensors(folder / WEIGHTS)
     ignored = [k for k in tensors if not k.startswith(PREFIX) or k.endswith("_init.weight")]
-    if ignored:
+    known = any(f.peft_type == config.get("peft_type") for f in FAMILIES.values())
+    if ignored and known:  # a merge refuses what is of no family by its name
         raise ValueError(
             f"adapter: {str(folder / WEIGHTS)!r} has {len(ignored)} tensors that PEFT ignores, such"
             f" as {reason(repr(ignored[0]))}; save the adapter again with save_pretrained"

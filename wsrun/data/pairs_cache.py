@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore.files import read_json_lines, write_whole
-from wscore.seal import content_sha256, seal, unseal
+from wscore.sealed_json import content_sha256, seal, unseal
 from wsrun.data.pairs import NEW_TOKENS, Pair, example, make_pairs
 from wsrun.models.chat import render, user
 from wsrun.models.code import code_sha256, tokenizer_sha256

@@ -1,7 +1,7 @@
 """Parquet files: read whole and within bounds, or refused in one sentence."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,8 @@ def read_parquet(
     what = f"{str(path)!r} is not a readable parquet table"
     with refusing(what, remedy, OSError):
         raw = _bytes(path)
-    broken = (pyarrow.ArrowException, OSError, ValueError, KeyError, pl.exceptions.PolarsError)
+    broken = (pyarrow.ArrowException, OSError, ValueError, KeyError)
+    broken += (pl.exceptions.PolarsError, pl.exceptions.PanicException)
     with refusing(what, remedy, *broken):
         file = pyarrow.parquet.ParquetFile(BytesIO(raw))
         values, unpacked = _account(file.metadata)
@@ -45,9 +46,9 @@ def read_parquet(
             columns = [c for c in file.schema_arrow.names if wanted(c)]
             arrow = file.read(columns, use_threads=False)
             arrow.validate(full=True)
+            _texts(arrow.schema.metadata, *(f.metadata for f in arrow.schema))
             table: pl.DataFrame = pl.from_arrow(arrow)  # type: ignore[assignment]
-            beside = file.metadata.metadata or {}
-            return Parquet(table, {k.decode(): v.decode() for k, v in beside.items()})
+            return Parquet(table, _texts(file.metadata.metadata))
     raise ValueError(
         f"{str(path)!r} holds {values} values in {unpacked} bytes; at most {most} values in "
         f"{MOST_BYTES} bytes are read; split it"
@@ -59,6 +60,11 @@ def _bytes(path: str | Path) -> bytes:
     if (size := os.stat(path).st_size) > MOST_BYTES:
         raise ValueError(f"{str(path)!r} has {size} bytes, at most {MOST_BYTES} are read; split it")
     return Path(path).read_bytes()
+
+
+def _texts(*metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Metadata as texts; UnicodeDecodeError, a ValueError, for other bytes: polars panics there."""
+    return {k.decode(): v.decode() for each in metadata for k, v in (each or {}).items()}
 
 
 def _account(footer: Any) -> tuple[int, int]:

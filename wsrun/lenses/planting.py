@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from wscore import tensors_sha256
 from wscore.files import read_json
-from wscore.seal import seal, unseal
+from wscore.sealed_json import seal, unseal
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.folders import read_folder, replace_folder, settle
 from wsrun.lenses.plants import (

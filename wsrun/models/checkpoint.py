@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from wscore.entries import format_keys
@@ -42,6 +44,12 @@ def check_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict):
         raise ValueError(f"load_model: {str(path)!r} is no JSON object; {COPY_ANEW}")
+    kind = config.get("model_type")
+    if kind in [*CONFIG_MAPPING_NAMES] and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(  # transformers would say so after importing every architecture it has
+            f"load_model: {str(path)!r} is of model_type {kind!r}, which is no causal language "
+            "model; give one that continues a text"
+        )
     for key, value in _entries(config):
         if key.endswith(("attn_implementation", "experts_implementation")):
             _check_implementation(path, key, value)

@@ -104,7 +104,7 @@ def _checked(model: PreTrainedModel, variant: Variant) -> Held:
     """The variant's intervention with its change made; refused where it does not fit the model."""
     change = Held(variant.intervention)
     delta, edits = change.delta(), check_layers(model, change.edits())
-    if not (delta or edits or change.system()):
+    if not (delta or edits) and change.system() is None:
         raise ValueError(f"sweep: variant {variant.name!r} changes nothing; leave it out")
     if delta:
         touched_parameters(model, delta)

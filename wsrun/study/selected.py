@@ -13,13 +13,9 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from wscore import tensors_sha256
 from wscore.files import refusing
-from wscore.seal import SEAL, content_sha256
-from wscore.store import to_halves
 from wsrun.score.names import DW
 from wsrun.score.variants import Dose, Variant
-from wsrun.steer.interventions import Intervention
 from wsrun.steer.saved import load_intervention
 
 FOLDER = "selection"  # under the folder of the tables
@@ -101,8 +97,7 @@ def save_selected(
         header |= {"base": base, "validation": s.validation}
         header |= {"dose": v.dose, **about}
         path = folder / f"{i:02d}_{name}.safetensors"
-        texts = {key: json.dumps(value) for key, value in header.items()}
-        v.intervention.save(path, texts | {SEAL: _content(v.intervention, texts)})
+        v.intervention.save(path, {key: json.dumps(value) for key, value in header.items()})
         written.append(path)
     return written
 
@@ -111,7 +106,7 @@ def load_selected(folder: Path, base: str) -> list[tuple[Selection, dict[str, An
     """What `save_selected` wrote, with what each header says; [] for a folder without files.
 
     Raises OtherBase, a ValueError, for what was made on other base weights, and ValueError for
-    what is no such file or is not what was written.
+    what is no such file or is damaged.
     """
     loaded: list[tuple[Selection, dict[str, Any]]] = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -135,8 +130,7 @@ def _load(path: Path) -> tuple[Variant, dict[str, Any]]:
     kinds = KeyError, TypeError, ValueError, RecursionError
     with refusing(f"selection: {str(path)!r} is not a file of a selection", REMEDY, *kinds):
         intervention, meta = load_intervention(path)
-        if meta.pop(SEAL, None) != _content(intervention, meta):
-            raise ValueError("damaged, or written before version 0.5")
+        intervention.fingerprint()  # reads all of it, so that damage is seen here
         header = {key: json.loads(value) for key, value in meta.items()}
         fields: dict[str, Any] = {f: header[f] for f in FIELDS}
         fields |= {
@@ -146,9 +140,3 @@ def _load(path: Path) -> tuple[Variant, dict[str, Any]]:
         for key in ("base", "experiment", "validation", "role", "method_name"):
             header[key]
         return Variant(**fields, intervention=intervention), header
-
-
-def _content(intervention: Intervention, texts: Mapping[str, str]) -> str:
-    """The hash of an intervention and of the texts beside it."""
-    own = {"texts": dict(texts), "kind": intervention.texts()}
-    return content_sha256(own | {"tensors": tensors_sha256(to_halves(intervention.tensors()))})

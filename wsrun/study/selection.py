@@ -16,7 +16,7 @@ import polars as pl
 
 from wscore import effect_table, tensors_sha256
 from wscore.files import read_json, write_whole
-from wscore.seal import seal, unseal
+from wscore.sealed_json import seal, unseal
 from wsrun.data.items import items_sha256
 from wsrun.data.replies import NEUTRAL, load_neutral
 from wsrun.models.code import tokenizer_sha256

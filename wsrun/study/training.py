@@ -18,7 +18,7 @@ from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import with_interval
 from wsrun.study.answers import Answering, check_answering
 
-HEADS = ("seed", "family", "lr", "loss of pos", "|dW|", "cos_anti", "drift")
+HEADS = ("seed", "family", "lr", "loss of pos", "|dW|", "cos_anti", "|M|/|dW|")
 
 
 @dataclass(frozen=True)
