@@ -40,7 +40,7 @@ from wsrun.models.chat import choice_ids, render
 from wsrun.models.load import keep_freed_memory, limit_threads, load_model, load_tokenizer
 from wsrun.report.console import progress
 from wsrun.report.tables import check_writable
-from wsrun.score.plan import choice_scores
+from wsrun.score.readings import choice_scores
 from wsrun.score.scorer import Levers
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant

@@ -9,9 +9,9 @@ from wsrun.models.chat import choice_ids, render, user
 from wsrun.score.batching import Readout, batches
 from wsrun.score.cached import CachedEngine
 from wsrun.score.plain import PlainEngine
-from wsrun.score.plan import PER_TOKEN, plan
-from wsrun.score.scorer import score
-from wsrun.score.sweep import sweep
+from wsrun.score.plan import plan
+from wsrun.score.readings import PER_TOKEN
+from wsrun.score.sweep import score, sweep
 
 WORDS = "purple coat Elena wears a blue hat and the red scarf of Marco is in the garden".split()
 

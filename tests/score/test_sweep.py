@@ -14,9 +14,9 @@ from wscore.stats.schema import ROW_SCHEMA
 from wsrun.data.items import Item, with_system
 from wsrun.models.chat import Choices, choice_ids, render, user
 from wsrun.models.hooks import hooked
-from wsrun.score.plan import choice_scores
-from wsrun.score.scorer import Levers, score
-from wsrun.score.sweep import _rows, sweep
+from wsrun.score.readings import choice_scores
+from wsrun.score.scorer import Levers
+from wsrun.score.sweep import _rows, score, sweep
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import AddVectors, SystemPrompt, WeightDelta
 from wsrun.steer.weights import Rounding, steered

@@ -20,7 +20,7 @@ from wsrun.models.chat import render, user
 from wsrun.models.load import load_model, load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.tables import read_table
-from wsrun.score.scorer import score
+from wsrun.score.sweep import score
 from wsrun.steer.prompts import check_reaches
 from wsrun.steer.weights import steered
 from wsrun.study.increments import increments

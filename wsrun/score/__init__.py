@@ -11,9 +11,9 @@ from wsrun.score.cached import CachedEngine, verify_logits
 from wsrun.score.capability import Capability, costs
 from wsrun.score.doses import Divergence, Match, matched, read_match
 from wsrun.score.plain import PlainEngine
-from wsrun.score.plan import choice_scores
-from wsrun.score.scorer import Levers, choose_engine, score
-from wsrun.score.sweep import sweep
+from wsrun.score.readings import choice_scores
+from wsrun.score.scorer import Levers, choose_engine
+from wsrun.score.sweep import score, sweep
 from wsrun.score.variants import Dose, Variant
 
 __all__ = [

@@ -31,6 +31,7 @@ CODE = (  # what the numbers depend on
     "score/layer_steps.py",
     "score/plain.py",
     "score/plan.py",
+    "score/readings.py",
     "data/replies.py",
     "score/scorer.py",
     "score/trie_attention.py",

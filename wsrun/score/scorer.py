@@ -10,17 +10,16 @@ from typing import Any
 import polars as pl
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from wscore import stream
-from wsrun.data.items import Item
 from wsrun.models.load import check_positions
 from wsrun.models.memory import LAYOUT, check_memory, forward_bytes, out_of_memory, within_memory
 from wsrun.score.batching import Readout
 from wsrun.score.cached import CachedEngine, verify_logits
 from wsrun.score.layer_steps import Jitter
 from wsrun.score.plain import PlainEngine
-from wsrun.score.plan import Plan, plan
+from wsrun.score.readings import Plan
 from wsrun.score.results import Results, run_key
 from wsrun.steer.interventions import Intervention
 
@@ -62,24 +61,6 @@ def check_fits(model: PreTrainedModel, p: Plan, engine: str) -> None:
     layout = 0 if engine == "plain" else LAYOUT * tokens**2
     need = forward_bytes(model, 1, tokens, 1) + layout
     check_memory(model, need, f"score: item {item!r:.100} of {tokens} tokens", LESS)
-
-
-def score(
-    model: PreTrainedModel,
-    tok: PreTrainedTokenizerBase,
-    items: Sequence[Item],
-    *,
-    engine: str = "auto",
-) -> pl.DataFrame:
-    """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
-    p = plan(tok, items)
-    check_positions(model, p.sequences, "score")
-    check_fits(model, p, engine)
-    with within_memory("score", FEWER):
-        chosen, _ = choose_engine(
-            model, p.sequences, engine=engine, cache_bytes=0, readout=p.readout
-        )
-        return p.frame(*p.results(chosen.run()))
 
 
 REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -13,9 +13,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wscore.entries import number
 from wsrun.data.items import Item, with_system
 from wsrun.models.hooks import check_layers
+from wsrun.models.load import check_positions
 from wsrun.models.machine import model_state, unkeyed
+from wsrun.models.memory import within_memory
 from wsrun.score.plan import plan
-from wsrun.score.scorer import ALL_LEVERS, PROMPT_STYLE, TOKENS, Engines, Levers, Scorer
+from wsrun.score.scorer import (
+    ALL_LEVERS,
+    FEWER,
+    PROMPT_STYLE,
+    TOKENS,
+    Engines,
+    Levers,
+    Scorer,
+    check_fits,
+    choose_engine,
+)
 from wsrun.score.variants import BASE, Variant, completed, labelled
 from wsrun.steer.held import Held
 from wsrun.steer.interventions import Intervention, WeightDelta
@@ -91,6 +103,24 @@ def sweep(
         prompt_style=PROMPT_STYLE,
         dtype_noise=_rms(jittered["margin"] - plain.base["margin"]),
     )
+
+
+def score(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    *,
+    engine: str = "auto",
+) -> pl.DataFrame:
+    """Columns dataset, item, cluster, label, margin, mass for the model as it stands."""
+    p = plan(tok, items)
+    check_positions(model, p.sequences, "score")
+    check_fits(model, p, engine)
+    with within_memory("score", FEWER):
+        chosen, _ = choose_engine(
+            model, p.sequences, engine=engine, cache_bytes=0, readout=p.readout
+        )
+        return p.frame(*p.results(chosen.run()))
 
 
 def _listed(variants: Variants) -> Iterable[Variant]:

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wscore.stats.contrasts import contrast
 from wscore.stats.effects import effect_table
 from wsrun.data.items import Item, with_system
-from wsrun.score.scorer import score
+from wsrun.score.sweep import score
 
 MIN_MASS = 0.5
 READS = {
