@@ -3,9 +3,9 @@
 The formulas of the families live in wscore.families.
 """
 
-from wsrun.adapters.checkpoints import checkpoint_delta
 from wsrun.adapters.configs import FAMILIES, RECIPES, Recipe, target_modules
 from wsrun.adapters.extract import PairDelta, adapter_delta, pair_deltas
+from wsrun.adapters.full_checkpoints import checkpoint_delta
 from wsrun.adapters.train import train_adapter
 
 __all__ = [

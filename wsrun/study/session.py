@@ -1,6 +1,7 @@
 """The frame of an experiment: the model and its items, pairs of adapters, one sweep, its tables."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,6 +12,7 @@ import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import tensors_sha256
+from wsrun.adapters.base import BaseWarning
 from wsrun.adapters.extract import PairDelta, pair_deltas
 from wsrun.adapters.folders import read_folder
 from wsrun.data.items import Item, items_sha256, load_items
@@ -67,9 +69,16 @@ def check_disjoint(validation: Sequence[Item], test: Sequence[Item]) -> None:
 
 
 def read_pairs(model: PreTrainedModel, cfg: Common) -> Pairs:
-    """The proved deltas of every family and seed; raises ValueError for a folder misnamed."""
+    """The proved deltas of every family and seed; raises ValueError for a folder misnamed.
+
+    Says what is not known of an adapter's base.
+    """
     pairs: Pairs = {}
-    with progress("reading adapters", len(cfg.families) * len(cfg.seeds)) as step:
+    with (
+        warnings.catch_warnings(),
+        progress("reading adapters", len(cfg.families) * len(cfg.seeds)) as step,
+    ):
+        warnings.simplefilter("ignore", BaseWarning)  # said below, once, and kept in the record
         for family in cfg.families:
             for seed in cfg.seeds:
                 folder = cfg.adapters / f"{family}-s{seed}"
@@ -77,7 +86,14 @@ def read_pairs(model: PreTrainedModel, cfg: Common) -> Pairs:
                 if pair.family != family:
                     raise ValueError(f"{str(folder)!r} holds {pair.family} adapters; rename it")
                 step(folder.name)
+    for name, notes in notes_of(pairs).items():
+        console.print(f"note on {name}: {'; '.join(notes)}")
     return pairs
+
+
+def notes_of(pairs: Pairs) -> dict[str, list[str]]:
+    """Of each pair with something unknown about its base, what that is."""
+    return {f"{family}-s{seed}": [*p.notes] for (family, seed), p in pairs.items() if p.notes}
 
 
 def run_sweep(
@@ -134,6 +150,7 @@ def run_record(cfg: Common, session: Session, pairs: Pairs, **more: Any) -> dict
         base=tensors_sha256(dict(session.model.named_parameters())),
         items=items_sha256(session.items),
         deltas={f"{f}-s{s}": tensors_sha256(p.dW) for (f, s), p in pairs.items()},
+        **({"notes": notes} if (notes := notes_of(pairs)) else {}),
         **more,
     )
 

@@ -202,7 +202,7 @@ MEMORY = """
 import resource, sys, torch
 from safetensors.torch import save_file
 from wscore import norm, save_delta
-from wsrun.adapters.checkpoints import checkpoint_delta
+from wsrun.adapters.full_checkpoints import checkpoint_delta
 
 def peak():  # MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
