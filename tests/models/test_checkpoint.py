@@ -159,6 +159,10 @@ def test_files_that_cannot_be_read_are_named(folder, tok):
                 load_model(folder)
             assert str(refusal.value).isprintable() and len(str(refusal.value)) < 700
         (folder / name).write_bytes(whole)
+    (folder / "generation_config.json").write_text('{"num_beams": "x"}')
+    with pytest.raises(ValueError, match="num_beams in .*generation_config.json.* no number"):
+        load_model(folder)
+    (folder / "generation_config.json").unlink()
     load_model(folder)[0].save_pretrained(folder / "s", max_shard_size="20KB")
     tok.save_pretrained(folder / "s")
     (gone := sorted((folder / "s").glob("*.safetensors"))[0]).unlink()

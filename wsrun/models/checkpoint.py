@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -26,6 +30,12 @@ IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm"
 """of attention and experts that are part of torch; others may be fetched from the Hub"""
 REPEATS = re.compile(r"(num|n)_(\w+_)?(layers?|labels|experts|blocks)")
 """keys of config.json that say how often something is made"""
+NUMBERS = {
+    "length_penalty", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "min_p",
+    "no_repeat_ngram_size", "num_beams", "num_return_sequences", "repetition_penalty",
+    "temperature", "top_k", "top_p", "typical_p",
+}  # fmt: skip
+"""of generation_config.json"""
 MORE_ELEMENTS = 2**28
 """that a model may have beside twice its file's, such as masks and tables of positions"""
 COPY_ANEW = "copy or convert the model anew"
@@ -45,7 +55,8 @@ def check_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"load_model: {str(path)!r} is no JSON object; {COPY_ANEW}")
     kind = config.get("model_type")
-    if kind in [*CONFIG_MAPPING_NAMES] and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    if known and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(  # transformers would say so after importing every architecture it has
             f"load_model: {str(path)!r} is of model_type {kind!r}, which is no causal language "
             "model; give one that continues a text"
@@ -53,10 +64,21 @@ def check_config(folder: Path) -> dict[str, Any]:
     for key, value in _entries(config):
         if key.endswith(("attn_implementation", "experts_implementation")):
             _check_implementation(path, key, value)
-    generation = folder / "generation_config.json"
-    if generation.is_file() and not isinstance(read_json(generation), dict):
-        raise ValueError(f"load_model: {str(generation)!r} is no JSON object; {COPY_ANEW}")
+    if (generation := folder / "generation_config.json").is_file():
+        _check_generation(generation)
     return config
+
+
+def _check_generation(path: Path) -> None:
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise ValueError(f"load_model: {str(path)!r} is no JSON object; {COPY_ANEW}")
+    for key in NUMBERS & settings.keys():
+        if not isinstance(settings[key], int | float | None):
+            raise ValueError(
+                f"load_model: {key} in {str(path)!r} is {reason(repr(settings[key]), 80)}, which "
+                "is no number; mend it, or take it out"
+            )
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
