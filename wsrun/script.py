@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from errno import EDQUOT, EFBIG, ENOSPC
+from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -139,7 +140,7 @@ def refusal(error: BaseException) -> str | None:
 def _prepare_streams() -> None:
     """Let no letter that the terminal cannot show end a script."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

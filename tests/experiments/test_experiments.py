@@ -122,7 +122,7 @@ def fails(capsys, monkeypatch, tmp_path, *flags, script="t6_shared_svd"):
         (("--rule-alpha", "3"), "must be one of --alphas"),
         (("--nulls", "-1"), "must be at least 0, got -1"),
         (("--alphas", "1", "nan"), "must be finite"),
-        (("--keep-at-least", "nan"), "thresholds need"),
+        (("--keep-at-least", "nan"), "--keep-at-least 'nan' must be finite"),
         (("--K", "8", "8"), "name each one once"),
         (("--resamples", "0"), "must be at least 1, got 0"),
         (("--adapters", "no/such"), "'no/such/lora-s0"),

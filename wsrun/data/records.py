@@ -43,7 +43,7 @@ class Record(NamedTuple):
             return str(value)
         if fault := text_fault(value):
             raise self.refused(column, "a text or a number", fault)
-        return value
+        return str(value)
 
     def label(self, column: str) -> int:
         """+1 or -1, also where it is written as 1.0."""
