@@ -62,7 +62,7 @@ def main(cfg: Config) -> None:
     check_writable(cfg.out)
     shutil.rmtree(cfg.folder, ignore_errors=True)
     draw, lines = random.Random(0), []
-    with progress("runs", cfg.kills + 4 * len(cfg.scripts)) as step:
+    with progress("runs", cfg.kills + 5 * len(cfg.scripts)) as step:
         for n, script in enumerate(cfg.scripts):
             kills = cfg.kills // len(cfg.scripts) + (n < cfg.kills % len(cfg.scripts))
             path, trains = Path(__file__).parent / f"{script}.py", script == "t0_train"

@@ -233,7 +233,8 @@ class Combined(Intervention):
         return edits
 
     def system(self) -> str | None:
-        return "\n\n".join(s for p in self.parts if (s := p.system())) or None
+        systems = [s for p in self.parts if (s := p.system()) is not None]
+        return "\n\n".join(filter(None, systems)) if systems else None
 
     def random_like(self, seed: int) -> "Combined":
         return Combined(*(p.random_like(seed) if p.has_dose else p for p in self.parts))
