@@ -55,6 +55,7 @@ class Config(Options):
 def main(cfg: Config) -> None:
     """Cut the residual-writing part of every dW by subspaces."""
     check_once("t6", {"families": cfg.families}, 2)  # one is left out
+    check_once("t6", {"K": cfg.K})
     run_ablation(
         cfg,
         Study(

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def model(request, tok):
 @pytest.fixture
 def qwen(tok):
     return tiny_qwen3(vocab_size=len(tok))
+
+
+def heeds_ctrl_c() -> None:
+    """In a child before it starts: SIGINT as from a terminal, which background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def experiment(name: str):

@@ -32,6 +32,11 @@ def allowed(name: Any, w: Any) -> Tensor:
     if not isinstance(w, Tensor) or w.ndim not in (1, 2):
         kind = f"of shape {list(w.shape)}" if isinstance(w, Tensor) else f"a {type(w).__name__}"
         raise ValueError(f"delta: {quoted(name)} is {kind}; use tensors [d_out, d_in] or [d_out]")
+    return check_dtype(name, w)
+
+
+def check_dtype(name: str, w: Tensor) -> Tensor:
+    """w itself, refused unless it is float32 or float64."""
     if w.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"delta: {quoted(name)} is {w.dtype}, and a delta in that precision has already lost"

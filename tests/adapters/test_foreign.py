@@ -202,11 +202,18 @@ def test_targets_without_tensors_are_refused(untied, tmp_path, fields):
             adapter_delta(base, path)
 
 
-@pytest.mark.parametrize("kind", ["olora", "pissa_niter_4", "corda", "loftq"])
+@pytest.mark.parametrize("kind", ["olora", "pissa_niter_4", "corda"])
 def test_conversion_is_named(untied, tmp_path, kind):
     """an init that changed the base says how PEFT turns the adapter into a plain LoRA"""
     path = changed(saved(untied, lora(), tmp_path), init_lora_weights=kind)
     with pytest.raises(ValueError, match=f"{kind}.*path_initial_model_for_weight_conversion"):
+        adapter_delta(untied, path)
+
+
+def test_loftq_is_merged_by_peft(untied, tmp_path):
+    """its base is the quantised one: merge it there, and read the two full models"""
+    path = changed(saved(untied, lora(), tmp_path), init_lora_weights="loftq")
+    with pytest.raises(ValueError, match="loftq.*merge it with PEFT and read the two models"):
         adapter_delta(untied, path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, heeds_ctrl_c
 
 COMMAND = [sys.executable, "experiments/t6_shared_svd.py"]
 SMALL = ["--families", "lora", "oft", "--K", "8", "--nulls", "1", "--dilemmas", "2",
@@ -27,8 +27,9 @@ def run(*flags, command=COMMAND, **more):
 def test_ctrl_c_while_modules_are_imported(library, tmp_path):
     """SIGINT while a library is loaded: exit code 130, one line, no traceback"""
     child = subprocess.Popen(
-        [*COMMAND, "--out", str(tmp_path)], cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True
-    )
+        [*COMMAND, "--out", str(tmp_path)], cwd=ROOT, env=ENV, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heeds_ctrl_c,
+    )  # fmt: skip
     maps, end = Path(f"/proc/{child.pid}/maps"), time.monotonic() + 60
     while library not in maps.read_text(encoding="utf-8") and time.monotonic() < end:
         time.sleep(0.002)
@@ -42,7 +43,7 @@ def test_a_library_user_keeps_ctrl_c():
     """import wsrun.script, in a process that is no script, leaves SIGINT as it is"""
     code = "import signal; import wsrun.script; f = signal.getsignal(signal.SIGINT)\n"
     code += "assert f is signal.default_int_handler"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, preexec_fn=heeds_ctrl_c)
 
 
 def test_standard_output_that_cannot_be_written(tmp_path):

@@ -13,7 +13,7 @@ import time
 import polars as pl
 import pytest
 
-from tests.conftest import ORGANISM, ROOT, bits, experiment, same_bits
+from tests.conftest import ORGANISM, ROOT, bits, experiment, heeds_ctrl_c, same_bits
 from wsrun.report.tables import read_table
 from wsrun.study import session as runs
 
@@ -266,7 +266,7 @@ def test_ctrl_c_from_the_terminal(tmp_path):
     command += ["--cache-dir", str(tmp_path / "parts")]
     child = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=heeds_ctrl_c,
     )  # fmt: skip
     assert "runs" in child.stdout.readline()  # said right before the sweep
     time.sleep(2)

@@ -224,8 +224,8 @@ def test_refuses(capsys, monkeypatch, tmp_path, script, given, sentence):
     "rows, sentence",
     [
         ([], "one pair or more"),
-        ([{"prompt": "Is it?"}], "jsonl file"),
-        ([PAIRS[0] | {"response_neg": ""}], "no text of it empty"),
+        ([{"prompt": "Is it?"}], "response_pos"),
+        ([PAIRS[0] | {"response_neg": ""}], "response_neg"),
     ],
 )
 def test_pairs_are_checked(tmp_path, rows, sentence):

@@ -241,7 +241,9 @@ def _number(value: Any) -> Any:
 def _check_empty(name: str, value: Any) -> None:
     zero = number(value) and value == 0
     empty = value is None or (
-        name not in ONLY_NULL and (value is False or value in ("none", "", [], {}) or zero)
+        name not in ONLY_NULL
+        and (value is False or value in ("", [], {}) or zero)
+        or (value == "none" and "bias" in name)
     )
     check(
         value == "none" if name == "bias" else empty,

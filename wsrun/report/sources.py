@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 
 from wscore.files import read_json, refusing
+from wscore.sealed_json import SEAL, unseal
 from wsrun.report.columns import check_columns, check_rows, check_summary
 from wsrun.report.tables import read_table
 from wsrun.report.verdicts import RuleResult, claim_sentences, headline, planted, results_of
@@ -131,7 +132,10 @@ def read_choices(folder: str | Path) -> dict[Key, Choice]:
     """
     choices_by_model: dict[Key, set[Choice]] = {}
     for path in sorted((Path(folder) / "selection").glob("*.json")):
-        key, choice = _choice(read_json(path), path)
+        content = read_json(path)
+        if isinstance(content, dict) and SEAL in content:
+            content = unseal(content, repr(str(path)))
+        key, choice = _choice(content, path)
         choices_by_model.setdefault(key, set()).add(choice)
     return {key: choices.pop() for key, choices in choices_by_model.items() if len(choices) == 1}
 

@@ -53,8 +53,9 @@ def read_table(path: str | Path) -> tuple[pl.DataFrame, dict[str, Any]]:
     meta = parse_json(text, f"the provenance of {str(path)!r}")
     argv = meta.get("argv", []) if isinstance(meta, dict) else None
     words = isinstance(argv, list) and all(isinstance(word, str) for word in argv)
-    if not (words and isinstance(meta.get("config", {}), dict)):
-        what = "argv must be a list of words, config an object"
+    typed = words and isinstance(meta.get("config", {}), dict)
+    if not (typed and isinstance(meta.get("commit"), str | None)):
+        what = "argv must be a list of words, config an object, commit a text"
         raise ValueError(f"the provenance of {str(path)!r} is odd, {what}; {AGAIN}")
     return table, meta
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wscore.entries import format_keys, metas, number
-from wscore.factored import Factored, Factors
+from wscore.entries import allowed, check_dtype, format_keys, number
+from wscore.factored import Factored, Factors, meta
 from wscore.files import quoted
 
 _Terms = tuple[tuple[float, Tensor | Factors], ...]
@@ -115,7 +115,8 @@ def touched_parameters(model: nn.Module, d: Mapping[str, Tensor]) -> dict[str, n
     """
     if not d:
         raise ValueError("steered: the delta is empty; give at least one weight change")
-    shapes = {name: w.shape for name, w in metas(d)}
+    # blocks of experts are 3-D, which is no delta for the algebra, but a change of a weight
+    shapes = {name: _change(name, meta(d, name)).shape for name in d}
     touched = {name: _parameter(model, name) for name in d}
     unknown = [name for name, p in touched.items() if p is None]
     if unknown:
@@ -140,6 +141,10 @@ def touched_parameters(model: nn.Module, d: Mapping[str, Tensor]) -> dict[str, n
             f"({[n for n in params if 'layers.' not in n][:3]})"
         )
     return params
+
+
+def _change(name: Any, w: Any) -> Tensor:
+    return check_dtype(name, w) if isinstance(w, Tensor) and w.ndim > 2 else allowed(name, w)
 
 
 def _parameter(model: nn.Module, name: str) -> nn.Parameter | None:
