@@ -85,19 +85,6 @@ def eva(model: nn.Module) -> Any:
     return adapted
 
 
-def corda(model: nn.Module) -> Any:
-    from peft.tuners.lora.config import CordaConfig
-    from peft.tuners.lora.corda import preprocess_corda
-
-    corda_config = CordaConfig(corda_method="kpm")
-    config = peft.LoraConfig(
-        r=2, target_modules=TARGETS, init_lora_weights="corda", corda_config=corda_config
-    )
-    tokens = torch.arange(32).reshape(1, 32)
-    preprocess_corda(model, config, run_model=lambda: model(tokens))
-    return peft.get_peft_model(model, config)
-
-
 def lora_ga(model: nn.Module) -> Any:
     from peft.tuners.lora.loraga import preprocess_loraga
 

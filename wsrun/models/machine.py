@@ -29,8 +29,8 @@ ENVIRONMENT = (  # what the libraries below torch read at their start
 FLAGS: dict[str, Callable[[], object]] = {
     "float32 matmul": torch.get_float32_matmul_precision,
     "cuda matmul tf32": lambda: cuda.matmul.allow_tf32,
-    "cuda matmul precision": lambda: cuda.matmul.fp32_precision,
-    "cpu matmul precision": lambda: torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore
+    "cuda matmul precision": lambda: _precision(cuda.matmul.fp32_precision),
+    "cpu matmul precision": lambda: _precision(torch.backends.mkldnn.matmul.fp32_precision),  # type: ignore
     "fp16 reduction": lambda: cuda.matmul.allow_fp16_reduced_precision_reduction,
     "bf16 reduction": lambda: cuda.matmul.allow_bf16_reduced_precision_reduction,
     "cudnn": lambda: (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
@@ -68,6 +68,12 @@ def model_state(model: PreTrainedModel) -> dict[str, str]:
         "attention": str(model.config._attn_implementation),
         "dtype": str(model.dtype),
     }
+
+
+def _precision(own: str) -> str:
+    """ "none" is what was never set: as all of torch is, and that is full float32 unless set."""
+    general = getattr(torch.backends, "fp32_precision", "none")
+    return next((p for p in (own, general) if p != "none"), "ieee")
 
 
 def machine_state(model: PreTrainedModel) -> dict[str, str]:
