@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tests.fuzz.cases import Border, Case, damaged_bytes, damaged_value, odd_value
 from wscore.families.fields import NUMBERS, PATTERNS, read_fields
+from wscore.sealed import write_sealed
 from wsrun.adapters.base import BASE, base_record
 from wsrun.adapters.checkpoint import CONFIG, PISSA_INIT, WEIGHTS
 from wsrun.adapters.extract import adapter_delta
@@ -84,7 +85,7 @@ def _made(model: Any, config: Any, path: Path) -> Path:
     wrapped.peft_config["default"].base_model_name_or_path = "tiny"
     wrapped.save_pretrained(path)
     if pissa:
-        save_file({k: v.contiguous() for k, v in first.items()}, path / PISSA_INIT)
+        write_sealed(path / PISSA_INIT, {k: v.contiguous() for k, v in first.items()}, {})
     where = rf"model\.layers\.[01]\..*({'|'.join(LIST)})"
     (path / BASE).write_text(json.dumps(base_record(model, where)), encoding="utf-8")
     return path

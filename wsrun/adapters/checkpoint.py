@@ -10,6 +10,7 @@ from torch import Tensor
 from wscore.families.base import FAMILIES
 from wscore.families.checkpoints import PREFIX
 from wscore.files import read_json, reason, refusing
+from wscore.store import load_delta
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PISSA_INIT = "pissa_init.safetensors"
@@ -36,7 +37,7 @@ def read_adapter(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _initial(path: Path) -> dict[str, Tensor]:
-    tensors = _read_tensors(path)
+    tensors = dict(load_delta(path).items())  # each compared with its hash, where it has one
     if other := [key for key in tensors if not key.endswith("_init.weight")]:
         raise ValueError(
             f"adapter: {str(path)!r} holds {reason(repr(other[0]))}, which is no initial factor; "

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import stream
 from wscore.files import write_whole
+from wscore.sealed import write_sealed
 from wsrun.adapters.base import BASE, base_record
 from wsrun.adapters.checkpoint import PISSA_INIT
 from wsrun.adapters.configs import FAMILIES, Recipe, check_family, target_modules
@@ -145,7 +145,7 @@ def _save(
         (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         (out / PISSA_INIT).unlink(missing_ok=True)
         if init is not None:
-            write_whole(out / PISSA_INIT, lambda tmp: save_file(init, tmp))
+            write_sealed(out / PISSA_INIT, init, {})
         write_whole(out / BASE, lambda tmp: tmp.write_text(json.dumps(base, indent=1) + "\n"))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"adapters: {out} cannot be written ({error}); use another") from error
