@@ -28,7 +28,7 @@ from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.study.instrument import check
 
 NAME = "check"
-HEADS = ("data set", "n", "mass", "accuracy", "poles apart", "bias apart", "told apart", "reads")
+HEADS = ("data set", "n", "mass", "accuracy", "poles apart", "bias apart", "hint apart", "reads")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def main(cfg: Config) -> None:
 
 def line(r: Mapping) -> list:
     """What is printed of a data set."""
-    spans = [span(r, name) for name in ("accuracy", "poles", "bias", "told")]
+    spans = [span(r, name) for name in ("accuracy", "poles", "bias", "hint")]
     return [r["dataset"], r["n"], r["mass"], *spans, r["reads"]]
 
 

@@ -29,7 +29,7 @@ def keyed(model, tok, items, tokens=1024, style="style", engine="auto", **levers
     """The key of a run under this model's weights."""
     p, state = plan(tok, items), model_state(model)
     engines = Engines(model, engine, tokens, Levers(**levers), lambda notice: None)
-    return run_key(model, state, p.sequences, p.decides, style, engines.settings())
+    return run_key(model, state, p.sequences, p.readout_key, style, engines.settings())
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_a_random_model_is_not_readable(qwen, tok, items):
 
 LINE = dict(
     mass=0.9, accuracy=0.5, accuracy_lo=0.4, accuracy_hi=0.6, poles=0.0, poles_lo=-1.0,
-    poles_hi=1.0, bias=0.0, bias_lo=-1.0, bias_hi=1.0, told=5.0, told_lo=4.0, told_hi=6.0,
+    poles_hi=1.0, bias=0.0, bias_lo=-1.0, bias_hi=1.0, hint=5.0, hint_lo=4.0, hint_hi=6.0,
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ LINE = dict(
         ({"bias_lo": 0.1}, "bias"),
         ({"accuracy_lo": 0.51, "mass": 0.4}, "nothing"),
         ({"accuracy_lo": 0.51, "mass": None}, "behaviour"),  # replies
-        ({"accuracy_lo": 0.51, "mass": None, "told_lo": -0.1}, "nothing"),
+        ({"accuracy_lo": 0.51, "mass": None, "hint_lo": -0.1}, "nothing"),
         ({"poles_lo": None, "poles_hi": None}, "nothing"),  # no personas
     ],
 )

@@ -49,8 +49,8 @@ def gguf_file(name: str | Path) -> Path | None:
         spec = find_spec(known.package)
         places = spec.submodule_search_locations if spec else None
         files = [Path(place) / known.file for place in places or ()]
-        if found := next((f for f in files if f.is_file()), None):
-            return found
+        if file := next((f for f in files if f.is_file()), None):
+            return file
         raise ValueError(
             f"load_model: {str(name)!r} is the file {known.file} of the package {known.package}, "
             f"which is not installed; run {known.install}"

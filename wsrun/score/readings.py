@@ -57,7 +57,7 @@ class Plan:
         return [s.ids for s in self.flat]
 
     @property
-    def decides(self) -> str:
+    def readout_key(self) -> str:
         """What is read off the sequences, as text: the choices and the replies' tokens."""
         return json.dumps([[s.positions, s.choices, s.targets] for s in self.flat])
 

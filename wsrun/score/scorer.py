@@ -144,8 +144,8 @@ class Scorer:
         check_positions(model, p.sequences, "score")
         self.model, self.plan, self.engines, self.results = model, p, engines, None
         if cache_dir:
-            decides = (p.sequences, p.decides, PROMPT_STYLE, engines.settings())
-            self.results = Results(cache_dir, run_key(model, state, *decides), len(p.lines))
+            run_parts = (p.sequences, p.readout_key, PROMPT_STYLE, engines.settings())
+            self.results = Results(cache_dir, run_key(model, state, *run_parts), len(p.lines))
         self.done: dict[tuple[str, float], pl.DataFrame] = {}
         self.base = self.at(Intervention(), 0.0)
 

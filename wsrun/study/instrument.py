@@ -5,12 +5,12 @@ Four facts of each data set, with 95 % intervals over clusters:
     mass       p(first choice) + p(second choice) at the answer; replies have none
     accuracy   share of items with aligned margin > 0, without any steering
     poles      aligned margin under the best prompt of the one pole minus that of the other
-    told       aligned margin where the prompt gives the right answer away, minus the wrong one
+    hint       aligned margin where the prompt gives the right answer away, minus the wrong one
 
 The best prompts are chosen on one half of the clusters and measured on the other, both ways. `bias`
 is the poles' mean difference in the margin itself: a shift towards Yes whatever is asked.
 
-Rule, per data set. The reading works where mass >= 0.5, of replies where the interval of told lies
+Rule, per data set. The reading works where mass >= 0.5, of replies where the interval of hint lies
 above 0. It reads the behaviour where it works and tells the poles apart: the interval of accuracy
 excludes 0.5, or that of the poles 0; only a bias where it works and only the interval of `bias`
 excludes 0; else nothing.
@@ -63,12 +63,12 @@ def check(
     """
 
     def scores(note: str, asked: Sequence[Item]) -> pl.DataFrame:
-        found = score(model, tok, asked).with_columns(variant=pl.lit(note), alpha=pl.lit(1.0))
+        frame = score(model, tok, asked).with_columns(variant=pl.lit(note), alpha=pl.lit(1.0))
         done(note)
-        return found
+        return frame
 
     base = scores("base", items).with_columns(alpha=pl.lit(0.0))
-    told = [scores(f"told{sign}", [_told(i, sign) for i in items]) for sign in "+-"]
+    hinted = [scores(f"hint{sign}", [_with_hint(i, sign) for i in items]) for sign in "+-"]
     prompted = {
         sign: [scores(f"{sign}{n}", [with_system(i, p) for i in items]) for n, p in enumerate(side)]
         for sign, side in zip("+-", personas, strict=True)
@@ -76,7 +76,7 @@ def check(
     poles = [_crossed(base, prompted[sign], sign) for sign in "+-"] if all(personas) else []
     facts = [
         _accuracy(base, resamples),
-        _distance(base, told, "told", resamples),
+        _distance(base, hinted, "hint", resamples),
     ]
     if poles:
         facts += [_distance(base, poles, "poles", resamples), _bias(base, poles, resamples)]
@@ -86,14 +86,13 @@ def check(
     for fact in facts:
         table = table.join(fact, on="dataset", maintain_order="left")
     lines = [r | {"reads": verdict_of(r)} for r in table.iter_rows(named=True)]
-    found = pl.DataFrame(lines, infer_schema_length=None)
-    return Check(found, [sentence(r) for r in lines])
+    return Check(pl.DataFrame(lines, infer_schema_length=None), [sentence(r) for r in lines])
 
 
 def verdict_of(line: Mapping[str, object]) -> str:
     """A key of `READS`, by the rule above."""
-    mass, told_lo = line["mass"], line["told_lo"]
-    works = (told_lo or 0) > 0 if mass is None else mass >= MIN_MASS  # type: ignore[operator]
+    mass, hint_lo = line["mass"], line["hint_lo"]
+    works = (hint_lo or 0) > 0 if mass is None else mass >= MIN_MASS  # type: ignore[operator]
     if not works:
         return "nothing"
     if _excludes(line, "accuracy", 0.5) or _excludes(line, "poles", 0.0):
@@ -120,7 +119,7 @@ def _span(line: Mapping[str, object], name: str, form: str) -> str:
     return f"{value:{form}}" + ("" if lo is None else f" [{lo:{form}}, {hi:{form}}]")
 
 
-def _told(item: Item, sign: str) -> Item:
+def _with_hint(item: Item, sign: str) -> Item:
     """The item with its answer given away in the last turn: the right one (+) or the wrong one."""
     pos, neg = item.replies or item.choices[:: item.label]
     *before, last = item.turns
