@@ -15,6 +15,8 @@ The prompts are those of the two personas, chosen on one half of the clusters an
 other.
 """
 
+from wsrun.script import guarded
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from wscore import tensors_sha256
 from wsrun.data.items import items_sha256, load_items
 from wsrun.data.personas import load_personas
 from wsrun.models.load import limit_threads, load_model
-from wsrun.report.console import console, grid, guarded, progress
+from wsrun.report.console import console, grid, progress
 from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.study.instrument import check
 
@@ -81,8 +83,8 @@ def main(cfg: Config) -> None:
     path = write_table(result.table, cfg.out / f"{NAME}.parquet", record)
     console.print(grid(f"{cfg.model}: what can be read", HEADS, map(line, result.table.to_dicts())))
     for sentence in result.sentences:
-        console.print(sentence, markup=False, highlight=False)
-    console.print(f"table {path}", markup=False, highlight=False)
+        console.print(sentence, highlight=False)
+    console.print(f"table {path}", highlight=False)
 
 
 def line(r: Mapping) -> list:
