@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wsrun.adapters.extract import CONFIG, WEIGHTS
+from wsrun.adapters.checkpoint import CONFIG, WEIGHTS
 
 Marks = dict[str, tuple[int, int]]  # finished results: file -> (inode, time of writing)
 
