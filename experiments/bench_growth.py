@@ -18,7 +18,8 @@ from pathlib import Path
 
 from wscore import DeltaLike, spectrum_null
 from wsrun.adapters.extract import pair_deltas
-from wsrun.data.items import Item, load_items
+from wsrun.data.items import Item
+from wsrun.data.source import load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable

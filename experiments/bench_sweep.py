@@ -33,7 +33,8 @@ import torch
 
 from wscore import DeltaLike, scale, select, spectrum_null, writes_residual
 from wsrun.adapters.extract import pair_deltas
-from wsrun.data.items import Item, load_dilemmas, load_items
+from wsrun.data.items import Item, load_dilemmas
+from wsrun.data.source import load_items
 from wsrun.lenses.base import Cut, Deltas, LensInput
 from wsrun.lenses.registry import cuts
 from wsrun.models.chat import choice_ids, render

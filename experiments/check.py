@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from wscore import tensors_sha256
-from wsrun.data.items import items_sha256, load_items
+from wsrun.data.items import items_sha256
 from wsrun.data.personas import load_personas
+from wsrun.data.source import beside, read_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, grid, progress
 from wsrun.report.tables import check_writable, provenance, write_table
@@ -39,12 +40,14 @@ class Config:
 
     model: str = "data/organism"
     """model folder, GGUF file, smollm2 or hub name"""
-    data: Path = Path("data/organism")
-    """folder with claims.jsonl, dilemmas.jsonl and personas.json"""
+    data: str = "data/organism"
+    """folder with claims.jsonl, dilemmas.jsonl and personas.json, or a public set NAME:PATH"""
     split: str = "test"
     """which items"""
     dilemmas: int | None = 20
     """how many of the dilemmas, the first by dilemma_idx; None for all"""
+    limit: int | None = None
+    """how many clusters of every other data set, drawn by a hash; None for all"""
     pos: str = "honest"
     """persona towards the behaviour"""
     neg: str = "dishonest"
@@ -66,10 +69,11 @@ def main(cfg: Config) -> None:
     if cfg.wordings < 0 or cfg.resamples < 1:
         raise ValueError(f"{NAME}: --wordings must be at least 0 and --resamples at least 1")
     check_writable(cfg.out)
-    items = load_items(cfg.data, cfg.split, cfg.dilemmas)
+    items, left_out = read_items(cfg.data, cfg.split, cfg.dilemmas, cfg.limit)
+    console.print(*left_out, sep="\n", highlight=False, end="\n" if left_out else "")
     pos, neg = [], []
     if cfg.wordings:
-        pos, neg = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
+        pos, neg = load_personas(beside(cfg.data, "personas.json"), cfg.pos, cfg.neg)
     personas = pos[: cfg.wordings], neg[: cfg.wordings]
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)

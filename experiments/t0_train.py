@@ -22,7 +22,8 @@ from pathlib import Path
 from wscore import effect_table, geometry, save_delta, tensors_sha256
 from wscore.stats.schema import KEYS
 from wsrun.adapters.extract import PairDelta, pair_deltas
-from wsrun.data.items import items_sha256, load_items
+from wsrun.data.items import items_sha256
+from wsrun.data.source import load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, effects, grid, progress
 from wsrun.report.tables import check_writable, provenance, write_table

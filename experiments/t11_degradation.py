@@ -35,6 +35,7 @@ import polars as pl
 from wscore import benchmark_table, tensors_sha256
 from wsrun.data.items import items_sha256
 from wsrun.data.replies import NEUTRAL, load_neutral
+from wsrun.data.source import beside
 from wsrun.report.console import console, progress
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.capability import QUESTIONS, Capability, costs, load_questions
@@ -79,8 +80,8 @@ class Degradation(Benchmark[Config]):
         cfg = self.cfg
         if cfg.nats_at_most <= 0 or cfg.points_at_most <= 0:
             raise ValueError("t11: --nats-at-most and --points-at-most must be above 0")
-        self.texts = load_neutral(cfg.data / NEUTRAL, "test")
-        self.questions = load_questions(cfg.data / QUESTIONS, "test")
+        self.texts = load_neutral(beside(cfg.data, NEUTRAL), "test")
+        self.questions = load_questions(beside(cfg.data, QUESTIONS), "test")
         self.wordings = read_wordings(cfg.data, cfg.pos, cfg.neg)
 
     def prepare(self) -> None:

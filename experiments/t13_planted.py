@@ -26,9 +26,10 @@ import polars as pl
 
 from wscore import tensors_sha256
 from wsrun.adapters.train import train_adapter
-from wsrun.data.items import items_sha256, load_items
+from wsrun.data.items import items_sha256
 from wsrun.data.pairs import load_questions, make_pairs
 from wsrun.data.personas import load_personas
+from wsrun.data.source import beside, load_items
 from wsrun.lenses.planting import Options, read, train_member, untrained
 from wsrun.lenses.plants import PLANTS, base_of, instance
 from wsrun.models.load import limit_threads, load_model
@@ -63,8 +64,8 @@ def main(cfg: Config) -> None:
     """Train what is missing, plant, score every part once, apply every rule, count."""
     check(cfg)
     items = [i for i in load_items(cfg.data, "test") if i.dataset == "claims"]
-    personas = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
-    questions = load_questions(cfg.data / "questions.jsonl", "train")
+    personas = load_personas(beside(cfg.data, "personas.json"), cfg.pos, cfg.neg)
+    questions = load_questions(beside(cfg.data, "questions.jsonl"), "train")
     model, tok = load_model(cfg.model)
     limit_threads(model)
     base = base_of(model, cfg.members)

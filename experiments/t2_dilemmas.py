@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wscore import DeltaLike, scale
-from wsrun.data.items import load_items, read_dilemmas
+from wsrun.data.source import load_dose_items, load_items
 from wsrun.report.console import console, strong
 from wsrun.report.effect_figures import effects_by_dose
 from wsrun.report.verdicts import RuleResult
@@ -35,6 +35,7 @@ from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
 from wsrun.study.session import (
     Pairs,
+    Session,
     load_session,
     read_pairs,
     run_record,
@@ -68,12 +69,10 @@ def main(cfg: Config) -> None:
     if not any(cfg.alphas):
         raise ValueError("t2: --alphas needs one that is not 0, got 0")
     run_shards(cfg)
-    dilemmas = read_dilemmas(cfg.source or cfg.data / "dilemmas.jsonl", cfg.dilemmas, "test")
+    dilemmas = load_dose_items(cfg.source or cfg.data, cfg.dilemmas, cfg.limit)
     session = load_session(cfg)._replace(items=dilemmas.items)
     pairs = read_pairs(session.model, cfg)
-    states = final_states(session.model, session.tok, load_items(cfg.data, "validation"))
-    planted = yes_bias(session.model, session.tok, states, cfg.nats)
-    rows = run_sweep(cfg, EXPERIMENT, session, variants(pairs, planted))
+    rows = run_sweep(cfg, EXPERIMENT, session, variants(pairs, planted_bias(cfg, session)))
     if rows is None:  # a shard
         return
     rows = with_honesty(rows, dilemmas)
@@ -83,23 +82,32 @@ def main(cfg: Config) -> None:
         for d in table["dataset"].unique().sort()
         for f in sorted(cfg.families)
     ]
-    source = {"source": cfg.source or str(cfg.data), "revision": dilemmas.revision}
+    source = {"source": cfg.source or cfg.data, "revision": dilemmas.revision}
     record = run_record(cfg, session, pairs, dilemmas=source)
     path = write_tables(cfg, EXPERIMENT, rows, table, record, verdicts)
     print_doses(rows, table, dilemmas)
     for v in verdicts:
-        if v.dataset in shown(dilemmas):
+        if v.dataset in shown(table, dilemmas):
             console.print(strong(f"{v.dataset}: {v.outcome}:"), v.sentence)
-    drawn = table.filter(table["variant"].is_in(RESPONSE) & table["dataset"].is_in(shown(dilemmas)))
+    drawn = table.filter(table["variant"].is_in(RESPONSE) & table["dataset"].is_in(shown(table, dilemmas)))
     save_figure(effects_by_dose, drawn, path, QUESTION)
     say_next(cfg, "t3_prompts", "the same change beside prompts")
 
 
-def variants(pairs: Pairs, planted: DeltaLike) -> Iterator[Variant]:
+def planted_bias(cfg: Config, session: Session) -> DeltaLike | None:
+    """A change that raises Yes by cfg.nats whatever is asked; None where items have replies."""
+    if session.items[0].replies:
+        return None
+    states = final_states(session.model, session.tok, load_items(cfg.data, "validation"))
+    return yes_bias(session.model, session.tok, states, cfg.nats)
+
+
+def variants(pairs: Pairs, planted: DeltaLike | None) -> Iterator[Variant]:
     """dW of every family and seed at every alpha; the planted bias and nothing, once each."""
     for (family, seed), pair in pairs.items():
         yield Variant("dW", WeightDelta(pair.dW), family=family, seed=seed)
-    yield Variant("yes_bias", ConstructedDelta(planted), alphas=(1.0,))
+    if planted:
+        yield Variant("yes_bias", ConstructedDelta(planted), alphas=(1.0,))
     first = next(iter(pairs.values()))
     yield Variant("zero", ConstructedDelta(scale(0.0, first.dW)), alphas=(1.0,))
 

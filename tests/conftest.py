@@ -15,7 +15,7 @@ import pytest
 import torch
 import tyro
 
-from wsrun.data.items import load_items
+from wsrun.data.source import load_items
 from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 

@@ -31,7 +31,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from wsrun.data.items import PREFILL, Item, dilemma_item, load_claims, load_dilemmas, load_items
+from wsrun.data.items import PREFILL, Item, dilemma_item, load_claims, load_dilemmas
+from wsrun.data.source import load_items
 from wsrun.models.chat import render, user
 from wsrun.report.console import console, grid, progress
 from wsrun.report.tables import check_writable, plain, provenance

@@ -9,9 +9,10 @@ from itertools import combinations, groupby
 import pytest
 
 from tests.conftest import ROOT
-from wsrun.data.items import Item, load_claims, load_dilemmas, load_items
+from wsrun.data.items import Item, load_claims, load_dilemmas
 from wsrun.data.pairs import load_questions
 from wsrun.data.personas import load_personas
+from wsrun.data.source import load_items
 
 ENGLISH = ROOT / "data" / "english"
 SPLITS = ("train", "validation", "test")

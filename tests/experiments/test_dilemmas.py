@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import ORGANISM, ROOT, experiment
 from tests.folders import small_data, tiny_folder
-from wsrun.data.items import load_items
+from wsrun.data.source import load_items
 from wsrun.models.chat import render
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.tables import read_table

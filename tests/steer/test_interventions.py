@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tests.conftest import ORGANISM, bits, random_delta, same_bits
 from wscore import Factored, norm
-from wsrun.data.items import load_items, with_system
+from wsrun.data.items import with_system
+from wsrun.data.source import load_items
 from wsrun.models.chat import render
 from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3

@@ -7,7 +7,7 @@ import torch
 from tests.conftest import ORGANISM
 from wscore import benchmark_table, effect_table
 from wsrun.adapters.extract import PairDelta
-from wsrun.data.items import load_items
+from wsrun.data.source import load_items
 from wsrun.models.load import d_model, load_model
 from wsrun.score.names import DW, method_name
 from wsrun.score.sweep import sweep

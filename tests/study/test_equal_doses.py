@@ -6,7 +6,7 @@ import pytest
 from tests.conftest import ORGANISM
 from wscore import norm, scale
 from wsrun.adapters.extract import pair_deltas
-from wsrun.data.items import load_items
+from wsrun.data.source import load_items
 from wsrun.models.load import load_model
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import SystemPrompt, WeightDelta

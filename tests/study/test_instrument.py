@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM
-from wsrun.data.items import load_items
 from wsrun.data.personas import load_personas
+from wsrun.data.source import load_items
 from wsrun.models.load import load_model
 from wsrun.study.instrument import _crossed, _half, check, verdict_of
 

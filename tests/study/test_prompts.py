@@ -14,8 +14,9 @@ from tests.conftest import ORGANISM, ROOT, experiment
 from tests.folders import DROPS_SYSTEM, REFUSES_SYSTEM, small_data, tiny_folder
 from wscore import add, scale
 from wsrun.adapters.extract import pair_deltas
-from wsrun.data.items import load_items, with_system
+from wsrun.data.items import with_system
 from wsrun.data.personas import load_personas
+from wsrun.data.source import load_items
 from wsrun.models.chat import render, user
 from wsrun.models.load import load_model, load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3

@@ -14,8 +14,8 @@ import torch
 from tests.conftest import ORGANISM, ROOT, experiment, random_delta
 from wscore import Factored, save_delta, tensors_sha256
 from wsrun.adapters.extract import PairDelta
-from wsrun.data.items import load_items
 from wsrun.data.replies import load_neutral
+from wsrun.data.source import load_items
 from wsrun.models.load import load_model
 from wsrun.report.tables import read_table
 from wsrun.score.capability import TEXT, Capability

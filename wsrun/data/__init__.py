@@ -9,7 +9,6 @@ from wsrun.data.items import (
     items_sha256,
     load_claims,
     load_dilemmas,
-    load_items,
     read_dilemmas,
     with_system,
 )
@@ -17,6 +16,7 @@ from wsrun.data.pairs import NoPairs, Pair, load_pairs, load_questions, make_pai
 from wsrun.data.pairs_cache import GeneratedPairs, cached_pairs
 from wsrun.data.personas import load_personas, persona_names
 from wsrun.data.replies import Reply, load_neutral
+from wsrun.data.source import load_items
 
 __all__ = [
     "Dilemmas", "GeneratedPairs", "Item", "NoPairs", "Pair", "Reply", "cached_pairs",

@@ -140,18 +140,6 @@ def _dilemma(r: Record) -> Item:
     return dilemma_item(r.fields | row | {name: r.text(name) for name in names})
 
 
-def load_items(folder: str | Path, split: str, first: int | None = None) -> list[Item]:
-    """The claims and the dilemmas of one split of a data folder; `first` as in load_dilemmas."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(
-            f"items: no folder {str(folder)!r} here; it must hold claims.jsonl and dilemmas.jsonl "
-            "(the defaults are relative to the project's folder)"
-        )
-    claims = load_claims(folder / "claims.jsonl", split)
-    return [*claims, *load_dilemmas(folder / "dilemmas.jsonl", first, split)]
-
-
 def dilemma_item(row: dict) -> Item:
     """The item of one dilemma row: would you take this action in this situation?"""
     text = f"{row['dilemma_situation']}\nAction: {row['action']}\nWould you do this?"

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wscore.files import reason
 from wsrun.data import anthropic, caa, dilemmas_public, facts, truthfulqa
@@ -82,20 +82,47 @@ DATA_SETS = {
 }
 
 
-def named_items(text: str, split: str, first: int | None = None) -> list[Item] | None:
+def named_reading(
+    text: str, split: str, dilemmas: int | None = None, limit: int | None = None
+) -> Reading | None:
     """The items of one split of "NAME:PATH"; None for a text without a NAME.
 
-    `first` keeps the items of n clusters: of dailydilemmas those of the n smallest dilemma_idx as
-    `load_dilemmas` does, of other sets n that a hash draws, since files are sorted by category.
+    Of dailydilemmas those of the n = `dilemmas` smallest dilemma_idx are kept, of every set those
+    of n = `limit` clusters that a hash draws, since files are sorted by category.
     """
     if (found := named(text)) is None:
         return None
     name, path = found
     _check(split)
-    items = [i for i in read(name, path).items if i.split == split]
+    reading = read(name, path)
+    items = [i for i in reading.items if i.split == split]
     if not items:
         raise ValueError(f"{name}: no items of split {split!r} in {str(path)!r}; use a larger file")
-    return items if first is None else _first(items, first)
+    if name == "dailydilemmas":
+        items = few(items, dilemmas, _by_number)
+    return reading._replace(items=few(items, limit))
+
+
+def few(
+    items: list[Item], limit: int | None, order: Callable[[str], Any] | None = None
+) -> list[Item]:
+    """The items of the first `limit` clusters in an order of their names, by default a hash's."""
+    if limit is None:
+        return items
+    if limit < 1:
+        raise ValueError(f"items: the limit of clusters must be at least 1, got {limit}")
+    clusters = sorted({i.cluster for i in items}, key=order or _hashed)
+    kept = set(clusters[:limit])
+    return [i for i in items if i.cluster in kept]
+
+
+def _by_number(cluster: str) -> tuple[int, str]:
+    number = int(cluster) if cluster.isascii() and cluster.isdigit() else 0
+    return number, _hashed(cluster)
+
+
+def _hashed(cluster: str) -> str:
+    return sha256(cluster.encode()).hexdigest()
 
 
 def named_pairs(text: str, split: str) -> list[Pair] | None:
@@ -142,18 +169,6 @@ def read(name: str, path: Path) -> Reading:
 def _check(split: str) -> None:
     if split not in SHARES:
         raise ValueError(f"data: split {split!r} is not one of {list(SHARES)}")
-
-
-def _first(items: list[Item], first: int) -> list[Item]:
-    if first < 1:
-        raise ValueError(f"data: `first` must be at least 1, got {first}")
-
-    def order(cluster: str) -> tuple[int, str]:
-        number = int(cluster) if cluster.isascii() and cluster.isdigit() else 0
-        return number, sha256(cluster.encode()).hexdigest()
-
-    kept = set(sorted({i.cluster for i in items}, key=order)[:first])
-    return [i for i in items if i.cluster in kept]
 
 
 def main(text: str) -> None:

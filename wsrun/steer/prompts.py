@@ -7,15 +7,16 @@ from transformers import PreTrainedTokenizerBase
 
 from wsrun.data.items import Item, with_system
 from wsrun.data.personas import load_personas, persona_names
+from wsrun.data.source import beside
 from wsrun.models.chat import render
 
 OTHER_POLE = ("simple_neg", "engineered_neg")  # methods away from the behaviour
 Wordings = dict[str, list[str]]  # method -> system prompts
 
 
-def read_wordings(data: Path, pos: str, neg: str) -> Wordings:
+def read_wordings(data: str | Path, pos: str, neg: str) -> Wordings:
     """The system prompts of each method; none for a persona that the file does not have."""
-    file = data / "personas.json"
+    file = beside(data, "personas.json")
     simple, simple_neg = load_personas(file, pos, neg)
     personas = {
         "engineered": f"{pos}_engineered",

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wsrun.data.pairs import NEW_TOKENS, Pair, load_pairs, load_questions
 from wsrun.data.pairs_cache import GeneratedPairs, cached_pairs
 from wsrun.data.personas import load_personas
+from wsrun.data.source import beside
 from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable
 
@@ -18,7 +19,7 @@ from wsrun.report.tables import check_writable
 class Answering:
     """Options of where the paired answers come from; the same ones give the same pairs."""
 
-    data: Path = Path("data/organism")
+    data: str = "data/organism"
     """folder with questions.jsonl, personas.json, claims.jsonl and dilemmas.jsonl"""
     pos: str = "honest"
     """persona of personas.json whose answers dW points towards"""
@@ -56,8 +57,8 @@ def check_answering(cfg: Answering, what: str) -> None:
 
 def read_sources(cfg: Answering) -> Sources:
     """Questions of the training split and both personas; raises ValueError where one is missing."""
-    personas = load_personas(cfg.data / "personas.json", cfg.pos, cfg.neg)
-    return Sources(load_questions(cfg.data / "questions.jsonl", "train"), *personas)
+    personas = load_personas(beside(cfg.data, "personas.json"), cfg.pos, cfg.neg)
+    return Sources(load_questions(beside(cfg.data, "questions.jsonl"), "train"), *personas)
 
 
 def answers(

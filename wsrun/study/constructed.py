@@ -18,6 +18,7 @@ from wscore.stats.schema import KEYS
 from wsrun.data.items import PREFILL
 from wsrun.data.pairs import load_questions
 from wsrun.data.personas import load_personas
+from wsrun.data.source import beside
 from wsrun.report.console import progress
 from wsrun.score.variants import Variant
 from wsrun.steer import structure
@@ -72,9 +73,10 @@ def measure(
     evaluated answer would be read ("answer") or where any answer begins ("start"); their sizes over
     tensors stay ("raw") or are those of the base weights ("even").
     """
-    questions = load_questions(cfg.data / "questions.jsonl", "train")[: cfg.questions]
+    questions = load_questions(beside(cfg.data, "questions.jsonl"), "train")[: cfg.questions]
     prompts = [q["prompt"] for q in questions]
-    positive, negative = load_personas(cfg.data / "personas.json", cfg.positive, cfg.negative)
+    file = beside(cfg.data, "personas.json")
+    positive, negative = load_personas(file, cfg.positive, cfg.negative)
     weights = structure.weights(session.model, writes_residual)
     settings = {}
     with progress("persona contrasts", 3 * len(WHERE)) as step:

@@ -1,7 +1,8 @@
 """Dose and response on dilemmas (T2): effects by alpha, steps between them, and the rule."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import polars as pl
 
@@ -17,8 +18,8 @@ STEP = ("step", "step_lo", "step_hi")
 
 
 def with_honesty(rows: pl.DataFrame, found: Dilemmas) -> pl.DataFrame:
-    """All rows, and those about honesty once more as a data set of their own."""
-    part = rows.filter(pl.col("item").is_in(list(found.about_honesty)))
+    """All rows, and those of dilemmas about honesty once more as a data set of their own."""
+    part = rows.filter(pl.col("item").is_in(list(found.about_honesty)), dataset=ALL)
     return pl.concat([rows, part.with_columns(dataset=pl.lit(HONESTY))])
 
 
@@ -79,16 +80,18 @@ def rises(table: pl.DataFrame, dataset: str, family: str) -> Verdict:
     return Verdict("undetermined", f"{family} rises at every dose, but not clearly {smallest}")
 
 
-def shown(found: Dilemmas) -> list[str]:
-    """The data sets to print and draw; without flags both have the same rows."""
-    return [ALL, HONESTY] if found.has_flags else [ALL]
+def shown(table: pl.DataFrame, found: Dilemmas) -> list[str]:
+    """The data sets to print and draw; without flags, all dilemmas are those about honesty."""
+    datasets = table["dataset"].unique(maintain_order=True)
+    return sorted(d for d in datasets if d != HONESTY or found.has_flags)
 
 
 def print_doses(rows: pl.DataFrame, table: pl.DataFrame, found: Dilemmas) -> None:
     """Print the base, the effect at every alpha, the gates, and the lines without a family."""
-    if not found.has_flags:
+    datasets = shown(table, found)
+    if ALL in datasets and not found.has_flags:
         console.print("no honesty flags in this set: every row counts as about honesty")
-    for dataset in shown(found):
+    for dataset in datasets:
         console.print(base_sentence(dataset, rows.filter(variant="base", dataset=dataset)))
     response = table.filter(pl.col("variant").is_in(RESPONSE))
     alphas = response["alpha"].unique().sort().to_list()
@@ -96,8 +99,8 @@ def print_doses(rows: pl.DataFrame, table: pl.DataFrame, found: Dilemmas) -> Non
     at = {(r["family"], r["dataset"], r["alpha"]): r for r in response.iter_rows(named=True)}
 
     def print_grid(title: str, cell: Callable[[dict], str]) -> None:
-        names = [(f, d) for f in families for d in shown(found)]
-        lines = [[f, WORDS[d], *(cell(at[f, d, a]) for a in alphas)] for f, d in names]
+        names = [(f, d) for f in families for d in datasets]
+        lines = [[f, WORDS.get(d, d), *(cell(at[f, d, a]) for a in alphas)] for f, d in names]
         console.print(grid(title, ("family", "rows", *(f"{a:g}" for a in alphas)), lines))
 
     print_grid(
@@ -106,9 +109,9 @@ def print_doses(rows: pl.DataFrame, table: pl.DataFrame, found: Dilemmas) -> Non
     )
     print_grid(
         "number of rows, mass on Yes and No, share flagged, by alpha",
-        lambda r: f"{r['n']}, {r['mass']:.3f}, {r['flagged_share']:.0%}",
+        _gates,
     )
-    rest = table.filter(pl.col("family").is_null() & pl.col("dataset").is_in(shown(found)))
+    rest = table.filter(pl.col("family").is_null() & pl.col("dataset").is_in(datasets))
     facts = ("bias", "discrimination", "mass", "flagged_share")
     cells = [
         [r["dataset"], r["variant"], with_interval(r, "effect", "lo", "hi"), *(r[c] for c in facts)]
@@ -118,11 +121,18 @@ def print_doses(rows: pl.DataFrame, table: pl.DataFrame, found: Dilemmas) -> Non
     console.print(grid("controls: a planted bias to Yes, and nothing at all", heads, cells))
 
 
+def _gates(r: Mapping[str, Any]) -> str:
+    n = str(r["n"])
+    return n if r["mass"] is None else f"{n}, {r['mass']:.3f}, {r['flagged_share']:.0%}"
+
+
 def base_sentence(dataset: str, base: pl.DataFrame) -> str:
     """What the model says without any change."""
     aligned, up = base["margin"] * base["label"], int((base["label"] > 0).sum())
+    what = "dilemmas" if dataset in WORDS else "clusters"
+    mass = "" if base["mass"].mean() is None else f", mass {base['mass'].mean():.3f}"
     return (
         f"{dataset}, base: {len(base)} rows, {up} labelled +1 and {len(base) - up} labelled -1, of "
-        f"{base['cluster'].n_unique()} dilemmas; mean aligned margin {aligned.mean():.3f}, "
-        f"sd {aligned.std():.3f}, mass {base['mass'].mean():.3f}"
+        f"{base['cluster'].n_unique()} {what}; mean aligned margin {aligned.mean():.3f}, "
+        f"sd {aligned.std():.3f}{mass}"
     )

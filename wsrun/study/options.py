@@ -20,13 +20,15 @@ class Common:
     seeds: tuple[int, ...] = (0,)
     """whose adapters; several are pooled, and the spread between them is reported"""
     model: str = "data/organism"
-    """model folder or hub name"""
-    data: Path = Path("data/organism")
-    """folder with claims.jsonl and dilemmas.jsonl"""
+    """model folder, GGUF file, smollm2 or hub name"""
+    data: str = "data/organism"
+    """folder with claims.jsonl and dilemmas.jsonl, or a public set such as truthfulqa:PATH"""
     adapters: Path = Path("data/organism/adapters")
     """folder with <family>-s<seed>/pos and /neg, trained on that model (t0_train writes one)"""
     dilemmas: int | None = 20
     """how many of the dilemmas to score, the first by dilemma_idx; None for all"""
+    limit: int | None = None
+    """how many clusters of every other data set to score, drawn by a hash; None for all"""
     alphas: tuple[float, ...] = (1.0,)
     """coefficients alpha of dW, such as -1 1 2"""
     resamples: int = 2000
@@ -72,6 +74,8 @@ def check_common(cfg: Common, what: str) -> None:
         raise ValueError(f"{what}: --resamples must be at least 1, got {cfg.resamples}")
     if cfg.dilemmas is not None and cfg.dilemmas < 1:
         raise ValueError(f"{what}: --dilemmas must be at least 1, got {cfg.dilemmas}")
+    if cfg.limit is not None and cfg.limit < 1:
+        raise ValueError(f"{what}: --limit must be at least 1, got {cfg.limit}")
     if not all(isfinite(a) for a in cfg.alphas):
         raise ValueError(f"{what}: --alphas must be finite")
     check_how(cfg.shard, cfg.executor, cfg.workers)

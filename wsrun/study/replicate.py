@@ -15,6 +15,7 @@ from wsrun.adapters.folders import settle
 from wsrun.data.items import items_sha256
 from wsrun.data.pairs import NoPairs, Pair
 from wsrun.data.personas import load_personas
+from wsrun.data.source import beside
 from wsrun.report.console import console
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.names import DW
@@ -147,7 +148,7 @@ class Replication(Benchmark[ReplicationOptions]):
 def read_prompts(cfg: ReplicationOptions) -> list[Variant]:
     """Every wording of the personas as a system prompt; one method, so the best is chosen."""
     names = cfg.prompts or (cfg.pos,)
-    wordings = load_personas(cfg.data / "personas.json", *names)
+    wordings = load_personas(beside(cfg.data, "personas.json"), *names)
     return [
         Variant(f"prompt@{name} {i}", SystemPrompt(system), alphas=(1.0,))
         for name, systems in zip(names, wordings, strict=True)

@@ -19,6 +19,7 @@ from wscore.files import read_json, write_whole
 from wscore.sealed_json import seal, unseal
 from wsrun.data.items import items_sha256
 from wsrun.data.replies import NEUTRAL, load_neutral
+from wsrun.data.source import beside, source_name
 from wsrun.models.code import tokenizer_sha256
 from wsrun.models.machine import model_state
 from wsrun.report.console import console, progress
@@ -43,7 +44,7 @@ def check_benchmark(cfg: BenchmarkOptions, what: str) -> None:
         raise ValueError(f"{what}: --n-random must be at least 2, got {cfg.n_random}")
     if cfg.match_dose:
         read_match(cfg.match_dose)
-        load_neutral(cfg.data / NEUTRAL, SPLIT)
+        load_neutral(beside(cfg.data, NEUTRAL), SPLIT)
 
 
 def select_dW(cfg: BenchmarkOptions, validation: Session, pairs: Pairs) -> Selections | None:
@@ -51,7 +52,7 @@ def select_dW(cfg: BenchmarkOptions, validation: Session, pairs: Pairs) -> Selec
 
     It is read from its file, and made where that is absent or was made of anything else.
     """
-    name = f"{Path(cfg.model).name}.{cfg.data.resolve().name}.json"
+    name = f"{Path(cfg.model).name}.{source_name(cfg.data)}.json"
     path, key = cfg.out / FOLDER / name, selection_key(cfg, validation, pairs)
     candidates = dW_candidates(cfg, pairs)
     before, why = read_sealed(path)
@@ -64,7 +65,7 @@ def select_dW(cfg: BenchmarkOptions, validation: Session, pairs: Pairs) -> Selec
         return None
     text = {
         "model": cfg.model,
-        "data": str(cfg.data),
+        "data": cfg.data,
         "behaviour": cfg.behaviour,
         "key": key,
         "chosen": {name: _to_json(s) for name, s in chosen.items()},
@@ -80,7 +81,7 @@ def select_dW(cfg: BenchmarkOptions, validation: Session, pairs: Pairs) -> Selec
 
 def selection_key(cfg: BenchmarkOptions, validation: Session, pairs: Pairs) -> dict[str, Any]:
     """Everything that decides the choice of dW, as JSON has it."""
-    neutral = load_neutral(cfg.data / NEUTRAL, SPLIT) if cfg.match_dose else []
+    neutral = load_neutral(beside(cfg.data, NEUTRAL), SPLIT) if cfg.match_dose else []
     return {
         **model_state(validation.model),
         "tokenizer": tokenizer_sha256(validation.tok),
@@ -199,7 +200,8 @@ def match_doses(
 ) -> list[Variant]:
     """The variants at the alphas that --match-dose asks for, with what is known of their doses."""
     assert cfg.match_dose
-    match, texts = read_match(cfg.match_dose), load_neutral(cfg.data / NEUTRAL, SPLIT)[:TEXTS]
+    match = read_match(cfg.match_dose)
+    texts = load_neutral(beside(cfg.data, NEUTRAL), SPLIT)[:TEXTS]
     kl = Divergence(session.model, session.tok, texts)
     candidates = len({(v.method, v.name, v.family, v.k) for v in variants})
     with progress(f"matching {cfg.match_dose}", candidates) as done:

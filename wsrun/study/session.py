@@ -15,7 +15,8 @@ from wscore import tensors_sha256
 from wsrun.adapters.base import BaseWarning
 from wsrun.adapters.extract import PairDelta, pair_deltas
 from wsrun.adapters.folders import read_folder
-from wsrun.data.items import Item, items_sha256, load_items
+from wsrun.data.items import Item, items_sha256
+from wsrun.data.source import load_items, read_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, progress
 from wsrun.report.tables import provenance, write_table
@@ -44,7 +45,9 @@ def run_shards(cfg: Common) -> None:
 
 def load_session(cfg: Common, split: str = "test") -> Session:
     """The items of a split and the model of the options."""
-    items = load_items(cfg.data, split, cfg.dilemmas)
+    items, left_out = read_items(cfg.data, split, cfg.dilemmas, cfg.limit)
+    for sentence in left_out:
+        console.print(sentence, highlight=False)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
     return Session(model, tok, items)
@@ -53,7 +56,7 @@ def load_session(cfg: Common, split: str = "test") -> Session:
 def load_splits(cfg: Common) -> tuple[Session, Session]:
     """(validation, test): one model, the items of both splits, checked to be disjoint."""
     test = load_session(cfg)
-    validation = load_items(cfg.data, "validation", cfg.dilemmas)
+    validation = load_items(cfg.data, "validation", cfg.dilemmas, cfg.limit)
     check_disjoint(validation, test.items)
     return test._replace(items=validation), test
 
