@@ -10,6 +10,7 @@ Rule:       a reading works where mass is 0.5 or more, of replies where the marg
 
     python experiments/check.py
     python experiments/check.py --model smollm2 --data data/english
+    python experiments/check.py --model smollm2 --data truthfulqa:TruthfulQA.csv
 
 The prompts are those of the two personas, chosen on one half of the clusters and measured on the
 other.
@@ -28,7 +29,7 @@ from wsrun.data.source import beside, read_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, grid, progress
 from wsrun.report.tables import check_writable, provenance, write_table
-from wsrun.study.instrument import check
+from wsrun.study.instrument import check, passes
 
 NAME = "check"
 HEADS = ("data set", "n", "mass", "accuracy", "poles apart", "bias apart", "hint apart", "reads")
@@ -52,12 +53,14 @@ class Config:
     """persona towards the behaviour"""
     neg: str = "dishonest"
     """persona away from it"""
-    wordings: int = 3
+    wordings: int = 2
     """how many prompts of each persona, the first ones; 0 for none"""
     resamples: int = 2000
     """bootstrap resamples"""
     out: Path = Path("artifacts/tables")
     """folder that receives the table"""
+    cache_dir: Path = Path("artifacts/cache")
+    """folder of finished results, which every experiment finds again"""
     dtype: str = "float32"
     """dtype of the model"""
     device: str = "cpu"
@@ -69,6 +72,7 @@ def main(cfg: Config) -> None:
     if cfg.wordings < 0 or cfg.resamples < 1:
         raise ValueError(f"{NAME}: --wordings must be at least 0 and --resamples at least 1")
     check_writable(cfg.out)
+    check_writable(cfg.cache_dir)
     items, left_out = read_items(cfg.data, cfg.split, cfg.dilemmas, cfg.limit)
     console.print(*left_out, sep="\n", highlight=False, end="\n" if left_out else "")
     pos, neg = [], []
@@ -77,8 +81,10 @@ def main(cfg: Config) -> None:
     personas = pos[: cfg.wordings], neg[: cfg.wordings]
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    with progress("scoring", 3 + sum(map(len, personas))) as step:
-        result = check(model, tok, items, personas, resamples=cfg.resamples, done=step)
+    with progress("scoring", passes(personas)) as step:
+        result = check(
+            model, tok, items, personas, resamples=cfg.resamples, cache_dir=cfg.cache_dir, done=step
+        )
     record = provenance(
         asdict(cfg),
         base=tensors_sha256(dict(model.named_parameters())),

@@ -98,7 +98,7 @@ class Degradation(Benchmark[Config]):
 
     def add_columns(self) -> None:
         """The change of text and of accuracy under every line."""
-        cfg, (model, tok, _) = self.cfg, self.test
+        cfg, (model, tok, *_) = self.cfg, self.test
         variants = [v for s in self.chosen.values() for v in s.variants] + [*self.control_variants]
         with progress("measuring costs", len(variants)) as done:
             rows = Capability(model, tok, self.texts, self.questions).rows(

@@ -64,7 +64,7 @@ class Activation(Benchmark[Config]):
         self.sources = read_sources(self.cfg)
 
     def prepare(self) -> None:
-        model, tok, _ = self.test
+        model, tok, *_ = self.test
         activation.check_layers(self.cfg, self.test, "t1")
         (self.answered,) = answers(self.cfg, model, tok, self.sources, self.cfg.seeds[:1]).values()
         self.vectors = activation.read_directions(self.test, self.answered)

@@ -30,20 +30,20 @@ from wsrun.report.verdicts import RuleResult
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import ConstructedDelta, WeightDelta
 from wsrun.study.controls import final_states, yes_bias
-from wsrun.study.dilemmas import RESPONSE, dose_table, print_doses, rises, shown, with_honesty
+from wsrun.study.dilemmas import (
+    RESPONSE,
+    dose_table,
+    print_doses,
+    rises,
+    shown,
+    with_honesty,
+    with_honesty_read,
+)
 from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
-from wsrun.study.session import (
-    Pairs,
-    Session,
-    load_session,
-    read_pairs,
-    run_record,
-    run_shards,
-    run_sweep,
-    save_figure,
-    write_tables,
-)
+from wsrun.study.scoring import run_sweep
+from wsrun.study.session import Pairs, Session, read_pairs, run_record, save_figure, write_tables
+from wsrun.study.start import load_session, run_shards
 
 EXPERIMENT = "t2_dilemmas"
 QUESTION = "How does the honesty of the answers follow the dose of dW?"
@@ -70,7 +70,8 @@ def main(cfg: Config) -> None:
         raise ValueError("t2: --alphas needs one that is not 0, got 0")
     run_shards(cfg)
     dilemmas = load_dose_items(cfg.source or cfg.data, cfg.dilemmas, cfg.limit)
-    session = load_session(cfg)._replace(items=dilemmas.items)
+    session = load_session(cfg, items=dilemmas.items)
+    session = session._replace(reads=with_honesty_read(session.reads))
     pairs = read_pairs(session.model, cfg)
     rows = run_sweep(cfg, EXPERIMENT, session, variants(pairs, planted_bias(cfg, session)))
     if rows is None:  # a shard
@@ -89,7 +90,9 @@ def main(cfg: Config) -> None:
     for v in verdicts:
         if v.dataset in shown(table, dilemmas):
             console.print(strong(f"{v.dataset}: {v.outcome}:"), v.sentence)
-    drawn = table.filter(table["variant"].is_in(RESPONSE) & table["dataset"].is_in(shown(table, dilemmas)))
+    drawn = table.filter(
+        table["variant"].is_in(RESPONSE) & table["dataset"].is_in(shown(table, dilemmas))
+    )
     save_figure(effects_by_dose, drawn, path, QUESTION)
     say_next(cfg, "t3_prompts", "the same change beside prompts")
 

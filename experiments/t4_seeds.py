@@ -44,18 +44,10 @@ from wsrun.study.family_ranking import (
 )
 from wsrun.study.next_command import say_next
 from wsrun.study.options import BenchmarkOptions, check_once
+from wsrun.study.scoring import run_sweep
 from wsrun.study.selection import check_benchmark, choose
-from wsrun.study.session import (
-    Pairs,
-    Session,
-    load_splits,
-    read_pairs,
-    run_record,
-    run_shards,
-    run_sweep,
-    save_figure,
-    write_tables,
-)
+from wsrun.study.session import Pairs, Session, read_pairs, run_record, save_figure, write_tables
+from wsrun.study.start import load_splits, run_shards
 
 EXPERIMENT = "t4_seeds"
 

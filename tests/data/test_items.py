@@ -15,12 +15,12 @@ from wsrun.data.items import (
     _commit_of,
     load_claims,
     load_dilemmas,
-    load_items,
     read_dilemmas,
     with_system,
 )
 from wsrun.data.pairs import load_pairs, load_questions
 from wsrun.data.personas import load_personas, persona_names
+from wsrun.data.source import load_items
 from wsrun.models.chat import user
 
 CLAIM = {"item": "a", "cluster": "c", "prompt": "Is it so?", "label": 1, "split": "test"}

@@ -9,7 +9,8 @@ import pytest
 
 from wsrun.data import named
 from wsrun.data.items import PREFILL, Item, items_sha256
-from wsrun.data.named import DATA_SETS, named_items, named_pairs, read
+from wsrun.data.named import DATA_SETS, named_pairs, named_reading, read
+from wsrun.data.source import load_items
 from wsrun.data.surface import signed_texts, word_accuracy
 from wsrun.models.chat import user
 
@@ -177,7 +178,7 @@ def test_dilemmas_of_a_derived_file_have_the_splits_of_the_authors(tmp_path):
 def test_splits_are_disjoint_deterministic_and_complete(tmp_path, name):
     """the splits partition the items; no cluster in two; both orders and actions stay together"""
     path = sets(tmp_path)[name]
-    parts = {s: named_items(f"{name}:{path}", s) or [] for s in SPLITS}
+    parts = {s: load_items(f"{name}:{path}", s) for s in SPLITS}
     everything = of(name, path)
     assert [i for i in everything if i not in parts[i.split]] == []
     assert sum(map(len, parts.values())) == len(everything) and all(parts.values())
@@ -193,8 +194,8 @@ def test_splits_are_disjoint_deterministic_and_complete(tmp_path, name):
 def test_first_keeps_whole_clusters_and_grows(tmp_path, name):
     """first = n: n clusters, those of n among those of n + 1; of dilemmas the smallest ids"""
     text = f"{name}:{sets(tmp_path)[name]}"
-    whole = named_items(text, "train") or []
-    kept = [{i.cluster for i in named_items(text, "train", n) or []} for n in (2, 3)]
+    whole = load_items(text, "train")
+    kept = [{i.cluster for i in load_items(text, "train", n, n)} for n in (2, 3)]
     assert [len(k) for k in kept] == [2, 3] and kept[0] < kept[1]
     if name == "dailydilemmas":
         assert kept[0] == {str(n) for n in sorted({int(i.cluster) for i in whole})[:2]}
@@ -240,7 +241,7 @@ def test_other_texts_have_no_name(tmp_path):
     path = tmp_path / "facts:x"
     path.mkdir()
     for text in ("data/english", "C:/data", "C:\\data", "./facts:x", "", ":x", str(path)):
-        assert named_items(text, "test") is None and named_pairs(text, "test") is None
+        assert named_reading(text, "test") is None and named_pairs(text, "test") is None
 
 
 def test_naive_bayes_on_words():
@@ -292,16 +293,16 @@ def refused(call) -> str:
 
 def test_unknown_names_and_missing_files_are_named(tmp_path):
     """the known names; and where a set is had: paper, licence, columns"""
-    assert all(n in refused(lambda: named_items("truth:x.csv", "test")) for n in DATA_SETS)
+    assert all(n in refused(lambda: load_items("truth:x.csv", "test")) for n in DATA_SETS)
     for name, data_set in DATA_SETS.items():
         for rest in ("nowhere", "", "x\0y", "x" * 5000):
-            message = refused(lambda n=name, r=rest: named_items(f"{n}:{r}", "test"))
+            message = refused(lambda n=name, r=rest: load_items(f"{n}:{r}", "test"))
             parts = name, data_set.licence, *data_set.columns, "arXiv"
             assert all(part in message for part in parts)
     text = f"facts:{sets(tmp_path)['facts']}"
     assert "truthfulqa" in refused(lambda: named_pairs(text, "train"))
-    assert "'dev'" in refused(lambda: named_items(text, "dev"))
-    assert "at least 1" in refused(lambda: named_items(text, "test", 0))
+    assert "'dev'" in refused(lambda: load_items(text, "dev"))
+    assert "at least 1" in refused(lambda: load_items(text, "test", limit=0))
     assert "NAME:PATH" in refused(lambda: named.main("x"))
 
 

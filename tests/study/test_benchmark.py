@@ -17,7 +17,7 @@ from wsrun.study.controls import random_controls, sanity_summary, zero_control
 from wsrun.study.options import BenchmarkOptions
 from wsrun.study.rule import beaten
 from wsrun.study.selection import best_by_method, dW_candidates
-from wsrun.study.session import check_disjoint, load_splits
+from wsrun.study.start import check_disjoint, load_splits
 
 CELL = dict(experiment="e", model="m", behaviour="b", prompt_style="p", method="weights")
 

@@ -14,7 +14,7 @@ from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.tables import read_table
 from wsrun.study.constructed import hashes, measure, whole_contrasts
-from wsrun.study.session import load_session
+from wsrun.study.start import load_session
 
 
 def a_model_folder(build, folder):

@@ -3,7 +3,9 @@
 One question each is asked in experiments/; no formula and no model code lives here.
 
     options      Common, BenchmarkOptions: the flags, and what is refused before anything is loaded
-    session      Session, load_session, load_splits, read_pairs, run_sweep, run_record, write_tables
+    start        load_session, load_splits: the model, its items, and what these can read on it
+    instrument   check: can items read a behaviour on a model, only a bias, or nothing
+    scoring      run_sweep; session: Session, read_pairs, run_record, write_tables
     shards       one sweep on several processes, by hand (--shard) or on Ray
     benchmark    Benchmark: what a script of the benchmark overrides; run: run_benchmark, the rest
     selection    choose, select_dW: setting and coefficient on validation items; selected: its files
@@ -18,7 +20,9 @@ One question each is asked in experiments/; no formula and no model code lives h
 from wsrun.study.ablation import run_ablation
 from wsrun.study.options import Common
 from wsrun.study.run import run_benchmark
-from wsrun.study.session import Session, load_session, read_pairs, run_sweep, write_tables
+from wsrun.study.scoring import run_sweep
+from wsrun.study.session import Session, read_pairs, write_tables
+from wsrun.study.start import load_session
 
 __all__ = [
     "Common",

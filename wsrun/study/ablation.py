@@ -40,16 +40,9 @@ from wsrun.steer.interventions import WeightDelta
 from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
 from wsrun.study.parts import SUM_TOLERANCE, Ablation, with_facts
-from wsrun.study.session import (
-    Pairs,
-    Session,
-    load_session,
-    read_pairs,
-    run_record,
-    run_shards,
-    run_sweep,
-    write_tables,
-)
+from wsrun.study.scoring import run_sweep
+from wsrun.study.session import Pairs, Session, read_pairs, run_record, write_tables
+from wsrun.study.start import load_session, run_shards
 
 __all__ = ["SUM_TOLERANCE", "Options", "Study", "run_ablation", "summarise"]
 

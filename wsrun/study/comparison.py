@@ -11,8 +11,9 @@ from wscore.stats.schema import CELL
 from wsrun.score.names import DW
 from wsrun.score.variants import Variant
 from wsrun.study.options import BenchmarkOptions
+from wsrun.study.scoring import run_sweep
 from wsrun.study.selected import FOLDER, Selection, Selections, save_selected
-from wsrun.study.session import Session, run_sweep
+from wsrun.study.session import Session
 
 
 def compare_on_test(

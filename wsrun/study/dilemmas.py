@@ -23,6 +23,11 @@ def with_honesty(rows: pl.DataFrame, found: Dilemmas) -> pl.DataFrame:
     return pl.concat([rows, part.with_columns(dataset=pl.lit(HONESTY))])
 
 
+def with_honesty_read(reads: Mapping[str, str]) -> dict[str, str]:
+    """What data sets can read; the part about honesty reads what all dilemmas do."""
+    return {**reads, **({HONESTY: reads[ALL]} if ALL in reads else {})}
+
+
 def dose_table(rows: pl.DataFrame, families: Sequence[str], resamples: int) -> pl.DataFrame:
     """One line per data set, family and alpha, the base's at 0, seeds pooled.
 

@@ -19,6 +19,7 @@ excludes 0; else nothing.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
@@ -26,8 +27,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore.stats.contrasts import contrast
 from wscore.stats.effects import effect_table
-from wsrun.data.items import Item, with_system
-from wsrun.score.sweep import score
+from wsrun.data.items import Item
+from wsrun.score.sweep import sweep
+from wsrun.score.variants import Variant
+from wsrun.steer.interventions import SystemPrompt
 
 MIN_MASS = 0.5
 READS = {
@@ -55,24 +58,31 @@ def check(
     personas: Sequence[Sequence[str]] = ((), ()),
     *,
     resamples: int = 2000,
+    cache_dir: str | Path | None = None,
     done: Callable[[str], None] = lambda note: None,
 ) -> Check:
     """The instrument check of `items`; personas: system prompts towards the behaviour, and away.
 
-    Without personas the poles are left out, and accuracy alone must tell them apart.
+    Without personas the poles are left out, and accuracy alone must tell them apart. Scores are
+    kept and found in cache_dir; `done` is called after each of `passes(personas)` scorings.
     """
 
-    def scores(note: str, asked: Sequence[Item]) -> pl.DataFrame:
-        frame = score(model, tok, asked).with_columns(variant=pl.lit(note), alpha=pl.lit(1.0))
-        done(note)
-        return frame
+    def scores(asked: Sequence[Item], *variants: Variant) -> pl.DataFrame:
+        return sweep(model, tok, asked, variants, [1.0], cache_dir=cache_dir, progress=done)
 
-    base = scores("base", items).with_columns(alpha=pl.lit(0.0))
-    hinted = [scores(f"hint{sign}", [_with_hint(i, sign) for i in items]) for sign in "+-"]
-    prompted = {
-        sign: [scores(f"{sign}{n}", [with_system(i, p) for i in items]) for n, p in enumerate(side)]
+    prompts = {
+        sign: [Variant(f"{sign}{n}", SystemPrompt(p), (1.0,)) for n, p in enumerate(side)]
         for sign, side in zip("+-", personas, strict=True)
     }
+    rows = scores(items, *prompts["+"], *prompts["-"])
+    base = rows.filter(alpha=0.0)
+    hinted = [
+        scores([_with_hint(i, sign) for i in items]).with_columns(
+            variant=pl.lit(f"hint{sign}"), alpha=pl.lit(1.0)
+        )
+        for sign in "+-"
+    ]
+    prompted = {sign: [rows.filter(variant=v.name) for v in side] for sign, side in prompts.items()}
     poles = [_crossed(base, prompted[sign], sign) for sign in "+-"] if all(personas) else []
     facts = [
         _accuracy(base, resamples),
@@ -87,6 +97,11 @@ def check(
         table = table.join(fact, on="dataset", maintain_order="left")
     lines = [r | {"reads": verdict_of(r)} for r in table.iter_rows(named=True)]
     return Check(pl.DataFrame(lines, infer_schema_length=None), [sentence(r) for r in lines])
+
+
+def passes(personas: Sequence[Sequence[str]]) -> int:
+    """How many times the items are scored: as they are, with each prompt, with either hint."""
+    return 3 + sum(map(len, personas))
 
 
 def verdict_of(line: Mapping[str, object]) -> str:

@@ -35,6 +35,10 @@ class Common:
     """bootstrap resamples"""
     behaviour: str = "honest"
     """name of the behaviour in the table"""
+    pos: str = "honest"
+    """persona whose prompts the instrument check tries towards the behaviour"""
+    neg: str = "dishonest"
+    """persona whose prompts it tries away from it"""
     out: Path = Path("artifacts/tables")
     """folder that receives the tables and figures"""
     cache_dir: Path = Path("artifacts/cache")

@@ -53,8 +53,8 @@ class ReplicationOptions(Directed, Training):
 
     model: str = ORGANISM
     """model folder or hub name, such as google/gemma-3-1b-it"""
-    data: Path = Path(AUTO)
-    """folder with questions, personas, claims and dilemmas; auto: data/english for a real model"""
+    data: str = AUTO
+    """folder, or public set NAME:PATH; auto: data/english for a real model"""
     adapters: Path = Path(AUTO)
     """folder of the adapters, trained there where it lacks them; auto: one per model"""
     recipe: str = AUTO
@@ -71,7 +71,7 @@ def resolve_defaults(cfg: ReplicationOptions) -> ReplicationOptions:
     embedded = cfg.model == ORGANISM
     shipped = Path(ORGANISM, "adapters")
     values = {
-        "data": Path(ORGANISM if embedded else "data/english"),
+        "data": ORGANISM if embedded else "data/english",
         "adapters": shipped if embedded and not lacking(cfg, shipped) else TRAINED / name,
         "recipe": "organism" if embedded else "fork",
         "dtype": "float32" if embedded else "bfloat16",

@@ -11,7 +11,8 @@ from wsrun.study.controls import sanity_summary, zero_control
 from wsrun.study.next_command import say_next
 from wsrun.study.selected import Selections
 from wsrun.study.selection import check_benchmark, choose, match_doses, select_dW
-from wsrun.study.session import load_splits, read_pairs, run_record, run_shards, write_tables
+from wsrun.study.session import read_pairs, run_record, write_tables
+from wsrun.study.start import load_splits, run_shards
 
 
 def run_benchmark(script: Benchmark) -> None:

@@ -29,8 +29,9 @@ from wsrun.score.scorer import PROMPT_STYLE
 from wsrun.score.variants import Dose, Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.options import BenchmarkOptions, check_common
+from wsrun.study.scoring import run_sweep
 from wsrun.study.selected import FOLDER, NEGATIVE_DW, Selection, Selections
-from wsrun.study.session import Pairs, Session, run_sweep
+from wsrun.study.session import Pairs, Session
 
 
 def check_benchmark(cfg: BenchmarkOptions, what: str) -> None:

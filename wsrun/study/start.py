@@ -1,0 +1,78 @@
+"""The start of an experiment: the model, its items, and whether these can read it at all."""
+
+from collections.abc import Sequence
+
+from wsrun.data.items import Item
+from wsrun.data.personas import load_personas, persona_names
+from wsrun.data.source import beside, load_items, read_items
+from wsrun.models.load import limit_threads, load_model
+from wsrun.report.console import console, progress
+from wsrun.study.instrument import check, passes
+from wsrun.study.options import Common
+from wsrun.study.session import Session
+from wsrun.study.shards import run_on_ray
+
+WORDINGS = 2
+"""prompts of each pole that the check tries"""
+
+
+def run_shards(cfg: Common) -> None:
+    """With --executor ray, score every shard of this command; the sweep then finds the results."""
+    if cfg.executor == "ray":
+        run_on_ray(cfg.cache_dir, cfg.device, cfg.workers)
+
+
+def load_session(cfg: Common, split: str = "test", items: Sequence[Item] | None = None) -> Session:
+    """The items of a split, or those given, and the model of the options, checked against them.
+
+    Says what was left out of a public set, and what the items can read on this model.
+    """
+    left_out: tuple[str, ...] = ()
+    if items is None:
+        items, left_out = read_items(cfg.data, split, cfg.dilemmas, cfg.limit)
+    for sentence in left_out:
+        console.print(sentence, highlight=False)
+    model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
+    limit_threads(model)
+    session = Session(model, tok, [*items])
+    return session._replace(reads=readings(cfg, session))
+
+
+def load_splits(cfg: Common) -> tuple[Session, Session]:
+    """(validation, test): one model, the items of both splits, checked to be disjoint."""
+    test = load_session(cfg)
+    validation = load_items(cfg.data, "validation", cfg.dilemmas, cfg.limit)
+    check_disjoint(validation, test.items)
+    return test._replace(items=validation), test
+
+
+def readings(cfg: Common, session: Session) -> dict[str, str]:
+    """{data set: a key of `READS`} by the instrument check, whose sentences are printed."""
+    prompts = personas(cfg)
+    with progress("checking the instrument", passes(prompts)) as step:
+        found = check(
+            session.model, session.tok, session.items, prompts,
+            resamples=cfg.resamples, cache_dir=cfg.cache_dir, done=step,
+        )  # fmt: skip
+    for sentence in found.sentences:
+        console.print(sentence, highlight=False)
+    return dict(found.table.select("dataset", "reads").iter_rows())
+
+
+def personas(cfg: Common) -> tuple[list[str], list[str]]:
+    """The first system prompts of both poles; none where the data has no personas of the names."""
+    file, names = beside(cfg.data, "personas.json"), (cfg.pos, cfg.neg)
+    if not file.is_file() or not {*names} <= {*persona_names(file)}:
+        return [], []
+    pos, neg = load_personas(file, *names)
+    return pos[:WORDINGS], neg[:WORDINGS]
+
+
+def check_disjoint(validation: Sequence[Item], test: Sequence[Item]) -> None:
+    """Raises ValueError where a claim or dilemma stands in both splits."""
+    known = {(i.dataset, i.cluster) for i in validation}
+    if both := sorted({(i.dataset, i.cluster) for i in test} & known):
+        raise ValueError(
+            f"benchmark: {len(both)} clusters are in the validation and in the test split, such as "
+            f"{both[0]}; what is selected on an item must not be reported on it"
+        )
