@@ -1,0 +1,139 @@
+"""Fitting: the loss of the responses of a batch, its gradient, and the steps of the optimizer.
+
+    loss = 1/n sum_i sum_t -log p(r_it | prompt_i, r_i1 .. r_i,t-1),   n = sum_i |r_i|
+
+Logits are computed only where a response token is predicted. The gradient of a batch may be added
+up over groups of examples of like lengths, each of which contributes its part of the sum: the same
+numbers with less padding.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from wsrun.adapters.configs import Recipe
+from wsrun.models.generate import right_padded
+from wsrun.models.load import d_model
+
+Example = tuple[list[int], int]
+"""tokens of a prompt with its response, and where the response starts"""
+WIDE = 512  # d_model from which a token takes a CPU longer than what a group costs beside it
+GROUP = 512  # tokens of a group there, padding included: ratios of 320 to 512 are equal (step time)
+
+
+def fit(
+    model: PeftModel,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    family: str,
+    seed: int,
+    step_done: Callable[[str], None],
+    after_step: Callable[[], None] | None,
+    at_step: Callable[[int], object],
+) -> list[float]:
+    """Train the adapter of a model; returns the losses.
+
+    `at_step` is called after each step, with how many were made; it must leave the adapter alone.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.lr[family], weight_decay=0.0)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / recipe.steps)
+    rng, losses = random.Random(f"examples/{family}/{seed}"), []
+    for step in range(1, recipe.steps + 1):
+        batch = rng.choices(examples, k=recipe.batch)
+        losses.append(backward(model, batch, group_tokens(model)))
+        optimizer.step()
+        if after_step:
+            with torch.no_grad():
+                after_step()
+        decay.step()
+        optimizer.zero_grad()
+        at_step(step)
+        step_done(f"step {step} of {recipe.steps}, loss {losses[-1]:.3f}")
+    return losses
+
+
+def backward(model: nn.Module, batch: Sequence[Example], most: int | None) -> float:
+    """The loss of a batch; its gradient is added to what the parameters have.
+
+    most: tokens of a group of examples, padding included; None takes the batch as a whole.
+    """
+    n, total = n_response_tokens(batch), 0.0
+    for group in groups(batch, most):
+        loss = summed_loss(model, group) / n
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, examples: Sequence[Example], most: int) -> float:
+    """The loss of examples of any number; groups as of `backward`."""
+    losses = [summed_loss(model, group).item() for group in groups(examples, most)]
+    return sum(losses) / n_response_tokens(examples)
+
+
+def n_response_tokens(examples: Sequence[Example]) -> int:
+    return sum(len(tokens) - start for tokens, start in examples)
+
+
+def group_tokens(model: nn.Module) -> int | None:
+    """How many tokens a group of a batch may have; None where groups cost more than padding."""
+    narrow = d_model(model) < WIDE  # type: ignore[arg-type]
+    return None if narrow or model.device.type != "cpu" else GROUP  # type: ignore[union-attr]
+
+
+def groups(batch: Sequence[Example], most: int | None) -> list[list[Example]]:
+    """The examples from short to long, in groups of at most `most` tokens with their padding.
+
+    An example that is longer is a group of its own.
+    """
+    if most is None:
+        return [list(batch)]
+    found: list[list[Example]] = []
+    for one in sorted(batch, key=lambda e: len(e[0])):
+        if not found or (len(found[-1]) + 1) * len(one[0]) > most:
+            found.append([])
+        found[-1].append(one)
+    return found
+
+
+def summed_loss(model: nn.Module, examples: Sequence[Example]) -> Float[Tensor, ""]:
+    """sum_i sum_t -log p(r_it | prompt_i, r_i1 .. r_i,t-1)."""
+    ids, _ = right_padded([tokens for tokens, _ in examples])
+    at = [(row, t - 1) for row, (ids, s) in enumerate(examples) for t in range(s, len(ids))]
+    rows, before = torch.tensor(at).T
+    ids, rows, before = (x.to(model.device) for x in (ids, rows, before))  # type: ignore[arg-type]
+    with _head_at(model, rows, before) as picked:
+        logits = model(input_ids=ids, use_cache=False).logits
+    logits = logits[0] if picked else logits[rows, before]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(logits, ids[rows, before + 1], reduction="sum")
+
+
+@contextmanager
+def _head_at(model: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[list[bool]]:
+    """The model's head is applied at some (row, position) only, as one row; yields whether it was.
+
+    [b, s, d] -> [1, n, d] before the head: what a model does to logits after it is done entry by
+    entry. A model whose head is not called as a module gives all logits.
+    """
+    picked: list[bool] = []
+
+    def pick(module: nn.Module, args: tuple) -> tuple:
+        picked.append(True)
+        return (args[0][rows, positions][None], *args[1:])
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_pre_hook(pick) if head is not None else None
+    try:
+        yield picked
+    finally:
+        if handle is not None:
+            handle.remove()
