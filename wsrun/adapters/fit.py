@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy
 
 from wsrun.adapters.configs import Recipe
 from wsrun.models.generate import right_padded
-from wsrun.models.load import d_model
 
 Example = tuple[list[int], int]
 """tokens of a prompt with its response, and where the response starts"""
@@ -85,7 +84,7 @@ def n_response_tokens(examples: Sequence[Example]) -> int:
 
 def group_tokens(model: nn.Module) -> int | None:
     """How many tokens a group of a batch may have; None where groups cost more than padding."""
-    narrow = d_model(model) < WIDE  # type: ignore[arg-type]
+    narrow = model.config.get_text_config().hidden_size < WIDE  # type: ignore
     return None if narrow or model.device.type != "cpu" else GROUP  # type: ignore[union-attr]
 
 
