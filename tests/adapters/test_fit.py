@@ -6,9 +6,10 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
 
 from wsrun.adapters.configs import FAMILIES, RECIPES, target_modules
-from wsrun.adapters.fit import GROUP, backward, group_tokens, groups, mean_loss
+from wsrun.adapters.fit import GROUP, backward, group_tokens, groups, mean_loss, n_shared, shares
 from wsrun.models.generate import right_padded
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 
@@ -73,6 +74,46 @@ def test_groups_add_up_to_the_batch(make, batch, most):
     expected, whole = own_loss(model, batch), gradients(model)
     assert backward(model, batch, most) == pytest.approx(expected, rel=1e-10)
     close(gradients(model), whole, 1e-10)
+
+
+@pytest.mark.parametrize("most", [None, 12])
+@pytest.mark.parametrize("make", [tiny_qwen3, tiny_gemma3])
+def test_shared_tokens_run_once(make, batch, most):
+    """seven tokens before every example, run once a group: loss 1e-10, gradient 1e-6
+
+    The models' norms round to float32 inside, also where all else is float64.
+    """
+    model, head = adapted(make, torch.float64), [7, 7, 3, 400, 9, 1, 2]
+    batch = [(head + tokens, len(head) + start) for tokens, start in batch]
+    assert n_shared(batch) == 7 and shares(model, batch[:2])
+    expected, whole = own_loss(model, batch), gradients(model)
+    assert backward(model, batch, most, share=True) == pytest.approx(expected, rel=1e-10)
+    close(gradients(model), whole, 1e-6)
+
+
+def test_a_model_whose_cache_has_no_gradient_shares_nothing(batch, monkeypatch):
+    """keys and values that are detached, or no cache at all: the proof fails, so all tokens run"""
+    model = adapted(tiny_qwen3, torch.float32)
+    batch = [([5, 6, 7, *tokens], 3 + start) for tokens, start in batch]
+    assert shares(model, batch)
+
+    def detached(self, repeats):
+        for layer in self.layers:
+            for name in ("keys", "values"):
+                setattr(layer, name, getattr(layer, name).detach().repeat(repeats, 1, 1, 1))
+
+    monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", detached)
+    assert not shares(model, batch) and not gradients(model)
+    monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", None)
+    assert not shares(model, batch) and not gradients(model)
+
+
+def test_shared_tokens_by_hand():
+    """up to the first difference, and never the last token of a prompt"""
+    assert n_shared([([1, 2, 3, 4], 3), ([1, 2, 5, 4], 3)]) == 2
+    assert n_shared([([1, 2, 3, 4], 2), ([1, 2, 3, 4], 4)]) == 1
+    assert n_shared([([1, 2], 1), ([1, 2], 1)]) == 0
+    assert n_shared([([3, 2, 1], 2), ([4, 2, 1], 2)]) == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
