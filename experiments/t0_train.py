@@ -33,7 +33,15 @@ from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.answers import answers, read_sources
 from wsrun.study.next_command import say_next
-from wsrun.study.training import HEADS, Training, check_training, steers, train, trained_line
+from wsrun.study.training import (
+    HEADS,
+    Training,
+    check_training,
+    steers,
+    train,
+    trained_line,
+    with_recipe,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Config(Training):
 def main(cfg: Config) -> None:
     """Generate pairs, train, read back with proof, write adapters and dW, try each dW once."""
     check_training(cfg, "t0_train")
+    cfg = with_recipe(cfg)
     if not cfg.alphas or not all(isfinite(a) and a for a in cfg.alphas):
         raise ValueError("t0_train: --alphas must be finite and not 0, which is the base")
     for folder in (cfg.adapters, cfg.deltas, cfg.out):

@@ -6,7 +6,7 @@ one has its own data, adapters and recipe; any other gets data/english, a folder
 artifacts/adapters, the recipe of real models, and bfloat16.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,8 @@ from wsrun.study.activation import (
 from wsrun.study.answers import Sources, answers, read_sources
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.session import Session
-from wsrun.study.training import Training, check_training, train
+from wsrun.study.training import AUTO, Training, check_training, train, with_recipe
 
-AUTO = "auto"
 ORGANISM = "data/organism"
 TRAINED = Path("artifacts/adapters")
 
@@ -57,8 +56,6 @@ class ReplicationOptions(Directed, Training):
     """folder, or public set NAME:PATH; auto: data/english for a real model"""
     adapters: Path = Path(AUTO)
     """folder of the adapters, trained there where it lacks them; auto: one per model"""
-    recipe: str = AUTO
-    """training recipe: paper, fork or organism; auto: fork for a real model"""
     prompts: tuple[str, ...] = ()
     """personas whose wordings are tried as system prompts; that of --pos if not given"""
     dtype: str = AUTO
@@ -73,10 +70,10 @@ def resolve_defaults(cfg: ReplicationOptions) -> ReplicationOptions:
     values = {
         "data": ORGANISM if embedded else "data/english",
         "adapters": shipped if embedded and not lacking(cfg, shipped) else TRAINED / name,
-        "recipe": "organism" if embedded else "fork",
         "dtype": "float32" if embedded else "bfloat16",
     }
-    return replace(cfg, **{k: v for k, v in values.items() if str(getattr(cfg, k)) == AUTO})
+    own = {k: v for k, v in values.items() if str(getattr(cfg, k)) == AUTO}
+    return replace(with_recipe(cfg), **own)
 
 
 def lacking(cfg: ReplicationOptions, adapters: Path) -> list[tuple[int, str]]:
@@ -109,7 +106,8 @@ class Replication(Benchmark[ReplicationOptions]):
         check_layers(cfg, test, self.name)
         cells = [] if cfg.shard else lacking(cfg, cfg.adapters)
         self.answered = own_answers(cfg, test, self.sources, {seed for seed, _ in cells})
-        train_lacking(cfg, test, self.answered, cells)
+        if cells:
+            train(cfg, test.model, test.tok, self.answered, cells)
         self.vectors = {}
         if by_norm(cfg):
             console.print(f"directions are left out: {cfg.match_dose}, they have no |alpha dW|")
@@ -172,20 +170,3 @@ def own_answers(
             raise
         console.print(f"directions are left out: {error}")
         return {}
-
-
-def train_lacking(
-    cfg: ReplicationOptions,
-    session: Session,
-    answered: Mapping[int, Sequence[Pair]],
-    cells: Sequence[tuple[int, str]],
-) -> None:
-    """Train the (seed, family) that are not there on the answers of their seed; say how it went."""
-    if not cells:
-        return
-    losses = train(cfg, session.model, session.tok, answered, cells)
-    for (seed, family), loss in losses.items():
-        console.print(
-            f"trained {family}-s{seed} on {len(answered[seed])} pairs, recipe {cfg.recipe}: "
-            f"loss of pos {loss[0]:.3f} to {loss[-1]:.3f}"
-        )
