@@ -22,7 +22,7 @@ from wsrun.adapters.base import BASE, base_record
 from wsrun.adapters.checkpoint import PISSA_INIT
 from wsrun.adapters.configs import FAMILIES, Recipe, check_family, target_modules
 from wsrun.adapters.extract import attached, check_peft
-from wsrun.data.pairs import Pair, example
+from wsrun.data.pairs import Pair, pole_example
 from wsrun.models.generate import right_padded
 from wsrun.models.load import check_positions
 from wsrun.models.memory import check_memory, training_bytes, within_memory
@@ -61,7 +61,7 @@ def train_adapter(
     check_peft()
     where = where or target_modules(model.config.get_text_config().num_hidden_layers, recipe.band)
     config = FAMILIES[check_family(family)](recipe, where)
-    examples = [example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
+    examples = [pole_example(tok, p, side) for p in pairs]
     base = base_record(model, where)
     check_positions(model, [ids for ids, _ in examples], "adapters")
     longest = max(len(ids) for ids, _ in examples)

@@ -37,7 +37,7 @@ from wsrun.study.activation import (
     read_directions,
     vectors_sha256,
 )
-from wsrun.study.answers import Sources, answers, read_sources
+from wsrun.study.answers import Answers, Sources, answers, read_sources
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.session import Session
 from wsrun.study.training import Training, check_training, train
@@ -109,12 +109,12 @@ class Replication(Benchmark[ReplicationOptions]):
         check_layers(cfg, test, self.name)
         cells = [] if cfg.shard else lacking(cfg, cfg.adapters)
         self.answered = own_answers(cfg, test, self.sources, {seed for seed, _ in cells})
-        train_lacking(cfg, test, self.answered, cells)
+        train_lacking(cfg, test, {s: a.pairs for s, a in self.answered.items()}, cells)
         self.vectors = {}
         if by_norm(cfg):
             console.print(f"directions are left out: {cfg.match_dose}, they have no |alpha dW|")
         elif self.answered:
-            self.vectors = read_directions(test, self.answered[cfg.seeds[0]], MEANS)
+            self.vectors = read_directions(test, self.answered[cfg.seeds[0]].pairs, MEANS)
 
     def candidates(self) -> Iterable[Variant]:
         """Each family's dW where there are several, every wording, every direction."""
@@ -135,7 +135,7 @@ class Replication(Benchmark[ReplicationOptions]):
         return *super().verdicts(), *beside_random(self.rows, self.table)
 
     def notes(self) -> dict[str, Any]:
-        read = items_sha256(self.answered[self.cfg.seeds[0]]) if self.vectors else None
+        read = items_sha256(self.answered[self.cfg.seeds[0]].pairs) if self.vectors else None
         return {"answers": read, "vectors": vectors_sha256(self.vectors)}
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
@@ -158,7 +158,7 @@ def read_prompts(cfg: ReplicationOptions) -> list[Variant]:
 
 def own_answers(
     cfg: ReplicationOptions, session: Session, sources: Sources, training: Collection[int]
-) -> dict[int, list[Pair]]:
+) -> dict[int, Answers]:
     """The answers of the seeds that are trained, and of the first, for the directions.
 
     None where only the directions need them and the model ends no answer: it has its adapters, and
