@@ -22,7 +22,7 @@ from wsrun.adapters.checkpoint import PISSA_INIT
 from wsrun.adapters.configs import FAMILIES, Recipe, check_family, target_modules
 from wsrun.adapters.extract import attached, check_peft
 from wsrun.adapters.fit import GROUP, fit, group_tokens, mean_loss
-from wsrun.data.pairs import Pair, example
+from wsrun.data.pairs import Pair, pole_example
 from wsrun.models.load import check_positions
 from wsrun.models.memory import check_memory, training_bytes, within_memory
 
@@ -123,7 +123,7 @@ def side_examples(
     tok: PreTrainedTokenizerBase, pairs: Sequence[Pair], side: str
 ) -> list[tuple[list[int], int]]:
     """(tokens, where the response starts) of one side of pairs: what is trained on."""
-    return [example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
+    return [pole_example(tok, p, side) for p in pairs]
 
 
 def _train(

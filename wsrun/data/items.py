@@ -45,7 +45,7 @@ class Item:
     replies: tuple[str, str] | None = None  # (reply+, reply-): margin = log p(+) - log p(-)
 
 
-ADDED = {"choices": ("Yes", "No"), "replies": None}
+ADDED = {"choices": ("Yes", "No"), "replies": None, "ended_pos": True, "ended_neg": True}
 """fields that no sha256 holds where they have these values, so that older ones stay as they are"""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from wsrun.adapters.folders import settle
 from wsrun.data.items import items_sha256
-from wsrun.data.pairs import NoPairs, Pair
+from wsrun.data.pairs import NoPairs
 from wsrun.data.personas import load_personas
 from wsrun.data.source import beside
 from wsrun.report.console import console
@@ -37,10 +37,10 @@ from wsrun.study.activation import (
     read_directions,
     vectors_sha256,
 )
-from wsrun.study.answers import Sources, answers, read_sources
+from wsrun.study.answers import Answers, Sources, answers, read_sources
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.session import Session
-from wsrun.study.training import AUTO, Training, check_training, train, with_recipe
+from wsrun.study.training import AUTO, Training, check_training, selects, train, with_recipe
 
 ORGANISM = "data/organism"
 TRAINED = Path("artifacts/adapters")
@@ -112,7 +112,7 @@ class Replication(Benchmark[ReplicationOptions]):
         if by_norm(cfg):
             console.print(f"directions are left out: {cfg.match_dose}, they have no |alpha dW|")
         elif self.answered:
-            self.vectors = read_directions(test, self.answered[cfg.seeds[0]], MEANS)
+            self.vectors = read_directions(test, self.answered[cfg.seeds[0]].pairs, MEANS)
 
     def candidates(self) -> Iterable[Variant]:
         """Each family's dW where there are several, every wording, every direction."""
@@ -133,7 +133,7 @@ class Replication(Benchmark[ReplicationOptions]):
         return *super().verdicts(), *beside_random(self.rows, self.table)
 
     def notes(self) -> dict[str, Any]:
-        read = items_sha256(self.answered[self.cfg.seeds[0]]) if self.vectors else None
+        read = items_sha256(self.answered[self.cfg.seeds[0]].pairs) if self.vectors else None
         return {"answers": read, "vectors": vectors_sha256(self.vectors)}
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
@@ -156,7 +156,7 @@ def read_prompts(cfg: ReplicationOptions) -> list[Variant]:
 
 def own_answers(
     cfg: ReplicationOptions, session: Session, sources: Sources, training: Collection[int]
-) -> dict[int, list[Pair]]:
+) -> dict[int, Answers]:
     """The answers of the seeds that are trained, and of the first, for the directions.
 
     None where only the directions need them and the model ends no answer: it has its adapters, and
@@ -164,7 +164,8 @@ def own_answers(
     """
     seeds = {*training} | set(() if by_norm(cfg) else cfg.seeds[:1])
     try:
-        return answers(cfg, session.model, session.tok, sources, sorted(seeds))
+        validate = bool(training) and selects(cfg)
+        return answers(cfg, session.model, session.tok, sources, sorted(seeds), validate)
     except NoPairs as error:
         if training:
             raise

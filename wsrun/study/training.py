@@ -20,7 +20,7 @@ from wsrun.data.pairs import Pair
 from wsrun.report.console import console, duration, progress
 from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import with_interval
-from wsrun.study.answers import Answering, check_answering
+from wsrun.study.answers import Answering, Answers, check_answering
 
 AUTO = "auto"
 VALIDATION = 64  # pairs that select a state, at most
@@ -128,10 +128,9 @@ def train(
     cfg: Training,
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
-    pairs: Mapping[int, Sequence[Pair]],
+    answered: Mapping[int, Answers],
     cells: Iterable[Cell],
     trained: Callable[[Cell, Path], object] = lambda cell, folder: None,
-    validation: Sequence[Pair] = (),
 ) -> dict[Cell, list[float]]:
     """Train both poles of each (seed, family) into cfg.adapters; returns the losses of pos.
 
@@ -141,15 +140,16 @@ def train(
     place. What it raises leaves the pair out.
 
     A pair in place whose record says that it is the same training is kept, if `trained` accepts it,
-    and so is a finished pole of a training that was killed; not with --retrain. `validation` are
-    the pairs of which at most VALIDATION, the same for all, select the state of each pair. Raises
+    and so is a finished pole of a training that was killed; not with --retrain. At most VALIDATION
+    of a seed's validation pairs, the same for all families, select the state of each pair. Raises
     ValueError where --select asks for such pairs and there are none.
     """
-    recipe, held_out = recipe_of(cfg), _held_out(cfg, validation)
+    recipe = recipe_of(cfg)
+    held_out = {seed: _held_out(cfg, a.validation) for seed, a in answered.items()}
     base, asked = tensors_sha256(dict(model.named_parameters())), {}
     for seed, family in cells:
         asked[seed, family] = PairTraining(
-            model, tok, base, pairs[seed], held_out, recipe, family, seed,
+            model, tok, base, answered[seed].pairs, held_out[seed], recipe, family, seed,
             cfg.adapters / f"{family}-s{seed}", cfg.model,
         )  # fmt: skip
     records = {} if cfg.retrain else _kept(asked, trained)
@@ -168,6 +168,11 @@ def _losses(records: Mapping[Cell, dict], cells: Iterable[Cell]) -> dict[Cell, l
     return {cell: records[cell]["losses"]["pos"] for cell in cells}
 
 
+def selects(cfg: Training) -> bool:
+    """Whether the state of a pair is selected on validation pairs."""
+    return (recipe_of(cfg).select if cfg.select == AUTO else cfg.select) == "loss"
+
+
 def _held_out(cfg: Training, validation: Sequence[Pair]) -> list[Pair]:
     """The validation pairs that select a state, none where the last one is kept."""
     if cfg.select == "loss" and not validation:
@@ -175,7 +180,7 @@ def _held_out(cfg: Training, validation: Sequence[Pair]) -> list[Pair]:
             "training: --select loss needs pairs of a validation split, and these have none; use "
             "--select last, or --data with a set that has one"
         )
-    if (recipe_of(cfg).select if cfg.select == AUTO else cfg.select) == "last":
+    if not selects(cfg):
         return []
     if not validation:
         console.print("no pairs of a validation split: the state of the last step is kept")
