@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wscore.files import reason, refusing
+from wsrun.models.loading import no_bars
 
 FOLDER = Path("artifacts/models")
 TEMPLATE = "chat_template.jinja"
@@ -85,7 +86,8 @@ def converted(path: Path, folder: Path = FOLDER) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=folder))
             try:
-                _convert(path, template, made)
+                with no_bars():
+                    _convert(path, template, made)
                 _publish(made, out)
             finally:
                 shutil.rmtree(made, ignore_errors=True)
