@@ -33,6 +33,8 @@ from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.answers import answers, read_sources
 from wsrun.study.next_command import say_next
+from wsrun.study.session import Session, marked
+from wsrun.study.start import readings
 from wsrun.study.training import HEADS, Training, check_training, steers, train, trained_line
 
 
@@ -62,6 +64,7 @@ def main(cfg: Config) -> None:
     items, sources = load_items(cfg.data, "test"), read_sources(cfg)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
+    reads = readings(Session(model, tok, items), cfg.data, cfg.pos, cfg.neg)
     base = tensors_sha256(dict(model.named_parameters()))
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
     pairs = answers(cfg, model, tok, sources, cfg.seeds)
@@ -82,13 +85,14 @@ def main(cfg: Config) -> None:
             model, tok, items, variants, cfg.alphas, experiment="t0_train", model_name=cfg.model,
             behaviour=cfg.pos, progress=step, warn=console.print,
         )  # fmt: skip
-    table = effect_table(rows, KEYS)
+    table = marked(effect_table(rows, KEYS), reads)
     record = provenance(
         asdict(cfg),
         base=base,
         items=items_sha256(items),
         deltas={f"{f}-s{s}": tensors_sha256(p.dW) for (s, f), p in trained.items()},
         pairs={str(s): len(p) for s, p in pairs.items()},
+        reads=reads,
     )
     results = steers(table, max(cfg.alphas))
     write_table(rows, cfg.out / "t0_train.rows.parquet", record)
