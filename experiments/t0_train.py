@@ -34,7 +34,7 @@ from wsrun.steer.interventions import WeightDelta
 from wsrun.study.answers import answers, read_sources
 from wsrun.study.next_command import say_next
 from wsrun.study.session import Session, marked
-from wsrun.study.start import readings
+from wsrun.study.start import checked_reads
 from wsrun.study.training import HEADS, Training, check_training, steers, train, trained_line
 
 
@@ -64,7 +64,7 @@ def main(cfg: Config) -> None:
     items, sources = load_items(cfg.data, "test"), read_sources(cfg)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    reads = readings(Session(model, tok, items), cfg.data, cfg.pos, cfg.neg)
+    reads = checked_reads(Session(model, tok, items), cfg.data, cfg.pos, cfg.neg)
     base = tensors_sha256(dict(model.named_parameters()))
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
     pairs = answers(cfg, model, tok, sources, cfg.seeds)

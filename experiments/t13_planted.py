@@ -41,7 +41,7 @@ from wsrun.score.variants import Variant
 from wsrun.study.planted import confusion, judge, outputs, places, sweep_readings
 from wsrun.study.planted_report import report
 from wsrun.study.session import Session, marked
-from wsrun.study.start import readings
+from wsrun.study.start import checked_reads
 
 EXPERIMENT = "t13_planted"
 
@@ -71,7 +71,7 @@ def main(cfg: Config) -> None:
     model, tok = load_model(cfg.model)
     limit_threads(model)
     session = Session(model, tok, items)
-    reads = readings(session, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
+    reads = checked_reads(session, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
     base = base_of(model, cfg.members)
     instances = [instance(plant, seed, base) for plant in cfg.plants for seed in cfg.seeds]
     pairs = make_pairs(model, tok, questions, *personas, seed=0)

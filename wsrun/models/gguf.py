@@ -15,7 +15,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wscore.files import reason, refusing
-from wsrun.models.loading import no_bars
 
 FOLDER = Path("artifacts/models")
 TEMPLATE = "chat_template.jinja"
@@ -86,8 +85,7 @@ def converted(path: Path, folder: Path = FOLDER) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=folder))
             try:
-                with no_bars():
-                    _convert(path, template, made)
+                _convert(path, template, made)
                 _publish(made, out)
             finally:
                 shutil.rmtree(made, ignore_errors=True)

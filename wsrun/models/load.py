@@ -92,7 +92,10 @@ def _load(
 def model_folder(name: str | Path) -> str | Path:
     """The name itself, or the folder into which its GGUF file is converted."""
     path = gguf_file(name)
-    return name if path is None else converted(path)
+    if path is None:
+        return name
+    with no_bars():
+        return converted(path)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

@@ -36,7 +36,7 @@ def load_session(cfg: Common, split: str = "test", items: Sequence[Item] | None 
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
     session = Session(model, tok, [*items])
-    reads = readings(session, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
+    reads = checked_reads(session, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
     return session._replace(reads=reads)
 
 
@@ -48,7 +48,7 @@ def load_splits(cfg: Common) -> tuple[Session, Session]:
     return test._replace(items=validation), test
 
 
-def readings(
+def checked_reads(
     session: Session,
     data: str | Path,
     pos: str,
