@@ -22,12 +22,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wsrun.report.answer_section import answer_blocks
 from wsrun.report.benchmark_page import benchmark_blocks
 from wsrun.report.console import console
 from wsrun.report.document import Heading, Points
 from wsrun.report.dose_section import dose_figure
 from wsrun.report.joined import join_benchmarks
-from wsrun.report.sections import answer_sentences, origin_blocks, rule_blocks, write_report
+from wsrun.report.sections import (
+    answer_sentences,
+    origin_blocks,
+    reading_blocks,
+    rule_blocks,
+    write_report,
+)
 from wsrun.report.sources import Script, Source, read_choices, read_sources
 from wsrun.steer.interventions import METHODS
 from wsrun.study.next_command import following, say
@@ -54,6 +61,7 @@ SCRIPTS = {
     "t11_degradation": Script("What does steering cost elsewhere?"),
     "t13_planted": Script("Do the rules find what was planted, and only that?"),
     "t14_monitor": Script("How far does a fine-tune move along a behaviour direction?"),
+    "samples": Script("What does the model say at each dose?", "answers"),
 }
 LABELS = {name: METHODS[name].label for name in ("prompt", "activation")}  # these come first
 LABELS |= {name: method.label for name, method in METHODS.items()}
@@ -84,7 +92,7 @@ def main(cfg: Config) -> None:
     missing = {n: following(first_options(cfg, sources), n) for n in SCRIPTS if n not in sources}
     joined = join_benchmarks(sources.values(), cfg.resamples, read_choices(cfg.tables))
     answer = answer_sentences(sources, joined, LABELS, [*missing])
-    blocks = [Heading(TITLE, 1), Heading("Answer"), Points(answer)]
+    blocks = [Heading(TITLE, 1), *reading_blocks(sources), Heading("Answer"), Points(answer)]
     costs = sources["t11_degradation"].table if "t11_degradation" in sources else None
     for key, j in joined.items():
         blocks += benchmark_blocks(key, j.table, j.reference, costs)
@@ -92,6 +100,7 @@ def main(cfg: Config) -> None:
     figure = dose_figure(doses, cfg.resamples, "report.doses.svg", "experiments/t2_dilemmas.py")
     blocks += [Heading("Dose and response"), figure]
     blocks += [Heading("What each part shows"), *rule_blocks(sources)]
+    blocks += answer_blocks(sources)
     origin = origin_blocks(sources, [*missing.values()])
     blocks += [Heading("Where the numbers come from"), *origin]
     for path in write_report(cfg.out, TITLE, blocks, joined, sources, asdict(cfg)):

@@ -36,10 +36,13 @@ from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.answers import answers, read_sources
 from wsrun.study.next_command import say_next
+from wsrun.study.session import Session, marked
+from wsrun.study.start import checked_reads
 from wsrun.study.training import (
     HEADS,
     Training,
     check_training,
+    selects,
     steers,
     train,
     trained_line,
@@ -78,6 +81,7 @@ def main(cfg: Config) -> None:
     items, sources = load_items(cfg.data, "test", limit=cfg.limit), read_sources(cfg)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
+    reads = checked_reads(Session(model, tok, items), cfg.data, cfg.pos, cfg.neg)
     base = tensors_sha256(dict(model.named_parameters()))
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
     answered = answers(cfg, model, tok, sources, cfg.seeds, selects(cfg))
@@ -99,7 +103,7 @@ def main(cfg: Config) -> None:
             model, tok, items, variants, cfg.alphas, experiment="t0_train", model_name=cfg.model,
             behaviour=cfg.pos, progress=step, warn=console.print,
         )  # fmt: skip
-    table = effect_table(rows, KEYS)
+    table = marked(effect_table(rows, KEYS), reads)
     record = provenance(
         asdict(cfg),
         base=base,
@@ -107,6 +111,7 @@ def main(cfg: Config) -> None:
         deltas={f"{f}-s{s}": tensors_sha256(p.dW) for (s, f), p in trained.items()},
         pairs={str(s): len(p) for s, p in pairs.items()},
         answers={str(s): items_sha256(p) for s, p in pairs.items()},
+        reads=reads,
     )
     results = steers(table, max(cfg.alphas))
     write_table(rows, cfg.out / "t0_train.rows.parquet", record)

@@ -40,6 +40,8 @@ from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
 from wsrun.study.planted import confusion, judge, outputs, places, sweep_readings
 from wsrun.study.planted_report import report
+from wsrun.study.session import Session, marked
+from wsrun.study.start import checked_reads
 
 EXPERIMENT = "t13_planted"
 
@@ -68,6 +70,8 @@ def main(cfg: Config) -> None:
     questions = load_questions(beside(cfg.data, "questions.jsonl"), "train")
     model, tok = load_model(cfg.model)
     limit_threads(model)
+    session = Session(model, tok, items)
+    reads = checked_reads(session, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
     base = base_of(model, cfg.members)
     instances = [instance(plant, seed, base) for plant in cfg.plants for seed in cfg.seeds]
     pairs = make_pairs(model, tok, questions, *personas, seed=0)
@@ -95,7 +99,7 @@ def main(cfg: Config) -> None:
 
     rows = sweep_readings(readings, cfg.nulls, scored)
     summaries = [r.summary(rows, cfg.resamples) for r in readings if r.cuts]
-    table = pl.concat(summaries, how="diagonal_relaxed")
+    table = marked(pl.concat(summaries, how="diagonal_relaxed"), reads)
     verdicts = judge(readings, planted, table)
     counts = confusion(verdicts)
     dW = {at.member(i): m.whole for at, ms in planted.items() for i, m in enumerate(ms)}
@@ -104,6 +108,7 @@ def main(cfg: Config) -> None:
         base=tensors_sha256(dict(model.named_parameters())),
         items=items_sha256(items),
         deltas={name: tensors_sha256(d) for name, d in dW.items()},
+        reads=reads,
     )
     tables = {".rows": rows, "": table, ".verdicts": verdicts, ".confusion": counts}
     paths = [write_table(t, cfg.out / f"{EXPERIMENT}{n}.parquet", made) for n, t in tables.items()]

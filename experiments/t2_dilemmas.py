@@ -42,7 +42,15 @@ from wsrun.study.dilemmas import (
 from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
 from wsrun.study.scoring import run_sweep
-from wsrun.study.session import Pairs, Session, read_pairs, run_record, save_figure, write_tables
+from wsrun.study.session import (
+    Pairs,
+    Session,
+    marked,
+    read_pairs,
+    run_record,
+    save_figure,
+    write_tables,
+)
 from wsrun.study.start import load_session, run_shards
 
 EXPERIMENT = "t2_dilemmas"
@@ -93,7 +101,7 @@ def main(cfg: Config) -> None:
     drawn = table.filter(
         table["variant"].is_in(RESPONSE) & table["dataset"].is_in(shown(table, dilemmas))
     )
-    save_figure(effects_by_dose, drawn, path, QUESTION)
+    save_figure(effects_by_dose, marked(drawn, session.reads), path, QUESTION)
     say_next(cfg, "t3_prompts", "the same change beside prompts")
 
 

@@ -46,7 +46,15 @@ from wsrun.study.next_command import say_next
 from wsrun.study.options import BenchmarkOptions, check_once
 from wsrun.study.scoring import run_sweep
 from wsrun.study.selection import check_benchmark, choose
-from wsrun.study.session import Pairs, Session, read_pairs, run_record, save_figure, write_tables
+from wsrun.study.session import (
+    Pairs,
+    Session,
+    marked,
+    read_pairs,
+    run_record,
+    save_figure,
+    write_tables,
+)
 from wsrun.study.start import load_splits, run_shards
 
 EXPERIMENT = "t4_seeds"
@@ -89,7 +97,8 @@ def main(cfg: Config) -> None:
         console.print(sentence)
     print_families(table, contrasts, results)
     question = f"Does the effect of dW hold across seeds? (alpha {cfg.dose:g})"
-    save_figure(effects_by_seed, table.filter(variant=ONE), path, question)
+    drawn = marked(table.filter(variant=ONE), test.reads)
+    save_figure(effects_by_seed, drawn, path, question)
     say_next(cfg, "t5_replicate", "the benchmark on any model")
 
 

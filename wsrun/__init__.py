@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         load_intervention,
         steered,
     )
+    from wsrun.study import check
 
 ROOMS = {
     "models": ("choice_ids", "load_model", "render"),
@@ -32,10 +33,11 @@ ROOMS = {
     ),
     "adapters": ("adapter_delta", "checkpoint_delta", "pair_deltas", "train_adapter"),
     "score": ("Variant", "sweep"),  # `score` itself is the room, which can be called
+    "study": ("check",),
 }  # fmt: skip
 __all__ = [
     "AddVectors", "ConstructedDelta", "DirectionalAblation", "Item", "SystemPrompt", "Variant",
-    "WeightDelta", "adapter_delta", "applied", "checkpoint_delta", "choice_ids",
+    "WeightDelta", "adapter_delta", "applied", "check", "checkpoint_delta", "choice_ids",
     "load_intervention", "load_items", "load_model", "pair_deltas", "render", "score", "steered",
     "sweep", "train_adapter",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from wsrun.models.checkpoint import (
     read_headers,
 )
 from wsrun.models.gguf import converted, gguf_file
+from wsrun.models.loading import no_bars, said_if_slow
 from wsrun.models.template import check_template, encode
 
 ADAPTER = "adapter_config.json"
@@ -49,6 +50,13 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"load_model: dtype must be one of {sorted(DTYPES)}, got {dtype!r}")
     name = model_folder(name)
+    with no_bars(), said_if_slow(f"loading {str(name)!r} as {dtype} on {device} ..."):
+        return _load(name, dtype, device)
+
+
+def _load(
+    name: str | Path, dtype: str, device: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     folder, local = _folder(name), Path(name).is_dir()
     config = check_config(folder)
     if local:  # what the Hub gives is there after loading
@@ -84,7 +92,10 @@ def load_model(
 def model_folder(name: str | Path) -> str | Path:
     """The name itself, or the folder into which its GGUF file is converted."""
     path = gguf_file(name)
-    return name if path is None else converted(path)
+    if path is None:
+        return name
+    with no_bars():
+        return converted(path)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

@@ -7,7 +7,14 @@ import polars as pl
 from wsrun.report import costs, sentences
 from wsrun.report.document import Block, Grid, Heading, Points
 from wsrun.report.row_identity import LINE
-from wsrun.report.wording import difference_to_dW, dW_against, number_text, q_text, with_interval
+from wsrun.report.wording import (
+    dataset_name,
+    difference_to_dW,
+    dW_against,
+    number_text,
+    q_text,
+    with_interval,
+)
 from wsrun.score.names import DW, setting_of
 
 DOSE_WORDS = {"kl": "KL, nats", "dose_norm": "norm of the dose"}  # of --match-dose
@@ -68,7 +75,7 @@ def _cells(r: Mapping, extra: Sequence[str], rivals: Collection[tuple]) -> list[
     rule = dW_against(r) if tuple(r[c] for c in ("dataset", *LINE)) in rivals else ""
     size = "" if r["k"] is None else f" k = {r['k']}"
     return [
-        r["dataset"],
+        dataset_name(r),
         r["method_name"] + (" (control)" if r["role"] == "control" else ""),
         (setting_of(r) or "") + size,
         r["method"],

@@ -9,7 +9,8 @@ import polars as pl
 from wscore.stats.schema import CELL, COLUMNS, ROW_SCHEMA
 from wsrun.report.tables import AGAIN
 
-TEXTS = ("method_name", "role", "match", "claim", "outcome", "sentence", "part", "plant", "rule")
+TEXTS = ("method_name", "role", "match", "claim", "outcome", "sentence", "part", "plant", "rule",
+         "reads", "prompt", "answer")  # fmt: skip
 NUMBERS = (
     "effect", "lo", "hi", "p", "q", "diff", "diff_lo", "diff_hi", "diff_p", "diff_q", "bias",
     "discrimination", "flagged_share", "validation", "retained", "retained_lo", "retained_hi",
@@ -20,7 +21,7 @@ TYPES: dict[str, Any] = {
     **ROW_SCHEMA,
     **dict.fromkeys((*TEXTS, "expected"), pl.String),
     **dict.fromkeys((*NUMBERS, *UNBOUNDED), pl.Float64),
-    **dict.fromkeys(("agree", "converged"), pl.Boolean),
+    **dict.fromkeys(("agree", "converged", "truncated"), pl.Boolean),
 }
 """of every column that the report reads, wherever it stands; others pass as they are"""
 OF_ROWS = ("model", "behaviour", "dataset", "method", "variant", "alpha", "item", "cluster",
@@ -45,6 +46,9 @@ def check_summary(table: pl.DataFrame, path: Path) -> pl.DataFrame:
         needed += ["behaviour", "role", "method_name"]
     if "retained" in has:
         needed += ["dataset", "family", "variant"]
+    if {"prompt", "answer"} <= has:
+        needed += ["family", "seed", "alpha", "item", "truncated", "margin"]
+        filled += ["model", "alpha", "item", "prompt", "answer", "truncated"]
     return check_columns(table, path, needed, filled)
 
 

@@ -34,6 +34,7 @@ th, td { padding: .35rem .6rem; text-align: left; white-space: nowrap;
 thead th { position: sticky; top: 0; z-index: 1; background: var(--soft); }
 tbody tr:hover { background: var(--soft); } tr.strong td { font-weight: 600; color: var(--mark); }
 td.n, th.n { text-align: right; }
+.prose td { white-space: normal; min-width: 13rem; vertical-align: top; overflow-wrap: anywhere; }
 caption { caption-side: bottom; text-align: left; padding: .5rem .6rem; color: var(--faint); }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: .85rem; }
 img { display: block; width: 100%; max-width: 46rem; background: #fff; border-radius: 6px; }
@@ -69,12 +70,16 @@ class Code(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A table of texts; `strong` are the numbers of the lines to set off."""
+    """A table of texts; `strong` are the numbers of the lines to set off.
+
+    prose: cells are sentences, which wrap inside them.
+    """
 
     heads: Sequence[str]
     lines: Sequence[Sequence[str]]
     caption: str
     strong: Collection[int] = ()
+    prose: bool = False
 
 
 class Figure(NamedTuple):
@@ -118,7 +123,7 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"    {line}" for line in lines)
         case Figure(name, _, title, words):
             return f"![{_plain(title)}]({name})\n\n{_plain(words)}"
-        case Grid(heads, lines, caption, strong):
+        case Grid(heads, lines, caption, strong, _):
             number = _numbers(lines, len(heads))
             rule = ["---:" if n else "---" for n in number]
             cells = [[_plain(c) for c in line] for line in lines]
@@ -144,7 +149,8 @@ def _html(block: Block) -> str:
             source = f"data:image/svg+xml;base64,{b64encode(svg).decode()}"
             image = f'<img alt="{escape(title)}" src="{source}">'
             return f"<figure>{image}<figcaption>{escape(words)}</figcaption></figure>"
-        case Grid(heads, lines, caption, strong):
+        case Grid(heads, lines, caption, strong, prose):
+            look = ' class="prose"' * prose
             side = [' class="n"' if n else "" for n in _numbers(lines, len(heads))]
             head = _cells("th", heads, [f'{s} scope="col"' for s in side])
             marks = [' class="strong"' if i in strong else "" for i in range(len(lines))]
@@ -153,7 +159,8 @@ def _html(block: Block) -> str:
                 for mark, line in zip(marks, lines, strict=True)
             )
             return (
-                f'<div class="frame" tabindex="0"><table>\n<caption>{escape(caption)}</caption>\n'
+                f'<div class="frame" tabindex="0"><table{look}>\n'
+                f"<caption>{escape(caption)}</caption>\n"
                 f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
             )
 

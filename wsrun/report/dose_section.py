@@ -12,6 +12,7 @@ from wscore.stats.effects import effect_table
 from wsrun.report.document import Block, Figure, Text
 from wsrun.report.effect_figures import effects_by_dose
 from wsrun.report.sources import Source
+from wsrun.report.wording import reads_of
 from wsrun.score.names import DW
 
 QUESTION = "How does the effect of dW grow with its dose?"
@@ -29,12 +30,19 @@ def dose_figure(sources: Iterable[Source], resamples: int, name: str, otherwise:
             continue
         with TemporaryDirectory() as folder:
             svg = Path(folder) / name
-            sentence = effects_by_dose(table, svg, QUESTION)
+            drawn = table.join(_reads(s.table), on="dataset", how="left", maintain_order="left")
+            sentence = effects_by_dose(drawn, svg, QUESTION)
             if not svg.exists():
                 return Text(f"No figure: {sentence}.")
             words = f"From {s.name}: effect by dose, bands are 95 % cluster-bootstrap intervals."
             return Figure(svg.name, svg.read_bytes(), QUESTION, words)
     return Text(f"No table has several doses of dW; {otherwise} makes one.")
+
+
+def _reads(table: pl.DataFrame) -> pl.DataFrame:
+    """(dataset, reads) of a summary."""
+    pairs = [*reads_of(table).items()]
+    return pl.DataFrame(pairs, {"dataset": pl.String, "reads": pl.String}, orient="row")
 
 
 def dose_curves(rows: pl.DataFrame, resamples: int) -> pl.DataFrame | None:

@@ -35,6 +35,7 @@ from wsrun.report.figure_tables import (
     lines_by,
 )
 from wsrun.report.frames import Frame, draw_panels
+from wsrun.report.wording import dataset_name, dataset_names
 from wsrun.score.names import setting_of
 
 ENDS = ("effect", "lo", "hi")
@@ -49,6 +50,7 @@ def effects_by_seed(table: pl.DataFrame, path: str | Path, question: str, note: 
     check_table(figure, table, (*keys, "variant", *ENDS), (*SAME_RUN, "alpha", "variant"))
     lines = lines_by(figure, table, keys)
     families, datasets = in_order(table["family"], FAMILIES), in_order(table["dataset"])
+    names = dataset_names(table)
     seeds = [None, *table["seed"].drop_nulls().unique().sort()]
     looks = [Look("all seeds, over items and seeds", COLOURS[0], "o", COLOURS[0])]
     looks += [Look(f"seed {s}", FAINT, MARKERS[1 + s % 7], "white") for s in seeds[1:]]
@@ -61,7 +63,8 @@ def effects_by_seed(table: pl.DataFrame, path: str | Path, question: str, note: 
                 draw_estimate(ax, x + (i - (len(seeds) - 1) / 2) * step, estimate, look, limits)
         ax.set_xticks(range(len(families)), [in_words(f) for f in families])
         ax.axhline(0, color=DARK, linewidth=0.8)
-        ax.set(xlim=(-0.5, len(families) - 0.5), ylim=limits, title=f"data set: {dataset}")
+        ax.set(xlim=(-0.5, len(families) - 0.5), ylim=limits)
+        ax.set_title(f"data set: {names[dataset]}")
 
     caption = EFFECT + BARS + facts_of(table.filter(pl.col("seed").is_null())) + note
     frame = Frame(question, "adapter family", "effect (nats)", caption, 2.4 * len(datasets))
@@ -77,7 +80,8 @@ def effects_by_dose(table: pl.DataFrame, path: str | Path, question: str, note: 
     check_table(figure, table, (*keys, *ENDS), SAME_RUN)
     lines = lines_by(figure, table, keys)
     families, datasets = in_order(table["family"], FAMILIES), in_order(table["dataset"])
-    looks = assign_looks({d: f"data set {d}" for d in datasets})
+    names = dataset_names(table)
+    looks = assign_looks({d: f"data set {names[d]}" for d in datasets})
     limits = limits_of(table, ENDS, 0.05)
 
     def panel(ax: Any, family: str) -> None:
@@ -111,7 +115,7 @@ def effects_by_method(table: pl.DataFrame, path: str | Path, question: str, note
     table = table.drop_nulls(["effect", "alpha"])
     lines = [
         {
-            "panel": f"data set: {r['dataset']}",
+            "panel": f"data set: {dataset_name(r)}",
             "label": line_label(r),
             "value": r["effect"],
             **{c: r[c] for c in ("lo", "hi", "role")},

@@ -10,6 +10,8 @@ from typing import Any, Concatenate, ParamSpec
 
 import polars as pl
 
+from wsrun.report.wording import dataset_names
+
 FAMILIES = {"lora": "LoRA", "dora": "DoRA", "pissa": "PiSSA", "delora": "DeLoRA"}
 FAMILIES |= {"oft": "OFT", "boft": "BOFT", "ia3": "IA³"}
 """how families are written, in the order of panels; another one is drawn by its name, after them"""
@@ -63,17 +65,25 @@ def lines_by(figure: str, table: pl.DataFrame, keys: Sequence[str]) -> dict[tupl
 
 
 def each_dataset(
-    figure: Callable[Concatenate[pl.DataFrame, str | Path, P], str],
-) -> Callable[Concatenate[pl.DataFrame, str | Path, P], str]:
-    """A figure per dataset; from a table of several, t.parquet gives t.claims.png and so on."""
+    figure: Callable[Concatenate[pl.DataFrame, str | Path, str, P], str],
+) -> Callable[Concatenate[pl.DataFrame, str | Path, str, P], str]:
+    """A figure per dataset; from a table of several, t.parquet gives t.claims.png and so on.
+
+    The question that is its title names a data set whose items cannot read the behaviour.
+    """
 
     @wraps(figure)
-    def drawn(table: pl.DataFrame, path: str | Path, *args: P.args, **more: P.kwargs) -> str:
+    def drawn(
+        table: pl.DataFrame, path: str | Path, question: str, *args: P.args, **more: P.kwargs
+    ) -> str:
         names = in_order(table["dataset"]) if "dataset" in table.columns else []
+        marked = dataset_names(table)
+        asked = {n: question + f" {marked[n]}" * (marked[n] != n) for n in names}
         if len(names) < 2:
-            return figure(table, path, *args, **more)
+            return figure(table, path, next(iter(asked.values()), question), *args, **more)
         paths = {n: Path(path).with_suffix(f".{n.replace('/', '-')}.parquet") for n in names}
-        sentences = [figure(table.filter(dataset=n), paths[n], *args, **more) for n in names]
+        parts = {n: table.filter(dataset=n) for n in names}
+        sentences = [figure(parts[n], paths[n], asked[n], *args, **more) for n in names]
         return "; ".join(dict.fromkeys(sentences))
 
     return drawn
@@ -83,11 +93,12 @@ def facts_of(table: pl.DataFrame) -> str:
     """What was measured, from those of its columns that the table has."""
     has, facts = set(table.columns), []
     table = table.filter(pl.col("n") > 0) if "n" in has else table  # 0: not scored
-    for dataset in table["dataset"].unique().sort() if "dataset" in has else ():
+    names = dataset_names(table)
+    for dataset in sorted(names):
         part = table.filter(pl.col("dataset") == dataset)
         size = f": {range_text(part['n'])} items" if "n" in has else ""
         size += f" in {range_text(part['clusters'])} clusters" if "clusters" in has else ""
-        facts.append(f"Data set {dataset}{size}. ")
+        facts.append(f"Data set {names[dataset]}{size}. ")
     words = {"seeds": "Seeds", "alpha": "Dose alpha", "model": "Model", "behaviour": "Behaviour"}
     facts += [f"{word}: {range_text(table[c])}. " for c, word in words.items() if c in has]
     return "".join(facts)

@@ -13,6 +13,7 @@ from wscore.stats.contrasts import benchmark_table
 from wscore.stats.spread import DRAW
 from wsrun.report.row_identity import ITEM, LINE, check_base, check_lines
 from wsrun.report.sources import Choice, Joined, Key, Source, by_model
+from wsrun.report.wording import reads_of
 from wsrun.score.names import DW
 
 NOTES = ("match", "dose_norm", "kl", "converged")  # what --match-dose adds to a line
@@ -64,7 +65,8 @@ def join(sources: Sequence[Source], resamples: int = 2000, chosen: Choice | None
     names = " and ".join(s.name for s in sources)
     with refusing(f"report: the rows of {names} do not pair", "run them again", ValueError):
         table = benchmark_table(rows, named, resamples=resamples)
-    return Joined(rows, _with_notes(table, lines), reference, _dose_remarks(sources))
+    table = _with_notes(table, lines).with_columns(reads=_reads(table, sources))
+    return Joined(rows, table, reference, _dose_remarks(sources))
 
 
 def _reference(sources: Sequence[Source], chosen: Choice | None) -> Choice:
@@ -116,6 +118,12 @@ def _with_notes(table: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
     table = table.join(notes, on=key, how="left", nulls_equal=True, maintain_order="left")
     base = {"method_name": "variant", "role": pl.lit("control")}  # no script need have reported it
     return table.with_columns(pl.coalesce(c, other).alias(c) for c, other in base.items())
+
+
+def _reads(table: pl.DataFrame, sources: Sequence[Source]) -> pl.Series:
+    """What the data set of each line can read, as the first table says that has it."""
+    found = {d: r for s in reversed(sources) for d, r in reads_of(s.table).items()}
+    return pl.Series([found.get(d) for d in table["dataset"]], dtype=pl.String)
 
 
 def _dose_remarks(sources: Sequence[Source]) -> list[str]:

@@ -41,6 +41,7 @@ from wsrun.report.figure_tables import (
 )
 from wsrun.report.frames import Frame, draw_panels
 from wsrun.report.shares import RETAINED, SHARE_LABEL, null_bands, read_shares, share_limits
+from wsrun.report.wording import dataset_names
 
 
 def retained_by_family(
@@ -61,6 +62,7 @@ def retained_by_family(
     """
     shares = read_shares("retained_by_family", table, variants, whole, thresholds, k)
     looks, step = assign_looks(variants), 0.84 / len(variants)
+    titles = dataset_names(table)
 
     def panel(ax: Any, dataset: str) -> None:
         for x, family in enumerate(shares.families):
@@ -73,7 +75,8 @@ def retained_by_family(
         names = [f"{in_words(f)}\n{shares.effect(dataset, f, whole)}" for f in shares.families]
         ax.set_xticks(range(len(names)), names)
         ax.tick_params(axis="x", length=0)
-        ax.set(xlim=(-0.5, len(names) - 0.5), ylim=shares.limits, title=f"data set: {dataset}")
+        ax.set(xlim=(-0.5, len(names) - 0.5), ylim=shares.limits)
+        ax.set_title(f"data set: {titles[dataset]}")
         draw_thresholds(ax.axhline, thresholds)
 
     across = "adapter family; below it, the effect of its whole weight change (nats)"

@@ -12,6 +12,12 @@ from wsrun.report.document import Block, Code, Figure, Grid, Heading, Points, Te
 from wsrun.report.sentences import benchmark_answers, comparison, rivals
 from wsrun.report.sources import Joined, Key, Source
 from wsrun.report.tables import provenance, write_table
+from wsrun.report.wording import READS
+
+READING_NOTES = {
+    "bias": ": an effect on them may be a shift towards one answer whatever is asked",
+    "nothing": ": neither an effect on them nor its absence says anything about it",
+}
 
 
 def answer_sentences(
@@ -46,10 +52,30 @@ def answer_sentences(
     return sentences
 
 
+def reading_blocks(sources: Mapping[str, Source]) -> list[Block]:
+    """What the items of each model can read, where tables say it; [] where none does."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for s in sources.values():
+        if not {"model", "dataset", "reads"} <= set(s.table.columns):
+            continue
+        lines = s.table.select("model", "dataset", "reads").drop_nulls().unique(maintain_order=True)
+        for model, dataset, reads in lines.rows():
+            datasets = found.setdefault((model, reads), [])
+            datasets += [dataset] * (dataset not in datasets)
+    sentences = [
+        f"{model}: {', '.join(datasets)} {READS[reads]}{READING_NOTES.get(reads, '')}."
+        for (model, reads), datasets in found.items()
+        if reads in READS
+    ]
+    return [Heading("What can be read"), Points(sentences)] if sentences else []
+
+
 def rule_blocks(sources: Mapping[str, Source]) -> list[Block]:
     """Per table: its question, the costs that it measures, and what its rules say."""
     blocks: list[Block] = []
     for s in sources.values():
+        if s.script.kind == "answers":
+            continue
         blocks.append(Heading(f"{s.short}: {s.script.question}", 3))
         costs = [cost_grid(s.table)] if has_costs(s.table) else []
         sentences = _sentences(s)

@@ -10,6 +10,8 @@ from typing import Any
 import polars as pl
 
 from wsrun.report.wording import (
+    dataset_name,
+    dataset_names,
     difference_to_dW,
     dW_against,
     q_text,
@@ -46,8 +48,8 @@ def comparison(line: Mapping[str, Any]) -> str:
     q, name = q_text(line["diff_q"]), line["method_name"]
     q = f"q {q}" if q.startswith("<") else f"q = {q}"
     return (
-        f"{line['dataset']}: dW {dW_against(line)} {name} ({setting_text(line)}): {name} minus dW "
-        f"{difference_to_dW(line)} nats, {q}"
+        f"{dataset_name(line)}: dW {dW_against(line)} {name} ({setting_text(line)}): {name} "
+        f"minus dW {difference_to_dW(line)} nats, {q}"
     )
 
 
@@ -74,7 +76,7 @@ def benchmark_answers(
 def effect_of_dW(own: pl.DataFrame) -> str:
     """The effect of the reference per data set, and whether it is one."""
     lines = own.rows(named=True)
-    each = [f"{r['dataset']} {with_interval(r, 'effect', 'lo', 'hi')}" for r in lines]
+    each = [f"{dataset_name(r)} {with_interval(r, 'effect', 'lo', 'hi')}" for r in lines]
     flat = [r["dataset"] for r in lines if not (r["lo"] or 0) > 0]
     caveat = (
         f"; not clear of 0 on {' and '.join(flat)}, where beating it says little" if flat else ""
@@ -87,6 +89,7 @@ def _answer(lines: pl.DataFrame) -> str:
     verbs, counts = [dW_against(r) for r in lines.iter_rows(named=True)], []
     beaten = verbs.count("beats")
     short = "Yes" if beaten == len(verbs) else "No" if not beaten else "In part"
+    names = dataset_names(lines)
     for (dataset,), part in lines.group_by("dataset", maintain_order=True):
         dataset_verbs = [dW_against(r) for r in part.iter_rows(named=True)]
         others = [
@@ -95,7 +98,7 @@ def _answer(lines: pl.DataFrame) -> str:
         each = ", ".join(
             [f"beats {dataset_verbs.count('beats')} of {len(dataset_verbs)} methods", *others]
         )
-        counts.append(f"on {dataset} it {each}")
+        counts.append(f"on {names[str(dataset)]} it {each}")
     best = lines.filter(pl.col("validation") == pl.col("validation").max())
     first = "; ".join(comparison(r) for r in best.iter_rows(named=True))
     best_first = f" Against the method that is best on validation items, {first}." if first else ""
@@ -118,7 +121,7 @@ def control_sentences(table: pl.DataFrame) -> list[str]:
             does = "raises the behaviour" if lo > 0 else "lowers the behaviour"
         draws = f", {r['seeds']} draws" if r["seeds"] > 1 else ""
         sentences.append(
-            f"{r['dataset']}: {r['method_name']} ({r['method']}, {setting_text(r)}{draws}) {does}: "
-            f"{with_interval(r, 'effect', 'lo', 'hi')} nats"
+            f"{dataset_name(r)}: {r['method_name']} ({r['method']}, {setting_text(r)}{draws}) "
+            f"{does}: {with_interval(r, 'effect', 'lo', 'hi')} nats"
         )
     return sentences

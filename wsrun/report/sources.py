@@ -14,6 +14,7 @@ from wscore.sealed_json import SEAL, unseal
 from wsrun.report.columns import check_columns, check_rows, check_summary
 from wsrun.report.tables import read_table
 from wsrun.report.verdicts import RuleResult, claim_sentences, headline, planted, results_of
+from wsrun.report.wording import dataset_names
 from wsrun.score.names import DW
 
 PLANTED = {"plant", "expected", "agree"}  # columns of a verdict table of T13
@@ -26,11 +27,12 @@ class Script(NamedTuple):
     """A script whose tables the report reads: its question, and what the page does with them.
 
     kind: "benchmark" tables are joined, a "replication" is joined where its model is another one,
-    the verdicts of "parts" answer the second question, "other" tables are listed.
+    the verdicts of "parts" answer the second question, "answers" are shown as they are, "other"
+    tables are listed.
     """
 
     question: str
-    kind: Literal["benchmark", "replication", "parts", "other"] = "other"
+    kind: Literal["benchmark", "replication", "parts", "answers", "other"] = "other"
 
 
 class Source(NamedTuple):
@@ -72,7 +74,7 @@ class Source(NamedTuple):
     @property
     def headline(self) -> str:
         """The verdicts over all families in one line."""
-        return headline(self.results)
+        return headline(self.results, dataset_names(self.table))
 
     @property
     def sentences(self) -> list[str]:

@@ -4,7 +4,7 @@ verdict_table(results) -> <experiment>.verdicts.parquet -> read_verdicts(path) i
 The controls of T13 have a table of their own, with the truth beside each outcome (`planted`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -15,6 +15,7 @@ from wscore.stats.spread import wilson
 from wscore.stats.verdicts import Outcome
 from wsrun.report.columns import check_columns
 from wsrun.report.tables import read_table
+from wsrun.report.wording import dataset_names
 
 OUTCOMES = get_args(Outcome)
 NAMED_BY_CLAIM = {"shared core": "shared"}  # the part of a claim about one part only
@@ -68,8 +69,9 @@ def claim_sentences(results: Iterable[RuleResult], table: pl.DataFrame) -> list[
     all of them nor a part, each has its own sentence.
     """
     claims: dict[tuple[str, str], list[RuleResult]] = {}
+    names = dataset_names(table)
     for r in results:
-        claims.setdefault((r.dataset, r.claim), []).append(r)
+        claims.setdefault((names.get(r.dataset, r.dataset), r.claim), []).append(r)
     sentences = []
     for about, claim_results in claims.items():
         pooled = [r for r in claim_results if r.family is None]
@@ -84,13 +86,17 @@ def claim_sentences(results: Iterable[RuleResult], table: pl.DataFrame) -> list[
     return sentences
 
 
-def headline(results: Iterable[RuleResult]) -> str:
-    """supported: claims/shared core; refuted: ...: the verdicts over all families in one line."""
+def headline(results: Iterable[RuleResult], names: Mapping[str, str] = {}) -> str:
+    """supported: claims/shared core; refuted: ...: the verdicts over all families in one line.
+
+    names: data set -> its words.
+    """
     pooled = [r for r in results if r.family is None]
     each = []
     for outcome in OUTCOMES:
-        of = [f"{r.dataset}/{r.claim}" for r in pooled if r.outcome == outcome]
-        each += [f"{outcome}: {', '.join(of)}"] if of else []
+        of = [r for r in pooled if r.outcome == outcome]
+        texts = [f"{names.get(r.dataset, r.dataset)}/{r.claim}" for r in of]
+        each += [f"{outcome}: {', '.join(texts)}"] if of else []
     return "; ".join(each)
 
 

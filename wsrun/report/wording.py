@@ -3,9 +3,42 @@
 from collections.abc import Mapping
 from typing import Any
 
+import polars as pl
+
 from wsrun.score.names import setting_of
 
 FROM_DW = {"beats": "loses to", "loses to": "beats"}  # the same comparison seen from dW
+READS = {
+    "behaviour": "can read the behaviour",
+    "bias": "can read only a bias towards one answer",
+    "nothing": "cannot read the behaviour",
+}
+"""what the items of a data set can read on a model: the values of the column `reads`"""
+MARKS = {"bias": "reads only a bias on this model", "nothing": "cannot be read on this model"}
+
+
+def reads_of(table: pl.DataFrame) -> dict[str, str]:
+    """{data set: a key of `READS`} of a table's lines; {} for one without the column."""
+    if not {"dataset", "reads"} <= set(table.columns):
+        return {}
+    return dict(table.select("dataset", "reads").drop_nulls().unique(maintain_order=True).rows())
+
+
+def dataset_names(table: pl.DataFrame) -> dict[str, str]:
+    """{data set: its name}, with a mark where its items cannot read the behaviour."""
+    if "dataset" not in table.columns:
+        return {}
+    reads = reads_of(table)
+    return {d: _marked(d, reads.get(d)) for d in table["dataset"].drop_nulls().unique()}
+
+
+def dataset_name(line: Mapping[str, Any]) -> str:
+    """The data set of a line, with the mark of `dataset_names`."""
+    return _marked(line["dataset"], line.get("reads"))
+
+
+def _marked(dataset: str, reads: str | None) -> str:
+    return f"{dataset} ({MARKS[reads]})" if reads in MARKS else dataset
 
 
 def with_interval(line: Mapping[str, Any], value: str, lo: str, hi: str) -> str:

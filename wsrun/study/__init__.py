@@ -18,6 +18,7 @@ One question each is asked in experiments/; no formula and no model code lives h
 """
 
 from wsrun.study.ablation import run_ablation
+from wsrun.study.instrument import check
 from wsrun.study.options import Common
 from wsrun.study.run import run_benchmark
 from wsrun.study.scoring import run_sweep
@@ -27,6 +28,7 @@ from wsrun.study.start import load_session
 __all__ = [
     "Common",
     "Session",
+    "check",
     "load_session",
     "read_pairs",
     "run_ablation",

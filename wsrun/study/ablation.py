@@ -41,7 +41,7 @@ from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
 from wsrun.study.parts import SUM_TOLERANCE, Ablation, with_facts
 from wsrun.study.scoring import run_sweep
-from wsrun.study.session import Pairs, Session, read_pairs, run_record, write_tables
+from wsrun.study.session import Pairs, Session, marked, read_pairs, run_record, write_tables
 from wsrun.study.start import load_session, run_shards
 
 __all__ = ["SUM_TOLERANCE", "Options", "Study", "run_ablation", "summarise"]
@@ -122,7 +122,7 @@ def run_ablation(cfg: Options, study: Study) -> None:
     names = list(dict.fromkeys(cut.name for parts in cuts_at.values() for cut in parts))
     report(cfg, study, shown, results, names)
     path = write_tables(cfg, study.name, rows, table, run_record(cfg, session, pairs), results)
-    for figure_text in study.figures(cfg, shown, path, names):
+    for figure_text in study.figures(cfg, marked(shown, session.reads), path, names):
         console.print(figure_text, highlight=False)
     say_next(cfg, *study.next)
 

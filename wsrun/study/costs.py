@@ -11,7 +11,7 @@ from wsrun.report.console import console, grid
 from wsrun.report.effect_figures import intervals, line_label
 from wsrun.report.figure_tables import BARS
 from wsrun.report.verdicts import RuleResult
-from wsrun.report.wording import with_interval
+from wsrun.report.wording import dataset_name, with_interval
 from wsrun.score.capability import CHOICE, TEXT
 from wsrun.score.names import setting_of
 from wsrun.study.options import BenchmarkOptions
@@ -115,6 +115,7 @@ def cost_figure(table: pl.DataFrame, path: Path, question: str) -> str:
     caption = (
         "Change against the base, on neutral texts (above 0 is worse) and on multiple choice "
         f"(below 0 is worse), at the coefficients chosen on validation items. {BARS}Methods in the "
-        f"order of their effect on {one['dataset'][0]}. Model: {one['model'][0]}. "
+        f"order of their effect on {dataset_name(one.row(0, named=True))}. "
+        f"Model: {one['model'][0]}. "
     )
     return intervals(pl.DataFrame(lines), path, question, "change", caption)

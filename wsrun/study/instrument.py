@@ -28,16 +28,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wscore.stats.contrasts import contrast
 from wscore.stats.effects import effect_table
 from wsrun.data.items import Item
+from wsrun.report.wording import READS
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import SystemPrompt
 
 MIN_MASS = 0.5
-READS = {
-    "behaviour": "can read the behaviour",
-    "bias": "can read only a bias towards one answer",
-    "nothing": "cannot read the behaviour",
-}
 
 
 class Check(NamedTuple):

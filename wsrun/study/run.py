@@ -11,7 +11,7 @@ from wsrun.study.controls import sanity_summary, zero_control
 from wsrun.study.next_command import say_next
 from wsrun.study.selected import Selections
 from wsrun.study.selection import check_benchmark, choose, match_doses, select_dW
-from wsrun.study.session import read_pairs, run_record, write_tables
+from wsrun.study.session import marked, read_pairs, run_record, write_tables
 from wsrun.study.start import load_splits, run_shards
 
 
@@ -37,7 +37,7 @@ def run_benchmark(script: Benchmark) -> None:
         controls = match_doses(cfg, script.test, controls)
     script.control_variants = controls = [*controls, *script.fixed_dose_controls()]
     rows, table = compare_on_test(cfg, script.experiment, script.test, chosen, controls)
-    script.rows, script.table = rows, table
+    script.rows, script.table = rows, marked(table, script.test.reads)
     script.add_columns()
     verdicts = list(script.verdicts())
     script.record = run_record(cfg, script.test, script.pairs, **script.notes())

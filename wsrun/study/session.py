@@ -93,7 +93,7 @@ def write_tables(
 
     Column `reads` of the summary says what the items of a line can read on this model.
     """
-    summary = summary.with_columns(reads=marks(summary, record["reads"]))
+    summary = marked(summary, record["reads"])
     files = {f"{experiment}.rows": rows, experiment: summary}
     if verdicts is not None:
         files[f"{experiment}.verdicts"] = verdict_table(verdicts)
@@ -109,6 +109,10 @@ def save_figure(figure: Callable[..., str], *args: Any, **more: Any) -> None:
     console.print(figure(*args, **more), highlight=False)
 
 
-def marks(table: pl.DataFrame, reads: Mapping[str, str]) -> pl.Series:
-    """Of each line, what its data set can read; null where it was not checked."""
-    return pl.Series([reads.get(d) for d in table["dataset"]], dtype=pl.String)
+def marked(table: pl.DataFrame, reads: Mapping[str, str]) -> pl.DataFrame:
+    """With the column `reads`: what the data set of a line can read, null where not checked.
+
+    Tables that are written or drawn have it, so that pages and figures can say it.
+    """
+    found = pl.Series("reads", [reads.get(d) for d in table["dataset"]], pl.String)
+    return table.with_columns(found)

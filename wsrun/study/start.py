@@ -1,6 +1,7 @@
 """The start of an experiment: the model, its items, and whether these can read it at all."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from wsrun.data.items import Item
 from wsrun.data.personas import load_personas, persona_names
@@ -35,7 +36,8 @@ def load_session(cfg: Common, split: str = "test", items: Sequence[Item] | None 
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
     session = Session(model, tok, [*items])
-    return session._replace(reads=readings(cfg, session))
+    reads = checked_reads(session, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
+    return session._replace(reads=reads)
 
 
 def load_splits(cfg: Common) -> tuple[Session, Session]:
@@ -46,26 +48,33 @@ def load_splits(cfg: Common) -> tuple[Session, Session]:
     return test._replace(items=validation), test
 
 
-def readings(cfg: Common, session: Session) -> dict[str, str]:
+def checked_reads(
+    session: Session,
+    data: str | Path,
+    pos: str,
+    neg: str,
+    resamples: int = 2000,
+    cache_dir: Path | None = None,
+) -> dict[str, str]:
     """{data set: a key of `READS`} by the instrument check, whose sentences are printed."""
-    prompts = personas(cfg)
+    prompts = personas(data, pos, neg)
     with progress("checking the instrument", passes(prompts)) as step:
         found = check(
             session.model, session.tok, session.items, prompts,
-            resamples=cfg.resamples, cache_dir=cfg.cache_dir, done=step,
+            resamples=resamples, cache_dir=cache_dir, done=step,
         )  # fmt: skip
     for sentence in found.sentences:
         console.print(sentence, highlight=False)
     return dict(found.table.select("dataset", "reads").iter_rows())
 
 
-def personas(cfg: Common) -> tuple[list[str], list[str]]:
+def personas(data: str | Path, pos: str, neg: str) -> tuple[list[str], list[str]]:
     """The first system prompts of both poles; none where the data has no personas of the names."""
-    file, names = beside(cfg.data, "personas.json"), (cfg.pos, cfg.neg)
-    if not file.is_file() or not {*names} <= {*persona_names(file)}:
+    file = beside(data, "personas.json")
+    if not file.is_file() or not {pos, neg} <= {*persona_names(file)}:
         return [], []
-    pos, neg = load_personas(file, *names)
-    return pos[:WORDINGS], neg[:WORDINGS]
+    of_pos, of_neg = load_personas(file, pos, neg)
+    return of_pos[:WORDINGS], of_neg[:WORDINGS]
 
 
 def check_disjoint(validation: Sequence[Item], test: Sequence[Item]) -> None:
