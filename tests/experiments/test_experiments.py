@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ORGANISM, ROOT, bits, experiment, heeds_ctrl_c, same_bits
 from wsrun.report.tables import read_table
-from wsrun.study import session as runs
+from wsrun.study import start as runs
 
 ADAPTERS = ORGANISM / "adapters"
 
@@ -24,7 +24,7 @@ def t6(tmp_path, **changes):
     """T6 on the organism with two families, few nulls and few resamples; returns its table."""
     module = experiment("t6_shared_svd")
     options = dict(
-        K=(8,), families=("lora", "oft"), model=str(ORGANISM), data=str(ORGANISM), adapters=ADAPTERS,
+        K=(8,), families=("lora", "oft"), model=str(ORGANISM), adapters=ADAPTERS,
         nulls=3, resamples=200, out=tmp_path, cache_dir=tmp_path / "parts",
     )  # fmt: skip
     module.main(module.Config(**(options | changes)))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wsrun.data.pairs import make_pairs
+from wsrun.data.answering import make_pairs
 from wsrun.models.chat import render, user
 from wsrun.models.generate import answer_text, generate, n_batches, right_padded, whole_sentences
 

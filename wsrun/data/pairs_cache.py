@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore.files import read_json_lines, write_whole
 from wscore.sealed_json import content_sha256, seal, unseal
-from wsrun.data.pairs import SAMPLED, Counts, Decoding, Pair, counted_pairs, example
+from wsrun.data.answering import SAMPLED, Counts, Decoding, counted_pairs
+from wsrun.data.pairs import Pair, example
 from wsrun.models.chat import render, user
 from wsrun.models.code import code_sha256, tokenizer_sha256
 from wsrun.models.generate import BATCH, n_batches, right_padded
@@ -23,6 +24,7 @@ from wsrun.models.memory import check_memory, generation_bytes, within_memory
 
 CODE = (
     "models/generate.py",
+    "data/answering.py",
     "data/pairs.py",
     "data/pairs_cache.py",
     "models/chat.py",

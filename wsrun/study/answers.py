@@ -8,12 +8,9 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wsrun.data.answering import NEW_TOKENS, SAMPLED, Decoding, NoPairs
 from wsrun.data.named import DATA_SETS, named, named_pairs
 from wsrun.data.pairs import (
-    NEW_TOKENS,
-    SAMPLED,
-    Decoding,
-    NoPairs,
     Pair,
     load_questions,
     pairs_by_split,

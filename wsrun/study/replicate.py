@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from wsrun.adapters.folders import settle
+from wsrun.data.answering import NoPairs
 from wsrun.data.items import items_sha256
-from wsrun.data.pairs import NoPairs
 from wsrun.data.personas import load_personas
 from wsrun.data.source import beside
 from wsrun.report.console import console

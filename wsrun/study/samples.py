@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wsrun.data.answering import NEW_TOKENS
 from wsrun.data.items import Item, with_system
 from wsrun.data.named import named
-from wsrun.data.pairs import NEW_TOKENS, load_questions
+from wsrun.data.pairs import load_questions
 from wsrun.data.source import beside, load_items
 from wsrun.models.chat import Turn, end_of_turn, render, user
 from wsrun.models.generate import answer_text, right_padded
