@@ -20,7 +20,8 @@ from wsrun.data.pairs import Pair
 from wsrun.report.console import console, duration, progress
 from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import with_interval
-from wsrun.study.answers import Answering, Answers, check_answering
+from wsrun.study.answers import Answers, check_answering
+from wsrun.study.options import Answering
 
 AUTO = "auto"
 VALIDATION = 64  # pairs that select a state, at most
