@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from wsrun.adapters.configs import RECIPES
-from wsrun.data.pairs import Pair
-from wsrun.study.answers import Answers
+from wsrun.data.pairs import Answers, Pair
 from wsrun.study.training import (
     VALIDATION,
     Training,

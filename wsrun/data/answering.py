@@ -9,9 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.data.pairs import Pair
 from wsrun.models.chat import user
-from wsrun.models.generate import Answer, generate, whole_sentences
+from wsrun.models.generate import NEW_TOKENS, Answer, generate, whole_sentences
 
-NEW_TOKENS = 64  # an answer that is longer counts as unfinished
 FATES = ("pairs", "unfinished", "empty", "equal")
 
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +31,13 @@ class Pair:
     persona_neg: str | None = None
     ended_pos: bool = True  # False for a response that was cut: no end of turn is trained after it
     ended_neg: bool = True
+
+
+class Answers(NamedTuple):
+    """Pairs to train on, and, where there are some, pairs of the validation split to select on."""
+
+    pairs: list[Pair]
+    validation: list[Pair]
 
 
 def load_questions(path: str | Path, split: str) -> list[dict]:

@@ -21,6 +21,8 @@ NO_STOP = re.compile(
 )
 """what stands before a full stop that ends no sentence: a number in a list, an abbreviation"""
 
+NEW_TOKENS = 64  # an answer that is longer counts as unfinished
+
 
 class Answer(NamedTuple):
     """What a model said, without thoughts and special tokens, and whether it ended its turn."""

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wsrun.data.answering import SAMPLED, Decoding, NoPairs
 from wsrun.data.named import DATA_SETS, named, named_pairs
 from wsrun.data.pairs import (
+    Answers,
     Pair,
     load_questions,
     pairs_by_split,
@@ -27,13 +28,6 @@ from wsrun.study.options import Answering
 
 REAL = Decoding(temperature=0.7, top_p=0.9, unfinished="cut")
 """how a real model answers where the options do not say: at 1 and 1 a small one rambles"""
-
-
-class Answers(NamedTuple):
-    """Pairs to train on, and, where there are some, pairs of the validation split to select on."""
-
-    pairs: list[Pair]
-    validation: list[Pair]
 
 
 class Sources(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsrun.adapters.configs import DEFAULT_FAMILIES, check_family
-from wsrun.data.answering import NEW_TOKENS
+from wsrun.models.generate import NEW_TOKENS
 from wsrun.report.tables import check_writable
 from wsrun.study.shards import check_how
 
