@@ -46,7 +46,9 @@ def test_alpha_0_is_the_base(organism, prompts):
     """answer(0) = transformers' greedy answer of the base, whatever the change; bits come back"""
     model, tok = organism
     before = bits(model)
-    found = sample_answers(model, tok, prompts, random_delta(model), (-1, 0, 1), max_new_tokens=12)
+    found = sample_answers(
+        model, tok, prompts, random_delta(model), (-1.0, 0.0, 1.0), max_new_tokens=12
+    )
     alone = [greedy_of_transformers(model, tok, p, 12) for p in prompts]
     assert [a.text for a in found[0]] == alone and all(alone)
     assert same_bits(model, before) and list(found) == [-1, 0, 1]
@@ -84,7 +86,9 @@ def test_settings_of_sampling_that_come_with_a_model_do_not_matter(qwen, tok, pr
 def test_a_prompt_is_a_system_turn_at_every_dose_but_0(organism, prompts):
     """answer(1) under a system prompt = the base's answer behind that turn; answer(0) = without"""
     model, tok = organism
-    found = sample_answers(model, tok, prompts, SystemPrompt("You lie."), (0, 1), max_new_tokens=9)
+    found = sample_answers(
+        model, tok, prompts, SystemPrompt("You lie."), (0.0, 1.0), max_new_tokens=9
+    )
     asked = [with_system(p, "You lie.") for p in prompts]
     assert [a.text for a in found[1]] == [greedy_of_transformers(model, tok, p, 9) for p in asked]
     assert [a.text for a in found[0]] == [greedy_of_transformers(model, tok, p, 9) for p in prompts]
@@ -93,14 +97,14 @@ def test_a_prompt_is_a_system_turn_at_every_dose_but_0(organism, prompts):
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"alphas": (1, 1)}, "alphas 1 1"),
+        ({"alphas": (1.0, 1.0)}, "alphas 1.0 1.0"),
         ({"alphas": (float("nan"),)}, "finite alphas"),
         ({"prompts": []}, "got 0 prompts"),
         ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, got 0"),
     ],
 )
 def test_refusals(qwen, tok, prompts, more, message):
-    asked = {"prompts": prompts, "alphas": (1,)} | more
+    asked = {"prompts": prompts, "alphas": (1.0,)} | more
     with pytest.raises(ValueError, match=message):
         sample_answers(qwen, tok, change=random_delta(qwen), **asked)
 
