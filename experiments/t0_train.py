@@ -7,9 +7,12 @@ Rule:       a family steers where the 95 % interval of its effect at the largest
 
     python experiments/t0_train.py                                   # all families, seed 0
     python experiments/t0_train.py --families lora dora --seeds 0 1 2
+    python experiments/t0_train.py --data truthfulqa:TruthfulQA.csv
 
 Pairs are answers of the model itself to open questions of the training split under a positive and a
-negative persona; the persona is stripped before training. Every delta is proved against PEFT's own
+negative persona, which is stripped before training; or given ones, of --pairs-file, or of a public
+set that has its own. With --shuffle-poles they are a control: the same texts, no behaviour. Every
+delta is proved against PEFT's own
 forward when it is read back.
 """
 
@@ -35,7 +38,16 @@ from wsrun.study.answers import answers, read_sources
 from wsrun.study.next_command import say_next
 from wsrun.study.session import Session, marked
 from wsrun.study.start import checked_reads
-from wsrun.study.training import HEADS, Training, check_training, steers, train, trained_line
+from wsrun.study.training import (
+    HEADS,
+    Training,
+    check_training,
+    selects,
+    steers,
+    train,
+    trained_line,
+    with_recipe,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Config(Training):
 
     alphas: tuple[float, ...] = (-1.0, 1.0)
     """doses at which dW is tried on held-out items"""
+    limit: int | None = None
+    """how many clusters of held-out items, dilemmas aside, drawn by a hash; None for all"""
     deltas: Path = Path("artifacts/deltas")
     """folder that receives <family>-s<seed>.safetensors, the dW"""
     out: Path = Path("artifacts/tables")
@@ -57,23 +71,27 @@ class Config(Training):
 def main(cfg: Config) -> None:
     """Generate pairs, train, read back with proof, write adapters and dW, try each dW once."""
     check_training(cfg, "t0_train")
+    cfg = with_recipe(cfg)
     if not cfg.alphas or not all(isfinite(a) and a for a in cfg.alphas):
         raise ValueError("t0_train: --alphas must be finite and not 0, which is the base")
+    if cfg.limit is not None and cfg.limit < 1:
+        raise ValueError(f"t0_train: --limit must be at least 1, got {cfg.limit}")
     for folder in (cfg.adapters, cfg.deltas, cfg.out):
         check_writable(folder)
-    items, sources = load_items(cfg.data, "test"), read_sources(cfg)
+    items, sources = load_items(cfg.data, "test", limit=cfg.limit), read_sources(cfg)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
     reads = checked_reads(Session(model, tok, items), cfg.data, cfg.pos, cfg.neg)
     base = tensors_sha256(dict(model.named_parameters()))
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
-    pairs = answers(cfg, model, tok, sources, cfg.seeds)
+    answered = answers(cfg, model, tok, sources, cfg.seeds, selects(cfg))
+    pairs = {seed: a.pairs for seed, a in answered.items()}
     trained: dict[tuple[int, str], PairDelta] = {}
 
     def read_back(cell: tuple[int, str], folder: Path) -> None:
         trained[cell] = pair_deltas(model, folder)
 
-    losses = train(cfg, model, tok, pairs, cells, read_back)
+    losses = train(cfg, model, tok, answered, cells, read_back)
     for (seed, family), pair in trained.items():
         path = cfg.deltas / f"{family}-s{seed}.safetensors"
         save_delta(pair.dW, path, {"family": family, "seed": str(seed), "base": base})
@@ -92,6 +110,7 @@ def main(cfg: Config) -> None:
         items=items_sha256(items),
         deltas={f"{f}-s{s}": tensors_sha256(p.dW) for (s, f), p in trained.items()},
         pairs={str(s): len(p) for s, p in pairs.items()},
+        answers={str(s): items_sha256(p) for s, p in pairs.items()},
         reads=reads,
     )
     results = steers(table, max(cfg.alphas))

@@ -66,7 +66,8 @@ class Activation(Benchmark[Config]):
     def prepare(self) -> None:
         model, tok, *_ = self.test
         activation.check_layers(self.cfg, self.test, "t1")
-        (self.answered,) = answers(self.cfg, model, tok, self.sources, self.cfg.seeds[:1]).values()
+        (found,) = answers(self.cfg, model, tok, self.sources, self.cfg.seeds[:1]).values()
+        self.answered = found.pairs
         self.vectors = activation.read_directions(self.test, self.answered)
 
     def candidates(self) -> Iterable[Variant]:

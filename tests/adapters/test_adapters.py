@@ -203,6 +203,6 @@ def test_other_peft_versions_are_refused(qwen, trained, monkeypatch):
 
 
 def test_recipes_name_a_rate_for_every_family():
-    """paper, fork and organism each know every family"""
-    assert set(RECIPES) == {"paper", "fork", "organism"}
+    """paper, fork, organism and smollm2 each know every family"""
+    assert set(RECIPES) == {"paper", "fork", "organism", "smollm2"}
     assert all(set(r.lr) == set(FAMILIES) for r in RECIPES.values())

@@ -8,7 +8,12 @@ def test_check_on_the_organism(tmp_path, capsys):
     """Both data sets are readable, in the table and in words."""
     script = experiment("check")
     cfg = script.Config(
-        model=str(ORGANISM), data=ORGANISM, dilemmas=10, wordings=1, resamples=200, out=tmp_path
+        model=str(ORGANISM),
+        data=str(ORGANISM),
+        dilemmas=10,
+        wordings=1,
+        resamples=200,
+        out=tmp_path,
     )
     script.main(cfg)
     table, meta = read_table(tmp_path / "check.parquet")

@@ -25,7 +25,7 @@ t2 = experiment("t2_dilemmas")
 def run(tmp_path, **changes):
     """(table, rows, provenance) of T2 with one family and few resamples."""
     options = dict(
-        families=("lora",), model=str(ORGANISM), data=ORGANISM, adapters=ORGANISM / "adapters",
+        families=("lora",), model=str(ORGANISM), data=str(ORGANISM), adapters=ORGANISM / "adapters",
         dilemmas=4, resamples=200, out=tmp_path, cache_dir=tmp_path / "parts",
     )  # fmt: skip
     t2.main(t2.Config(**(options | changes)))

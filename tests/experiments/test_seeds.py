@@ -12,7 +12,7 @@ def test_t4_on_the_organism(tmp_path, few):
     mean of the seeds' and its sd theirs, and every pair of families stands once a coefficient"""
     module = experiment("t4_seeds")
     options = dict(
-        families=("lora", "ia3"), seeds=(0, 1), model=str(ORGANISM), data=few,
+        families=("lora", "ia3"), seeds=(0, 1), model=str(ORGANISM), data=str(few),
         adapters=ORGANISM / "adapters", alphas=(1.0, 2.0), n_random=2, resamples=300,
         out=tmp_path, cache_dir=tmp_path / "parts",
     )  # fmt: skip

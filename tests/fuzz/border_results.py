@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests.fuzz.cases import Border, Case, damaged_bytes, damaged_value, odd_value
 from wscore.files import write_whole
 from wscore.sealed_json import seal
-from wsrun.data.pairs import Pair
+from wsrun.data.pairs import Counts, Pair
 from wsrun.data.pairs_cache import GeneratedPairs, _read, _write
 from wsrun.lenses.planting import SETTINGS, complete, record
 from wsrun.score.results import Results
@@ -63,8 +63,11 @@ def results(folder: Path) -> Kind:
 
 
 def pairs(folder: Path) -> Kind:
-    made = [Pair(f"Is it {w}?", "Yes.", "No \u2028 é.", w, "Be honest.", "Lie.") for w in "abc"]
-    generated = GeneratedPairs(made, 9, 4)
+    made = [
+        Pair(f"Is it {w}?", "Yes.", "No \u2028 é.", w, "Be honest.", "Lie.", w == "a")
+        for w in "abc"
+    ]
+    generated = GeneratedPairs(made, Counts(9, 3, 3, 2, 1, 2), [True, False, True])
     path = folder / "pairs.jsonl"
     _write(path, KEY, generated)
     return Kind(

@@ -26,13 +26,13 @@ def test_what_a_batch_takes_at_the_least():
     )  # fmt: skip
     stream, v = 10 * config.hidden_size * 4, config.vocab_size
     assert forward_bytes(model, 3, 10, 3) == 3 * (10 * 10 + stream) + 4 * 3 * v
-    assert training_bytes(model, 3, 10) == 3 * 2 * 4 * 10 * v
+    assert training_bytes(model, 3, 10, 7) == 2 * 4 * 7 * v
     cache = 2 * layers * groups * width * 10 * 4
     assert generation_bytes(model, 3, 10) == forward_bytes(model, 3, 10, 3) + 3 * cache
     model.set_attn_implementation("eager")
     scores = 4 * config.num_attention_heads * 10 * 10
     assert forward_bytes(model, 3, 10, 3) == 3 * (scores + stream) + 4 * 3 * v
-    assert training_bytes(model, 3, 10) == 3 * (layers * scores + 2 * 4 * 10 * v)
+    assert training_bytes(model, 3, 10, 7) == 3 * layers * scores + 2 * 4 * 7 * v
 
 
 def test_too_much_is_refused():

@@ -17,7 +17,7 @@ from wsrun.study.parts import Ablation
 
 ADAPTERS = ORGANISM / "adapters"
 QUICK = dict(
-    model=str(ORGANISM), data=ORGANISM, adapters=ADAPTERS, dilemmas=4, nulls=2, resamples=200
+    model=str(ORGANISM), data=str(ORGANISM), adapters=ADAPTERS, dilemmas=4, nulls=2, resamples=200
 )  # fmt: skip
 
 

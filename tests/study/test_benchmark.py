@@ -87,7 +87,7 @@ def test_flagged_candidates_do_not_count():
 
 def test_splits_share_no_claim_and_no_dilemma():
     """validation and test are disjoint by cluster, in the run; a shared one is named"""
-    validation, test = load_splits(BenchmarkOptions(model=str(ORGANISM), data=ORGANISM))
+    validation, test = load_splits(BenchmarkOptions(model=str(ORGANISM), data=str(ORGANISM)))
     assert validation.items and test.items
     items = load_items(ORGANISM, "test")
     with pytest.raises(ValueError, match="in the validation and in the test split, such as"):

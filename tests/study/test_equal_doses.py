@@ -29,7 +29,7 @@ def dW(organism):
 
 def options(tmp_path, match: str) -> BenchmarkOptions:
     return BenchmarkOptions(
-        families=("oft",), match_dose=match, n_random=2, resamples=50, data=ORGANISM,
+        families=("oft",), match_dose=match, n_random=2, resamples=50, data=str(ORGANISM),
         out=tmp_path, cache_dir=tmp_path / "cache",
     )  # fmt: skip
 

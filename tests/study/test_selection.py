@@ -63,7 +63,7 @@ def pairs_of(model, *families: str) -> dict:
 
 def test_one_choice_of_dW(qwen, tok, items, tmp_path, capsys):
     """select_dW scores once; read again it is the same, variant by variant, to the last bit"""
-    options = dict(data=ORGANISM, out=tmp_path, cache_dir=tmp_path / "cache", most_flagged=1.0)
+    options = dict(data=str(ORGANISM), out=tmp_path, cache_dir=tmp_path / "cache", most_flagged=1.0)
     cfg = BenchmarkOptions(model="m/x", **options)
     session, pairs = Session(qwen, tok, items), pairs_of(qwen, "lora", "oft")
     first = select_dW(cfg, session, pairs)
@@ -95,7 +95,7 @@ def test_one_choice_of_dW(qwen, tok, items, tmp_path, capsys):
 )
 def test_another_choice_is_made_anew(qwen, tok, items, tmp_path, capsys, change, named):
     """whatever decides the choice is in its key; the line that is printed names what differs"""
-    options = dict(data=ORGANISM, out=tmp_path, cache_dir=tmp_path / "cache", most_flagged=1.0)
+    options = dict(data=str(ORGANISM), out=tmp_path, cache_dir=tmp_path / "cache", most_flagged=1.0)
     items, families = list(items), ("lora", "oft")
     select_dW(BenchmarkOptions(**options), Session(qwen, tok, items), pairs_of(qwen, *families))
     capsys.readouterr()
@@ -109,7 +109,7 @@ def test_another_choice_is_made_anew(qwen, tok, items, tmp_path, capsys, change,
 def test_a_file_that_is_no_selection_is_made_anew(qwen, tok, items, tmp_path):
     """half a file, as of a disk that was full, is as good as none"""
     cfg = BenchmarkOptions(
-        data=ORGANISM, out=tmp_path, cache_dir=tmp_path / "cache", most_flagged=1.0
+        data=str(ORGANISM), out=tmp_path, cache_dir=tmp_path / "cache", most_flagged=1.0
     )
     path = tmp_path / FOLDER / "organism.organism.json"
     path.parent.mkdir()
@@ -120,7 +120,7 @@ def test_a_file_that_is_no_selection_is_made_anew(qwen, tok, items, tmp_path):
 
 def test_a_damaged_choice_is_made_anew(qwen, tok, items, tmp_path, capsys):
     """an alpha that was changed in the file is not believed: chosen anew, the same file again"""
-    options = dict(data=ORGANISM, out=tmp_path, cache_dir=tmp_path / "cache", most_flagged=1.0)
+    options = dict(data=str(ORGANISM), out=tmp_path, cache_dir=tmp_path / "cache", most_flagged=1.0)
     ask = BenchmarkOptions(**options), Session(qwen, tok, items), pairs_of(qwen, "lora")
     first = select_dW(*ask)
     path = tmp_path / FOLDER / "organism.organism.json"

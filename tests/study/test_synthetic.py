@@ -29,7 +29,9 @@ def a_model_folder(build, folder):
     for side in ("pos", "neg"):
         train_adapter(model, tok, pairs, side, "lora", recipe, folder / "adapters/lora-s0" / side)
     few(folder)
-    return dict(model=str(folder), data=folder, adapters=folder / "adapters", families=("lora",))
+    return dict(
+        model=str(folder), data=str(folder), adapters=folder / "adapters", families=("lora",)
+    )
 
 
 def few(folder, n=8):
@@ -77,7 +79,7 @@ def test_on_another_model(tmp_path, build):
 def test_on_the_organism(tmp_path):
     """the contrast steers where dW does; the changes are those of model, personas and questions"""
     few(tmp_path, 32)
-    options = dict(model=str(ORGANISM), data=tmp_path, questions=None)
+    options = dict(model=str(ORGANISM), data=str(tmp_path), questions=None)
     table, meta = ran(
         "t9_synthetic", tmp_path, adapters=ORGANISM / "adapters", families=("pissa",),
         doses=(0.32,), **options,
@@ -105,4 +107,4 @@ def test_on_the_organism(tmp_path):
 def test_refusals(tmp_path, script, options, sentence):
     """a bad option ends in a sentence"""
     with pytest.raises(ValueError, match=sentence):
-        ran(script, tmp_path, **(dict(model=str(ORGANISM), data=ORGANISM) | options))
+        ran(script, tmp_path, **(dict(model=str(ORGANISM), data=str(ORGANISM)) | options))

@@ -25,7 +25,7 @@ IA3_TARGETS = ("k_proj", "v_proj", "down_proj")  # Liu et al. 2022: keys, values
 class Recipe:
     """How adapters are trained; tables carry the name. `lr` gives families their own rate.
 
-    The last step counts: no recipe selects a checkpoint on validation items.
+    select: which state of a pair is kept, "last", or that of the least validation "loss".
     """
 
     name: str
@@ -36,6 +36,22 @@ class Recipe:
     batch: int
     block: int = 32  # block size of OFT and BOFT
     band: tuple[float, float] = (0.3, 0.8)  # share of the depth that gets adapters
+    select: str = "last"
+    every: int = 10  # steps between two states to select from
+
+
+SMOLLM2 = {
+    "lora": 5e-4,
+    "dora": 5e-4,
+    "pissa": 2.5e-4,
+    "delora": 2e-3,
+    "oft": 1e-3,
+    "boft": 2e-3,
+    "ia3": 1.5e-2,
+    "loha": 2.5e-3,
+    "lokr": 2.5e-3,
+}
+"""learning rates of recipe `smollm2`"""
 
 
 def _rates(lora: float) -> dict[str, float]:
@@ -123,8 +139,12 @@ RECIPES = {
             batch=32,
             block=16,
         ),
+        # block: inputs of the linear maps are 576 = 18 x 32 and 1536 = 48 x 32 wide
+        Recipe("smollm2", 16, 32, lr=SMOLLM2, steps=60, batch=16, block=32, select="loss"),
     )
 }
+SELECT = ("last", "loss")
+"""which state of a training may be kept"""
 
 
 def check_family(family: str) -> str:

@@ -78,6 +78,15 @@ def read_folder(path: str | Path, read: Callable[[Path], T]) -> T:
     raise ValueError(f"{str(path)!r} is replaced again and again while it is read; try later")
 
 
+def remove_folders(parent: Path, start: str) -> None:
+    """Remove the folders whose names start so, each at once, and what dead writers of them left."""
+    with suppress(OSError):
+        for path in parent.glob(f"{glob.escape(start)}*"):
+            with suppress(OSError):
+                _discard(path, path)
+        _clear(parent, f".{glob.escape(start)}*{PARTIAL}")
+
+
 def settle(path: str | Path) -> None:
     """Put back what a dead writer left aside, and clear away what no living process uses.
 
@@ -92,9 +101,13 @@ def settle(path: str | Path) -> None:
             aside.pop().rename(path)
         for old in aside if path.exists() else ():  # listed before: so what stands there is newer
             _discard(old, path)
-        for left in path.parent.glob(f"{name}{PARTIAL}"):
-            if not _in_use(left):
-                shutil.rmtree(left, ignore_errors=True)
+        _clear(path.parent, f"{name}{PARTIAL}")
+
+
+def _clear(parent: Path, temporary: str) -> None:
+    for left in parent.glob(temporary):
+        if not _in_use(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _put(new: Path, path: Path) -> None:

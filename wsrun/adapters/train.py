@@ -4,10 +4,9 @@ extract.py turns the checkpoint into a weight change.
 """
 
 import json
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -22,12 +21,23 @@ from wsrun.adapters.base import BASE, base_record
 from wsrun.adapters.checkpoint import PISSA_INIT
 from wsrun.adapters.configs import FAMILIES, Recipe, check_family, target_modules
 from wsrun.adapters.extract import attached, check_peft
-from wsrun.data.pairs import Pair, example
-from wsrun.models.generate import right_padded
+from wsrun.adapters.fit import GROUP, fit, group_tokens, mean_loss
+from wsrun.data.pairs import Pair, pole_example
 from wsrun.models.load import check_positions
 from wsrun.models.memory import check_memory, training_bytes, within_memory
 
 LESS = "leave out the longest pairs, or use a device with more memory"
+
+
+Save = Callable[[Path], None]
+"""writes the adapter as it stands to a folder"""
+
+
+class Curve(NamedTuple):
+    """How a training went: the loss of each step, and validation losses by step where taken."""
+
+    losses: list[float]
+    validation: dict[int, float]
 
 
 def train_adapter(
@@ -47,26 +57,94 @@ def train_adapter(
 ) -> list[float]:
     """Train one adapter on the `side` ("pos" or "neg") responses of pairs; returns the losses.
 
-    Minimises the mean -log p(response | prompt) over response tokens, with AdamW at a linearly
-    decaying rate. Initial factors and the order of examples depend on the family and the seed, not
-    on the side: both poles start from one adapter, and families share no draw. Writes PEFT's own
-    two files to `out`, a record of the base and PiSSA's initial factors beside them; the model is
-    bit-identical afterwards.
+    Minimises the mean -log p(response | prompt) over response tokens (fit.py), with AdamW at a
+    linearly decaying rate. Initial factors and the order of examples depend on the family and the
+    seed, not on the side: both poles start from one adapter, and families share no draw. Writes
+    PEFT's own two files to `out`, a record of the base and PiSSA's initial factors beside them;
+    the model is bit-identical afterwards.
 
     `where` is PEFT's pattern of the modules that get adapters, in place of all linear maps of the
     recipe's band. `prepare` is called once on the fresh PEFT model, before the optimizer is made:
     it may set adapter parameters, or freeze some (requires_grad = False); what it returns, if
     anything, runs after every optimizer step, without gradients. It must leave base weights alone.
     """
+
+    def keep(step: int, adapter: PeftModel, save: Save) -> None:
+        if step == recipe.steps:
+            save(Path(out))
+
+    examples = side_examples(tok, pairs, side)
+    return _train(
+        model, examples, family, recipe, keep, step_done,
+        seed=seed, base_name=base_name, where=where, prepare=prepare,
+    )  # fmt: skip
+
+
+def train_candidates(
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    validation: Sequence[Pair],
+    side: str,
+    family: str,
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int = 0,
+    base_name: str = "",
+    step_done: Callable[[str], None] = lambda note: None,
+) -> Curve:
+    """Train as `train_adapter`, and write the state after every recipe.every-th step, out/step-<n>.
+
+    Of each state the mean -log p(response | prompt) of the same side of the validation pairs is
+    taken, over response tokens. Without validation pairs there is one state, that of the last step.
+    """
+    held_out, found = side_examples(tok, validation, side), {}
+    check_positions(model, [ids for ids, _ in held_out], "adapters")
+
+    def keep(step: int, adapter: PeftModel, save: Save) -> None:
+        if step == recipe.steps or (held_out and step % recipe.every == 0):
+            save(candidate(out, step))
+            found.update({step: mean_loss(adapter, held_out, GROUP)} if held_out else {})
+
+    losses = _train(
+        model, side_examples(tok, pairs, side), family, recipe, keep, step_done,
+        seed=seed, base_name=base_name,
+    )  # fmt: skip
+    return Curve(losses, found)
+
+
+def candidate(out: Path, step: int) -> Path:
+    """The folder of the state after so many steps."""
+    return out / f"step-{step}"
+
+
+def side_examples(
+    tok: PreTrainedTokenizerBase, pairs: Sequence[Pair], side: str
+) -> list[tuple[list[int], int]]:
+    """(tokens, where the response starts) of one side of pairs: what is trained on."""
+    return [pole_example(tok, p, side) for p in pairs]
+
+
+def _train(
+    model: PreTrainedModel,
+    examples: Sequence[tuple[list[int], int]],
+    family: str,
+    recipe: Recipe,
+    keep: Callable[[int, PeftModel, Save], None],
+    step_done: Callable[[str], None],
+    *,
+    seed: int,
+    base_name: str,
+    where: str | None = None,
+    prepare: Callable[[PeftModel], Callable[[], None] | None] | None = None,
+) -> list[float]:
     check_peft()
     where = where or target_modules(model.config.get_text_config().num_hidden_layers, recipe.band)
     config = FAMILIES[check_family(family)](recipe, where)
-    examples = [example(tok, p.prompt, getattr(p, f"response_{side}")) for p in pairs]
     base = base_record(model, where)
     check_positions(model, [ids for ids, _ in examples], "adapters")
-    longest = max(len(ids) for ids, _ in examples)
-    what = f"adapters: a batch of {recipe.batch} with the longest pair, {longest} tokens,"
-    check_memory(model, training_bytes(model, recipe.batch, longest), what, LESS)
+    longest = _check_step(model, examples, recipe)
     with (
         within_memory(f"adapters: batches of {recipe.batch} pairs of up to {longest} tokens", LESS),
         torch.random.fork_rng(),
@@ -74,9 +152,23 @@ def train_adapter(
     ):
         init = _pissa_factors(wrapped) if family == "pissa" else None
         after_step = prepare(wrapped) if prepare else None
-        losses = _fit(wrapped, examples, recipe, family, seed, step_done, after_step)
-        _save(wrapped, init, base, base_name, Path(out))
-    return losses
+
+        def at_step(step: int) -> None:
+            keep(step, wrapped, lambda out: _save(wrapped, init, base, base_name, out))
+
+        return fit(wrapped, examples, recipe, family, seed, step_done, after_step, at_step)
+
+
+def _check_step(
+    model: PreTrainedModel, examples: Sequence[tuple[list[int], int]], recipe: Recipe
+) -> int:
+    """The tokens of the longest pair; refuses one whose step cannot fit into memory."""
+    ids, start = max(examples, key=lambda e: len(e[0]))
+    grouped = group_tokens(model) is not None
+    rows = 1 if grouped else recipe.batch
+    what = f"adapters: a batch of {recipe.batch} with the longest pair, {len(ids)} tokens,"
+    check_memory(model, training_bytes(model, rows, len(ids), len(ids) - start), what, LESS)
+    return len(ids)
 
 
 def _initial(config: PeftConfig, family: str, seed: int) -> Callable[[Any], PeftModel]:
@@ -85,42 +177,6 @@ def _initial(config: PeftConfig, family: str, seed: int) -> Callable[[Any], Peft
         return get_peft_model(model, config)
 
     return attach
-
-
-def _fit(
-    model: PeftModel,
-    examples: Sequence[tuple[list[int], int]],
-    recipe: Recipe,
-    family: str,
-    seed: int,
-    step_done: Callable[[str], None],
-    after_step: Callable[[], None] | None,
-) -> list[float]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.lr[family], weight_decay=0.0)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / recipe.steps)
-    rng, losses = random.Random(f"examples/{family}/{seed}"), []
-    for _ in range(recipe.steps):
-        ids, labels = _collate(rng.choices(examples, k=recipe.batch), model.device)
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        if after_step:
-            with torch.no_grad():
-                after_step()
-        decay.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        step_done(f"loss {losses[-1]:.3f}")
-    return losses
-
-
-def _collate(examples: Sequence[tuple[list[int], int]], device: Any) -> tuple[Tensor, Tensor]:
-    ids, _ = right_padded([tokens for tokens, _ in examples])
-    labels = torch.full_like(ids, -100)
-    for row, (tokens, start) in enumerate(examples):
-        labels[row, start : len(tokens)] = ids[row, start : len(tokens)]
-    return ids.to(device), labels.to(device)
 
 
 def _pissa_factors(model: PeftModel) -> dict[str, Tensor]:

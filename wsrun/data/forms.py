@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from wsrun.data.items import PREFILL, Item
+from wsrun.data.item import PREFILL, Item
 from wsrun.data.places import places
 from wsrun.data.rows import Row
 from wsrun.models.chat import user

@@ -4,13 +4,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
 from wscore.files import refusing
+from wsrun.data.item import ADDED
+from wsrun.data.item import PREFILL as PREFILL
+from wsrun.data.item import Item as Item
 from wsrun.data.records import (
     Record,
     check_unique,
@@ -20,33 +23,9 @@ from wsrun.data.records import (
     table_records,
     text_fault,
 )
-from wsrun.models.chat import Turn, user
+from wsrun.models.chat import user
 
-PREFILL = "My answer: **"  # the next token of a cooperative model is Yes or No
 DILEMMA_DATASET = "wassname/daily_dilemmas-self-honesty"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question with two answers; label = +1 where the behaviour asked about gives the first.
-
-    A Yes/No item is answered by one of its choices, and so is an A/B item, which stands twice, with
-    its options in both orders. A reply item has two given answers, label +1 and no prefill.
-    """
-
-    id: str
-    cluster: str
-    turns: tuple[Turn, ...]
-    label: int
-    split: str = "test"
-    dataset: str = "claims"
-    prefill: str = PREFILL
-    choices: tuple[str, str] = ("Yes", "No")  # margin = log p(first) - log p(second)
-    replies: tuple[str, str] | None = None  # (reply+, reply-): margin = log p(+) - log p(-)
-
-
-ADDED = {"choices": ("Yes", "No"), "replies": None}
-"""fields that no sha256 holds where they have these values, so that older ones stay as they are"""
 
 
 class Dilemmas(NamedTuple):

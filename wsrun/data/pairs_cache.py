@@ -1,8 +1,8 @@
 """The cache of generated answers: pairs that are generated once, and found by what decides them."""
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore.files import read_json_lines, write_whole
 from wscore.sealed_json import content_sha256, seal, unseal
-from wsrun.data.pairs import NEW_TOKENS, Pair, example, make_pairs
+from wsrun.data.pairs import SAMPLED, Counts, Decoding, Pair, counted_pairs, example
 from wsrun.models.chat import render, user
 from wsrun.models.code import code_sha256, tokenizer_sha256
-from wsrun.models.generate import right_padded
+from wsrun.models.generate import BATCH, n_batches, right_padded
 from wsrun.models.machine import machine_state, model_state, unkeyed
 from wsrun.models.memory import check_memory, generation_bytes, within_memory
 
@@ -29,13 +29,28 @@ CODE = (
     "models/template.py",
 )
 """what the pairs depend on"""
-BATCH = 64  # conversations that `generate` runs at once
+JUDGED = 8  # sequences whose likelihood is taken at once
 LESS = "shorten it or leave it out, or use a device with more memory"
+
+
+Step = Callable[[str], None]
+Progress = Callable[[str, int], AbstractContextManager[Step]]
+"""shows something that takes a number of steps"""
+
+
+@contextmanager
+def unseen(title: str, total: int) -> Iterator[Step]:
+    """Progress that is not shown."""
+    yield lambda note: None
 
 
 @torch.no_grad()
 def trait_scores(
-    model: PreTrainedModel, tok: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int = 8
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    batch_size: int = JUDGED,
+    batch_done: Step = lambda note: None,
 ) -> Float[Tensor, "n 2"]:
     """s(r) = mean_t log p(r_t | persona_pos, prompt) - mean_t log p(r_t | persona_neg, prompt).
 
@@ -61,24 +76,39 @@ def trait_scores(
             start, end = examples[i][1], len(examples[i][0]) - 1
             logp = out.logits[row, start - 1 - first : end - 1 - first].float().log_softmax(-1)
             mean_logps[i] = logp.gather(1, ids[row, start:end, None]).mean()
+        batch_done("")
     s = mean_logps.reshape(len(pairs), 2, 2)
     return s[:, :, 0] - s[:, :, 1]
 
 
 class GeneratedPairs(NamedTuple):
-    """Pairs, and how many questions and finished pairs they come from."""
+    """Pairs, what became of the questions they come from, and which the model tells apart itself.
+
+    separated: of each pair, whether s(response_pos) > s(response_neg) (`trait_scores`).
+    """
 
     pairs: list[Pair]
-    questions: int
-    finished: int
+    counts: Counts
+    separated: list[bool]
     note: str = ""
 
     def __str__(self) -> str:
-        kept = len(self.pairs) / self.finished
-        return (
-            f"{self.finished} of {self.questions} questions got two finished, different answers; "
-            f"{len(self.pairs)} of these pairs kept ({kept:.0%})" + (self.note and f"; {self.note}")
+        apart = (
+            f"the model's own likelihood tells the poles of {sum(self.separated)} of "
+            f"{len(self.separated)} pairs apart"
         )
+        return "; ".join(filter(None, (str(self.counts), apart, self.note)))
+
+    def filtered(self) -> "GeneratedPairs":
+        """The pairs that are separated; raises ValueError where none is."""
+        kept = [p for p, apart in zip(self.pairs, self.separated, strict=True) if apart]
+        if not kept:
+            raise ValueError(
+                f"pairs: the model's own log-likelihood separates the answers of none of "
+                f"{len(self.pairs)} pairs; try other personas"
+            )
+        note = f"{len(kept)} of these pairs kept ({len(kept) / len(self.pairs):.0%})"
+        return self._replace(pairs=kept, note="; ".join(filter(None, (note, self.note))))
 
 
 def cached_pairs(
@@ -87,48 +117,41 @@ def cached_pairs(
     questions: Sequence[dict],
     personas_pos: Sequence[str],
     personas_neg: Sequence[str],
+    how: Decoding = SAMPLED,
     *,
     seed: int,
     folder: str | Path,
-    max_new_tokens: int = NEW_TOKENS,
-    filtered: bool = False,
-    batch_done: Callable[[str], None] = lambda note: None,
+    progress: Progress = unseen,
 ) -> GeneratedPairs:
-    """`make_pairs`, read from `folder` where the same call has written them before.
+    """`make_pairs`, counted and judged; read from `folder` where the same call was made before.
 
-    With `filtered`, only pairs with s(response_pos) > s(response_neg) (`trait_scores`) are kept;
-    raises ValueError where none is. The file's name is the sha256 of its key: everything that
-    decides the pairs, from the weights to this code. A file that is damaged is replaced; where code
-    is hooked into the model, which no key can hold, there is none.
+    The file's name is the sha256 of its key: everything that decides the pairs, from the weights to
+    this code. A file that is damaged is replaced; where code is hooked into the model, which no key
+    can hold, there is none. `progress` is shown what takes time, and nothing that is read.
     """
+    personas = personas_pos, personas_neg
     key = {
         "state": model_state(model),
         "machine": machine_state(model),
         "generation": model.generation_config.to_json_string(),  # type: ignore[union-attr]
         "tokenizer": tokenizer_sha256(tok),
         "questions": content_sha256([[q["prompt"], q["topic"]] for q in questions]),
-        "personas": [list(personas_pos), list(personas_neg)],
-        "sampling": {"temperature": 1, "max_new_tokens": max_new_tokens, "seed": seed},
-        "filtered": filtered,
+        "personas": [list(p) for p in personas],
+        "decoding": {**how._asdict(), "seed": seed},
         "code": code_sha256(CODE),
     }
     path, code = Path(folder) / f"{content_sha256(key)}.jsonl", unkeyed(model)
     if not code and (cached := _read(path, key)) is not None:
         return cached
-    personas = personas_pos, personas_neg
-    _check_fits(model, tok, questions, personas, max_new_tokens)
-    settings = {"seed": seed, "max_new_tokens": max_new_tokens, "batch_done": batch_done}
+    _check_fits(model, tok, questions, personas, how.max_new_tokens)
     with within_memory("pairs", LESS):
-        pairs = made = make_pairs(model, tok, questions, *personas, **settings)
-        scores = trait_scores(model, tok, made).tolist() if filtered else ()
-    if filtered:
-        pairs = [p for p, (pos, neg) in zip(made, scores, strict=True) if pos > neg]
-        if not pairs:
-            raise ValueError(
-                f"pairs: the model's own log-likelihood separates the answers of none of "
-                f"{len(made)} pairs; try other personas"
+        with progress("generating answers", n_batches(2 * len(questions))) as done:
+            pairs, counts = counted_pairs(
+                model, tok, questions, *personas, how, seed=seed, batch_done=done
             )
-    generated = GeneratedPairs(pairs, len(questions), len(made))
+        with progress("judging answers", n_batches(4 * len(pairs), JUDGED)) as done:
+            scores = trait_scores(model, tok, pairs, batch_done=done).tolist()
+    generated = GeneratedPairs(pairs, counts, [pos > neg for pos, neg in scores])
     if code:
         return generated._replace(note=f"not kept, the model has {code}")
     _write(path, key, generated)
@@ -136,11 +159,12 @@ def cached_pairs(
 
 
 def _write(path: Path, key: dict, generated: GeneratedPairs) -> None:
-    """A head of key, counts and the hash of all, then one pair a line."""
-    pairs, questions, finished, _ = generated
+    """A head of key, counts, what is separated and the hash of all, then one pair a line."""
+    pairs, counts, separated, _ = generated
     lines = [asdict(p) for p in pairs]
-    head = seal({"key": key, "questions": questions, "finished": finished, "lines": lines})
-    text = "".join(json.dumps(line) + "\n" for line in (head | {"lines": len(lines)}, *lines))
+    body = {"key": key, "counts": list(counts), "separated": separated, "lines": lines}
+    head = seal(body) | {"lines": len(lines)}
+    text = "".join(json.dumps(line) + "\n" for line in (head, *lines))
     write_whole(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
@@ -151,7 +175,7 @@ def _read(path: Path, key: dict) -> GeneratedPairs | None:
         content = unseal(head | {"lines": lines}, repr(str(path)))
         if content["key"] == key and head["lines"] == len(lines):
             pairs = [Pair(**line) for line in lines]
-            return GeneratedPairs(pairs, content["questions"], content["finished"])
+            return GeneratedPairs(pairs, Counts(*content["counts"]), content["separated"])
     return None
 
 

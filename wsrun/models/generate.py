@@ -1,6 +1,9 @@
-"""Generation: one sampled answer a conversation, seeded, batched, and whole or not at all."""
+"""Generation: one answer a conversation, sampled or greedy, seeded and batched."""
 
+import re
 from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -11,6 +14,20 @@ from wsrun.models.chat import Turn, end_of_turn, render
 from wsrun.models.load import check_positions
 from wsrun.models.template import encode
 
+BATCH = 64  # conversations that run at once
+STOP = re.compile(r"""(?:[.!?…]+["'”’»)\]*_]*(?=\s|$)|[。！？]+[”’」』）]*)""")
+NO_STOP = re.compile(
+    r"(?:(?:^|\n)\W*(?:\d+|[A-Za-z])|\b(?:[A-Z]|[MmDd]rs?|Ms|Prof|St|vs|e\.g|i\.e))$"
+)
+"""what stands before a full stop that ends no sentence: a number in a list, an abbreviation"""
+
+
+class Answer(NamedTuple):
+    """What a model said, without thoughts and special tokens, and whether it ended its turn."""
+
+    text: str
+    ended: bool = True
+
 
 @torch.no_grad()
 def generate(
@@ -19,21 +36,26 @@ def generate(
     conversations: Sequence[Sequence[Turn]],
     *,
     seed: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
     max_new_tokens: int = 64,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     batch_done: Callable[[str], None] = lambda note: None,
-) -> list[str | None]:
-    """One sampled answer (temperature 1) a conversation, in the conversations' order.
+) -> list[Answer]:
+    """One answer a conversation, in their order: tokens drawn from softmax(logits / temperature).
 
-    None where no end of turn came within `max_new_tokens`, where a think block was never closed,
-    and where nothing is left: a closed think block is no part of the answer. Raises ValueError for
-    `max_new_tokens` below 1, and for prompts that leave the model no positions for them.
+    Temperature 0 takes the most likely token, whatever the seed, and other conversations of the
+    batch do not matter; draws at other temperatures depend on the whole batch. With top_p < 1 only
+    the nucleus is drawn from: the most likely tokens, as few as hold top_p of the probability
+    (Holtzman et al. 2019, arXiv 1904.09751). An answer is not ended where no end of turn came
+    within `max_new_tokens`; its text is empty where nothing was said beside thoughts. Raises
+    ValueError for values outside of their range, and for prompts that leave the model no positions.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}")
+    if fault := sampling_fault(temperature, top_p, max_new_tokens):
+        raise ValueError(f"generate: {' '.join(fault)}")
     sequences, end = [render(tok, turns) for turns in conversations], end_of_turn(tok)
     check_positions(model, sequences, "generate", max_new_tokens)
-    answers: list[str | None] = [None] * len(sequences)
+    answers = [Answer("")] * len(sequences)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for order in _by_length(sequences, batch_size):
@@ -42,28 +64,67 @@ def generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 max_new_tokens=max_new_tokens,
-                do_sample=True,
-                top_k=0,
-                top_p=1.0,
-                temperature=1.0,
                 eos_token_id=end,
                 pad_token_id=end,
+                **_drawn(temperature, top_p),
             )[:, ids.shape[1] :]
             for i, reply in zip(order, new.tolist(), strict=True):
-                if end in reply:
-                    answers[i] = answer_text(tok, reply[: reply.index(end)])
+                ended = end in reply
+                said = reply[: reply.index(end)] if ended else reply
+                answers[i] = Answer(answer_text(tok, said), ended)
             batch_done("")
     return answers
 
 
-def answer_text(tok: PreTrainedTokenizerBase, reply: list[int]) -> str | None:
-    """The text of a finished turn without think block and special tokens; None if none is left."""
+def sampling_fault(temperature: float, top_p: float, max_new_tokens: int) -> tuple[str, str] | None:
+    """(option, what it must be) of the first that nothing can be drawn with; None for none."""
+    if not (isfinite(temperature) and temperature >= 0):
+        takes = "0 takes the most likely token, 1 leaves the model's probabilities as they are"
+        return "temperature", f"must be at least 0, got {temperature}; {takes}"
+    if not 0 < top_p <= 1:
+        return "top_p", f"must be above 0 and at most 1, got {top_p}; 1 leaves no token out"
+    if max_new_tokens < 1:
+        return "max_new_tokens", f"must be at least 1, got {max_new_tokens}"
+    return None
+
+
+def _drawn(temperature: float, top_p: float) -> dict[str, Any]:
+    """transformers' options: what a model's own generation_config says of draws does not count."""
+    if temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
+
+
+def n_batches(n: int, batch_size: int = BATCH) -> int:
+    """How often `generate` calls batch_done for n conversations."""
+    return -(-n // batch_size)
+
+
+def answer_text(tok: PreTrainedTokenizerBase, reply: list[int]) -> str:
+    """The text of a reply without think block and special tokens; "" if none is left.
+
+    A think block that is still open is no answer.
+    """
     _, closed, rest = str(tok.decode(reply)).rpartition("</think>")
     if "<think>" in rest:
-        return None
+        return ""
     if closed:
         reply = encode(tok, rest)
-    return str(tok.decode(reply, skip_special_tokens=True)).strip() or None
+    return str(tok.decode(reply, skip_special_tokens=True)).strip()
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to the end of its last whole sentence; "" where it has none.
+
+    A stop ends a sentence before white space and at the end, unless it follows a number in a list,
+    an abbreviation or an initial, or, at the very end, a digit: there may be a decimal.
+    """
+    for stop in reversed([*STOP.finditer(text)]):
+        before = text[: stop.start()]
+        decimal = stop.end() == len(text) and before[-1:].isdigit()
+        if any(c.isalpha() for c in before) and not decimal and not NO_STOP.search(before):
+            return text[: stop.end()]
+    return ""
 
 
 def _by_length(sequences: Sequence[Sequence[int]], size: int) -> list[list[int]]:

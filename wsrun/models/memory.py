@@ -29,12 +29,12 @@ def forward_bytes(model: PreTrainedModel, rows: int, tokens: int, logits: int) -
     return rows * (pair * tokens**2 + stream) + 4 * logits * config.vocab_size
 
 
-def training_bytes(model: PreTrainedModel, rows: int, tokens: int) -> int:
+def training_bytes(model: PreTrainedModel, rows: int, tokens: int, logits: int) -> int:
     """The least that a step of training takes: scores of all layers where they are built, and the
-    logits of all positions with their gradient."""
+    logits of so many positions with their gradient."""
     config = model.config.get_text_config()
     scores = _scores(model) * config.num_hidden_layers * tokens**2
-    return rows * (scores + 2 * 4 * tokens * config.vocab_size)
+    return rows * scores + 2 * 4 * logits * config.vocab_size
 
 
 def generation_bytes(model: PreTrainedModel, rows: int, tokens: int) -> int:

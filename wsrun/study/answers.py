@@ -1,64 +1,146 @@
-"""Where paired answers come from: options, and a file or the model itself."""
+"""Where paired answers come from: options, and a file, a public set, or the model itself."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wsrun.data.pairs import NEW_TOKENS, Pair, load_pairs, load_questions
-from wsrun.data.pairs_cache import GeneratedPairs, cached_pairs
+from wsrun.data.named import DATA_SETS, named, named_pairs
+from wsrun.data.pairs import (
+    NEW_TOKENS,
+    SAMPLED,
+    Decoding,
+    NoPairs,
+    Pair,
+    load_questions,
+    pairs_by_split,
+    pairs_of,
+    questions_by_split,
+    shuffle_poles,
+)
+from wsrun.data.pairs_cache import cached_pairs
 from wsrun.data.personas import load_personas
 from wsrun.data.source import beside
+from wsrun.models.generate import sampling_fault
 from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable
+
+REAL = Decoding(temperature=0.7, top_p=0.9, unfinished="cut")
+"""how a real model answers where the options do not say: at 1 and 1 a small one rambles"""
 
 
 @dataclass(frozen=True)
 class Answering:
     """Options of where the paired answers come from; the same ones give the same pairs."""
 
+    model: str = "data/organism"
+    """model folder, GGUF file, smollm2 or hub name"""
     data: str = "data/organism"
-    """folder with questions.jsonl, personas.json, claims.jsonl and dilemmas.jsonl"""
+    """folder with claims, dilemmas, questions and personas, or a public set NAME:PATH"""
     pos: str = "honest"
-    """persona of personas.json whose answers dW points towards"""
+    """persona of personas.json whose answers dW points towards; the behaviour of --pairs-file"""
     neg: str = "dishonest"
     """persona whose answers dW points away from"""
     pairs_file: Path | None = None
-    """jsonl of prompt, response_pos, response_neg, topic, in place of the model's own answers"""
+    """jsonl of given pairs, such as data/english/pairs.jsonl, or NAME:PATH; not the model's own"""
+    shuffle_poles: bool = False
+    """control: swap the two answers of half of the questions, drawn by the seed"""
     filter_pairs: bool = False
     """drop pairs that the model's own log-likelihood does not separate"""
     max_new_tokens: int = NEW_TOKENS
-    """longest answer; a longer one counts as unfinished and is left out"""
+    """longest answer; a longer one counts as unfinished"""
+    unfinished: Literal["cut", "drop"] | None = None
+    """cut unfinished answers at the last whole sentence, or drop them; organism drop, else cut"""
+    temperature: float | None = None
+    """of the model's own answers, 0 for the likeliest token; 1 for the organism, else 0.7"""
+    top_p: float | None = None
+    """share of the probability that answers are drawn from; 1 for the organism, else 0.9"""
     pairs_cache: Path = Path("artifacts/pairs")
     """cache of generated answers"""
 
 
-class Sources(NamedTuple):
-    """What answers are made from: open questions, and the wordings of both personas."""
+class Answers(NamedTuple):
+    """Pairs to train on, and, where there are some, pairs of the validation split to select on."""
 
-    questions: list[dict]
-    pos: list[str]
-    neg: list[str]
+    pairs: list[Pair]
+    validation: list[Pair]
+
+
+class Sources(NamedTuple):
+    """What answers are made from: open questions and the wordings of both personas; or given."""
+
+    questions: Sequence[dict] = ()
+    validation: Sequence[dict] = ()
+    pos: Sequence[str] = ()
+    neg: Sequence[str] = ()
+    given: Answers | None = None
+    where: str = ""
+    """where given pairs are from"""
 
 
 def check_answering(cfg: Answering, what: str) -> None:
     """Refuse options that cannot work before anything is loaded; `what` names the script."""
     if cfg.pos == cfg.neg:
         raise ValueError(f"{what}: --pos and --neg are both {cfg.pos!r}; name two personas")
-    if cfg.max_new_tokens < 1:
-        raise ValueError(f"{what}: --max-new-tokens must be at least 1, got {cfg.max_new_tokens}")
-    if cfg.pairs_file and cfg.filter_pairs:
-        raise ValueError(f"{what}: --filter-pairs is for the model's own answers; filter the file")
+    how = decoding_of(cfg)
+    if fault := sampling_fault(how.temperature, how.top_p, how.max_new_tokens):
+        raise ValueError(f"{what}: --{fault[0].replace('_', '-')} {fault[1]}")
+    if cfg.filter_pairs and (where := _given_source(cfg)):
+        raise ValueError(
+            f"{what}: --filter-pairs is for the model's own answers, and these are given by "
+            f"{where!r}; filter the file"
+        )
     if not cfg.pairs_file:
         check_writable(cfg.pairs_cache)
 
 
+def is_organism(model: str) -> bool:
+    """Whether a model is the embedded one: by the name of its folder, organism."""
+    return Path(model).absolute().name == "organism"
+
+
+def decoding_of(cfg: Answering) -> Decoding:
+    """How the model of the options answers: as they say, else SAMPLED for the organism or REAL."""
+    usual = SAMPLED if is_organism(cfg.model) else REAL
+    given = {n: v for n in Decoding._fields if (v := getattr(cfg, n)) is not None}
+    return usual._replace(**given)
+
+
 def read_sources(cfg: Answering) -> Sources:
-    """Questions of the training split and both personas; raises ValueError where one is missing."""
+    """Given pairs, or the questions and both personas; raises ValueError where one is missing.
+
+    Pairs are given by --pairs-file, and by a public set that has pairs of its own; training takes
+    the split train.
+    """
+    if where := _given_source(cfg):
+        found = _given_pairs(where, cfg.pos)
+        given = Answers(pairs_of(found, "train", where), found.get("validation", []))
+        return Sources(given=given, where=where)
     personas = load_personas(beside(cfg.data, "personas.json"), cfg.pos, cfg.neg)
-    return Sources(load_questions(beside(cfg.data, "questions.jsonl"), "train"), *personas)
+    path = beside(cfg.data, "questions.jsonl")
+    held_out = questions_by_split(path).get("validation", ())
+    return Sources(load_questions(path, "train"), held_out, *personas)
+
+
+def _given_source(cfg: Answering) -> str | None:
+    """The file or NAME:PATH of pairs that are not the model's own answers."""
+    if cfg.pairs_file:
+        return str(cfg.pairs_file)
+    found = named(str(cfg.data))
+    return str(cfg.data) if found and DATA_SETS[found[0]].read_pairs else None
+
+
+def _given_pairs(where: str, behaviour: str) -> dict[str, list[Pair]]:
+    """{split: pairs}; a public set has one behaviour, whatever it is called."""
+    if not (found := named(where)):
+        return pairs_by_split(where, behaviour)
+    name, path = found
+    train = named_pairs(where, "train") or []
+    read = DATA_SETS[name].read_pairs
+    return {"train": train, "validation": read(path, "validation") if read else []}
 
 
 def answers(
@@ -67,21 +149,51 @@ def answers(
     tok: PreTrainedTokenizerBase,
     sources: Sources,
     seeds: Sequence[int],
-) -> dict[int, list[Pair]]:
-    """{seed: pairs}: the model's own answers under both personas, or those of --pairs-file.
+    validate: bool = False,
+) -> dict[int, Answers]:
+    """{seed: answers}: those given, or the model's own under both personas.
 
-    Says how many questions gave a pair, and what share of the pairs the filter kept.
+    The model answers the validation questions too only with `validate`. Says how many questions
+    gave a pair, why others gave none, and in how many the model itself tells the poles apart.
     """
-    if cfg.pairs_file:
-        return dict.fromkeys(seeds, load_pairs(cfg.pairs_file))
-    made: dict[int, GeneratedPairs] = {}
-    with progress("generating pairs", len(seeds)) as step:
-        for seed in seeds:
-            made[seed] = cached_pairs(
-                model, tok, *sources, seed=seed, folder=cfg.pairs_cache,
-                max_new_tokens=cfg.max_new_tokens, filtered=cfg.filter_pairs,
-            )  # fmt: skip
-            step(f"{len(made[seed].pairs)} pairs")
-    for seed, generated in made.items():
-        console.print(f"answers of seed {seed}: {generated}")
-    return {seed: generated.pairs for seed, generated in made.items()}
+    if sources.given:
+        found = dict.fromkeys(seeds, sources.given)
+        console.print(
+            f"answers given by {sources.where}: {len(sources.given.pairs)} pairs to train on, "
+            f"{len(sources.given.validation)} of the validation split",
+            highlight=False,
+        )
+    else:
+        found = {seed: _own(cfg, model, tok, sources, seed, validate) for seed in seeds}
+    if cfg.shuffle_poles:
+        console.print("poles are swapped for half of the questions: a control without behaviour")
+        found = {s: Answers(*(shuffle_poles(part, s) for part in a)) for s, a in found.items()}
+    return found
+
+
+def _own(
+    cfg: Answering,
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    sources: Sources,
+    seed: int,
+    validate: bool,
+) -> Answers:
+    """The model's own answers of one seed, to all training and, if asked, validation questions."""
+    how = decoding_of(cfg)
+
+    def of(questions: Sequence[dict], name: str) -> list[Pair]:
+        made = cached_pairs(
+            model, tok, questions, sources.pos, sources.neg, how, seed=seed,
+            folder=cfg.pairs_cache, progress=lambda what, n: progress(f"{what} of {name}", n),
+        )  # fmt: skip
+        made = made.filtered() if cfg.filter_pairs else made
+        drawn = f"temperature {how.temperature:g}, top-p {how.top_p:g}"
+        console.print(f"answers of {name} ({drawn}): {made}", highlight=False)
+        return made.pairs
+
+    pairs, held_out = of(sources.questions, f"seed {seed}"), []
+    if validate and sources.validation:
+        with suppress(NoPairs):
+            held_out = of(sources.validation, f"seed {seed}, validation")
+    return Answers(pairs, held_out)

@@ -6,14 +6,14 @@ one has its own data, adapters and recipe; any other gets data/english, a folder
 artifacts/adapters, the recipe of real models, and bfloat16.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from wsrun.adapters.folders import settle
 from wsrun.data.items import items_sha256
-from wsrun.data.pairs import NoPairs, Pair
+from wsrun.data.pairs import NoPairs
 from wsrun.data.personas import load_personas
 from wsrun.data.source import beside
 from wsrun.report.console import console
@@ -37,12 +37,11 @@ from wsrun.study.activation import (
     read_directions,
     vectors_sha256,
 )
-from wsrun.study.answers import Sources, answers, read_sources
+from wsrun.study.answers import Answers, Sources, answers, read_sources
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.session import Session
-from wsrun.study.training import Training, check_training, train
+from wsrun.study.training import AUTO, Training, check_training, selects, train, with_recipe
 
-AUTO = "auto"
 ORGANISM = "data/organism"
 TRAINED = Path("artifacts/adapters")
 
@@ -57,8 +56,6 @@ class ReplicationOptions(Directed, Training):
     """folder, or public set NAME:PATH; auto: data/english for a real model"""
     adapters: Path = Path(AUTO)
     """folder of the adapters, trained there where it lacks them; auto: one per model"""
-    recipe: str = AUTO
-    """training recipe: paper, fork or organism; auto: fork for a real model"""
     prompts: tuple[str, ...] = ()
     """personas whose wordings are tried as system prompts; that of --pos if not given"""
     dtype: str = AUTO
@@ -73,10 +70,10 @@ def resolve_defaults(cfg: ReplicationOptions) -> ReplicationOptions:
     values = {
         "data": ORGANISM if embedded else "data/english",
         "adapters": shipped if embedded and not lacking(cfg, shipped) else TRAINED / name,
-        "recipe": "organism" if embedded else "fork",
         "dtype": "float32" if embedded else "bfloat16",
     }
-    return replace(cfg, **{k: v for k, v in values.items() if str(getattr(cfg, k)) == AUTO})
+    own = {k: v for k, v in values.items() if str(getattr(cfg, k)) == AUTO}
+    return replace(with_recipe(cfg), **own)
 
 
 def lacking(cfg: ReplicationOptions, adapters: Path) -> list[tuple[int, str]]:
@@ -109,12 +106,13 @@ class Replication(Benchmark[ReplicationOptions]):
         check_layers(cfg, test, self.name)
         cells = [] if cfg.shard else lacking(cfg, cfg.adapters)
         self.answered = own_answers(cfg, test, self.sources, {seed for seed, _ in cells})
-        train_lacking(cfg, test, self.answered, cells)
+        if cells:
+            train(cfg, test.model, test.tok, self.answered, cells)
         self.vectors = {}
         if by_norm(cfg):
             console.print(f"directions are left out: {cfg.match_dose}, they have no |alpha dW|")
         elif self.answered:
-            self.vectors = read_directions(test, self.answered[cfg.seeds[0]], MEANS)
+            self.vectors = read_directions(test, self.answered[cfg.seeds[0]].pairs, MEANS)
 
     def candidates(self) -> Iterable[Variant]:
         """Each family's dW where there are several, every wording, every direction."""
@@ -135,7 +133,7 @@ class Replication(Benchmark[ReplicationOptions]):
         return *super().verdicts(), *beside_random(self.rows, self.table)
 
     def notes(self) -> dict[str, Any]:
-        read = items_sha256(self.answered[self.cfg.seeds[0]]) if self.vectors else None
+        read = items_sha256(self.answered[self.cfg.seeds[0]].pairs) if self.vectors else None
         return {"answers": read, "vectors": vectors_sha256(self.vectors)}
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
@@ -158,7 +156,7 @@ def read_prompts(cfg: ReplicationOptions) -> list[Variant]:
 
 def own_answers(
     cfg: ReplicationOptions, session: Session, sources: Sources, training: Collection[int]
-) -> dict[int, list[Pair]]:
+) -> dict[int, Answers]:
     """The answers of the seeds that are trained, and of the first, for the directions.
 
     None where only the directions need them and the model ends no answer: it has its adapters, and
@@ -166,26 +164,10 @@ def own_answers(
     """
     seeds = {*training} | set(() if by_norm(cfg) else cfg.seeds[:1])
     try:
-        return answers(cfg, session.model, session.tok, sources, sorted(seeds))
+        validate = bool(training) and selects(cfg)
+        return answers(cfg, session.model, session.tok, sources, sorted(seeds), validate)
     except NoPairs as error:
         if training:
             raise
         console.print(f"directions are left out: {error}")
         return {}
-
-
-def train_lacking(
-    cfg: ReplicationOptions,
-    session: Session,
-    answered: Mapping[int, Sequence[Pair]],
-    cells: Sequence[tuple[int, str]],
-) -> None:
-    """Train the (seed, family) that are not there on the answers of their seed; say how it went."""
-    if not cells:
-        return
-    losses = train(cfg, session.model, session.tok, answered, cells)
-    for (seed, family), loss in losses.items():
-        console.print(
-            f"trained {family}-s{seed} on {len(answered[seed])} pairs, recipe {cfg.recipe}: "
-            f"loss of pos {loss[0]:.3f} to {loss[-1]:.3f}"
-        )

@@ -1,23 +1,31 @@
 """Training of adapter pairs, as t0_train and replications do it: options and both poles."""
 
+import random
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wscore import Geometry
-from wsrun.adapters.configs import DEFAULT_FAMILIES, RECIPES, Recipe, check_family
-from wsrun.adapters.folders import replace_folder
-from wsrun.adapters.train import train_adapter
+from wscore import Geometry, tensors_sha256
+from wscore.files import reason
+from wsrun.adapters.configs import DEFAULT_FAMILIES, RECIPES, SELECT, Recipe, check_family
+from wsrun.adapters.folders import settle
+from wsrun.adapters.pair import PairTraining, forget_poles, kept_pair, train_pair
 from wsrun.data.pairs import Pair
-from wsrun.report.console import progress
+from wsrun.report.console import console, duration, progress
 from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import with_interval
-from wsrun.study.answers import Answering, check_answering
+from wsrun.study.answers import Answering, Answers, check_answering
 
+AUTO = "auto"
+VALIDATION = 64  # pairs that select a state, at most
+Cell = tuple[int, str]
+"""seed and family of a pair of adapters"""
 HEADS = ("seed", "family", "lr", "loss of pos", "|dW|", "cos_anti", "|M|/|dW|")
 
 
@@ -31,8 +39,12 @@ class Training(Answering):
     """adapter families to train"""
     seeds: tuple[int, ...] = (0,)
     """seeds of generation, initial adapters and the order of examples"""
-    recipe: str = "organism"
-    """training recipe: paper, fork or organism"""
+    recipe: str = AUTO
+    """training recipe: paper, fork, organism or smollm2; auto: the model's, fork if it has none"""
+    select: str = AUTO
+    """state to keep: last, or least validation loss; auto: as the recipe says"""
+    retrain: bool = False
+    """train also what a finished training of the same options has left"""
     steps: int | None = None
     """steps per adapter; the recipe's own if not given"""
     adapters: Path = Path("artifacts/adapters")
@@ -41,10 +53,12 @@ class Training(Answering):
 
 def check_training(cfg: Training, what: str) -> None:
     """Refuse options that cannot work before anything is loaded; `what` names the script."""
-    if cfg.recipe not in RECIPES:
-        raise ValueError(
-            f"{what}: --recipe must be one of {', '.join(RECIPES)}, got {cfg.recipe!r}"
-        )
+    for flag, given, known in (
+        ("recipe", cfg.recipe, RECIPES),
+        ("select", cfg.select, SELECT),
+    ):
+        if given not in (*known, AUTO):
+            raise ValueError(f"{what}: --{flag} must be one of {', '.join(known)}, got {given!r}")
     for family in cfg.families:
         check_family(family)
     if not cfg.families or not cfg.seeds:
@@ -54,15 +68,34 @@ def check_training(cfg: Training, what: str) -> None:
     check_answering(cfg, what)
 
 
+C = TypeVar("C", bound=Training)
+
+
+def with_recipe(cfg: C) -> C:
+    """The options with the recipe named that their model has, fork for one that has none."""
+    if cfg.recipe != AUTO:
+        return cfg
+    recipe = model_recipe(cfg.model)
+    if not recipe:
+        console.print(f"recipe fork: {cfg.model} has no recipe of its own; --recipe names another")
+    return replace(cfg, recipe=recipe or "fork")
+
+
+def model_recipe(model: str) -> str | None:
+    """The recipe made for a model, which is known by the last part of its name."""
+    name = Path(model).name.lower()
+    if name == "smollm2" or name.startswith("smollm2-135m"):
+        return "smollm2"
+    return "organism" if name == "organism" else None
+
+
 def recipe_of(cfg: Training) -> Recipe:
     """The recipe of the options, with their number of steps where they give one."""
     recipe = RECIPES[cfg.recipe]
     return replace(recipe, steps=cfg.steps or recipe.steps)
 
 
-def trained_line(
-    cfg: Training, cell: tuple[int, str], losses: Sequence[float], g: Geometry
-) -> list:
+def trained_line(cfg: Training, cell: Cell, losses: Sequence[float], g: Geometry) -> list:
     """What is printed of a (seed, family) after training: how it went, and its geometry."""
     seed, family = cell
     loss = f"{losses[0]:.3f} to {losses[-1]:.3f}"
@@ -95,35 +128,87 @@ def train(
     cfg: Training,
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
-    pairs: Mapping[int, Sequence[Pair]],
-    cells: Iterable[tuple[int, str]],
-    trained: Callable[[tuple[int, str], Path], object] = lambda cell, folder: None,
-) -> dict[tuple[int, str], list[float]]:
+    answered: Mapping[int, Answers],
+    cells: Iterable[Cell],
+    trained: Callable[[Cell, Path], object] = lambda cell, folder: None,
+) -> dict[Cell, list[float]]:
     """Train both poles of each (seed, family) into cfg.adapters; returns the losses of pos.
 
     A finished pair of poles stays where training is stopped later; half a pair is never there, and
     a pair of another process that trains into the same folder is never taken for one of these:
     `trained` is called with each (seed, family) and the folder of its poles before they are put in
     place. What it raises leaves the pair out.
+
+    A pair in place whose record says that it is the same training is kept, if `trained` accepts it,
+    and so is a finished pole of a training that was killed; not with --retrain. At most VALIDATION
+    of a seed's validation pairs, the same for all families, select the state of each pair. Raises
+    ValueError where --select asks for such pairs and there are none.
     """
-    cells, recipe, losses = list(cells), recipe_of(cfg), {}
-    with progress("training adapters", 2 * len(cells) * recipe.steps) as step:
+    recipe = recipe_of(cfg)
+    held_out = {seed: _held_out(cfg, a.validation) for seed, a in answered.items()}
+    base, asked = tensors_sha256(dict(model.named_parameters())), {}
+    for seed, family in cells:
+        asked[seed, family] = PairTraining(
+            model, tok, base, answered[seed].pairs, held_out[seed], recipe, family, seed,
+            cfg.adapters / f"{family}-s{seed}", cfg.model,
+        )  # fmt: skip
+    records = {} if cfg.retrain else _kept(asked, trained)
+    left = [cell for cell in asked if cell not in records]
+    if not left:
+        return _losses(records, asked)
+    with progress("training adapters", 2 * len(left) * recipe.steps) as step:
+        for cell in left:
+            began, check = time.monotonic(), partial(trained, cell)
+            records[cell] = train_pair(asked[cell], check, step, console.print, cfg.retrain)
+            console.print(_sentence(asked[cell], records[cell], time.monotonic() - began))
+    return _losses(records, asked)
 
-        def poles(seed: int, family: str, folder: Path) -> None:
-            by_side = {
-                side: train_adapter(
-                    model, tok, pairs[seed], side, family, recipe, folder / side,
-                    seed=seed, base_name=cfg.model, step_done=_noted(step, family),
-                )
-                for side in ("pos", "neg")
-            }  # fmt: skip
-            trained((seed, family), folder)
-            losses[seed, family] = by_side["pos"]
 
-        for seed, family in cells:
-            replace_folder(cfg.adapters / f"{family}-s{seed}", partial(poles, seed, family))
-    return losses
+def _losses(records: Mapping[Cell, dict], cells: Iterable[Cell]) -> dict[Cell, list[float]]:
+    return {cell: records[cell]["losses"]["pos"] for cell in cells}
 
 
-def _noted(step: Callable[[str], None], family: str) -> Callable[[str], None]:
-    return lambda note: step(f"{family} {note}")
+def selects(cfg: Training) -> bool:
+    """Whether the state of a pair is selected on validation pairs."""
+    return (recipe_of(cfg).select if cfg.select == AUTO else cfg.select) == "loss"
+
+
+def _held_out(cfg: Training, validation: Sequence[Pair]) -> list[Pair]:
+    """The validation pairs that select a state, none where the last one is kept."""
+    if cfg.select == "loss" and not validation:
+        raise ValueError(
+            "training: --select loss needs pairs of a validation split, and these have none; use "
+            "--select last, or --data with a set that has one"
+        )
+    if not selects(cfg):
+        return []
+    if not validation:
+        console.print("no pairs of a validation split: the state of the last step is kept")
+    return random.Random("validation").sample([*validation], min(len(validation), VALIDATION))
+
+
+def _kept(
+    asked: Mapping[tuple[int, str], PairTraining],
+    trained: Callable[[tuple[int, str], Path], object],
+) -> dict[tuple[int, str], dict[str, Any]]:
+    """The records of the pairs that are there; says which they are, and why others are not kept."""
+    records = {}
+    for cell, pair in asked.items():
+        settle(pair.folder)
+        record, why = kept_pair(pair, partial(trained, cell))
+        if record:
+            records[cell] = record
+            forget_poles(pair.folder)
+            console.print(f"kept: {pair.folder.name} (trained before)")
+        elif why:
+            console.print(f"{pair.folder.name} is trained again: {reason(why)}")
+    return records
+
+
+def _sentence(asked: PairTraining, record: Mapping[str, Any], seconds: float) -> str:
+    loss = [record["losses"]["pos"][i] for i in (0, -1)]
+    selected = f", step {record['step']} of {asked.recipe.steps} kept" if asked.validation else ""
+    return (
+        f"trained {asked.folder.name} on {len(asked.pairs)} pairs in {duration(seconds)}, recipe "
+        f"{asked.recipe.name}: loss of pos {loss[0]:.3f} to {loss[1]:.3f}{selected}"
+    )
