@@ -39,14 +39,16 @@ def greedy_of_transformers(model, tok, item, new_tokens):
         max_new_tokens=new_tokens, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
     reply = out[0, ids.shape[1] :].tolist()
-    return answer_text(tok, reply[: reply.index(end)] if end in reply else reply) or ""
+    return answer_text(tok, reply[: reply.index(end)] if end in reply else reply)
 
 
 def test_alpha_0_is_the_base(organism, prompts):
     """answer(0) = transformers' greedy answer of the base, whatever the change; bits come back"""
     model, tok = organism
     before = bits(model)
-    found = sample_answers(model, tok, prompts, random_delta(model), (-1, 0, 1), max_new_tokens=12)
+    found = sample_answers(
+        model, tok, prompts, random_delta(model), (-1.0, 0.0, 1.0), max_new_tokens=12
+    )
     alone = [greedy_of_transformers(model, tok, p, 12) for p in prompts]
     assert [a.text for a in found[0]] == alone and all(alone)
     assert same_bits(model, before) and list(found) == [-1, 0, 1]
@@ -60,7 +62,7 @@ def test_alpha_1_is_the_merged_model(qwen, tok, prompts):
         for name, w in d.items():
             qwen.get_parameter(name).add_(w)
     assert [a.text for a in found] == [greedy_of_transformers(qwen, tok, p, 3) for p in prompts]
-    assert all(a.truncated for a in found)
+    assert not any(a.ended for a in found)
 
 
 def test_batch_of_one_is_batch_of_all(model, tok, prompts):
@@ -84,7 +86,9 @@ def test_settings_of_sampling_that_come_with_a_model_do_not_matter(qwen, tok, pr
 def test_a_prompt_is_a_system_turn_at_every_dose_but_0(organism, prompts):
     """answer(1) under a system prompt = the base's answer behind that turn; answer(0) = without"""
     model, tok = organism
-    found = sample_answers(model, tok, prompts, SystemPrompt("You lie."), (0, 1), max_new_tokens=9)
+    found = sample_answers(
+        model, tok, prompts, SystemPrompt("You lie."), (0.0, 1.0), max_new_tokens=9
+    )
     asked = [with_system(p, "You lie.") for p in prompts]
     assert [a.text for a in found[1]] == [greedy_of_transformers(model, tok, p, 9) for p in asked]
     assert [a.text for a in found[0]] == [greedy_of_transformers(model, tok, p, 9) for p in prompts]
@@ -93,14 +97,14 @@ def test_a_prompt_is_a_system_turn_at_every_dose_but_0(organism, prompts):
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"alphas": (1, 1)}, "alphas 1 1"),
+        ({"alphas": (1.0, 1.0)}, "alphas 1.0 1.0"),
         ({"alphas": (float("nan"),)}, "finite alphas"),
         ({"prompts": []}, "got 0 prompts"),
-        ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
     ],
 )
 def test_refusals(qwen, tok, prompts, more, message):
-    asked = {"prompts": prompts, "alphas": (1,)} | more
+    asked = {"prompts": prompts, "alphas": (1.0,)} | more
     with pytest.raises(ValueError, match=message):
         sample_answers(qwen, tok, change=random_delta(qwen), **asked)
 

@@ -8,10 +8,8 @@ Nothing is picked: a seed draws the prompts, and greedy decoding has no draw.
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
-from typing import NamedTuple
 
 import polars as pl
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,9 +18,8 @@ from wsrun.data.items import Item, with_system
 from wsrun.data.named import named
 from wsrun.data.pairs import load_questions
 from wsrun.data.source import beside, load_items
-from wsrun.models.chat import Turn, end_of_turn, render, user
-from wsrun.models.generate import answer_text, right_padded
-from wsrun.models.load import check_positions
+from wsrun.models.chat import user
+from wsrun.models.generate import Answer, generate
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import Intervention, WeightDelta, applied
@@ -35,13 +32,6 @@ SCHEMA = {
     "truncated": pl.Boolean, "margin": pl.Float64,
 }  # fmt: skip
 """the base stands once, at alpha = 0 without family and seed; margin is null but of two replies"""
-
-
-class Answer(NamedTuple):
-    """A text without think block, and whether the limit cut it; "" where nothing was left."""
-
-    text: str
-    truncated: bool
 
 
 def sample_answers(
@@ -57,7 +47,7 @@ def sample_answers(
     """{alpha: the greedy answers to the prompts, in their order} under an intervention or a dW.
 
     Items are asked for an open answer, without their prefill. The model is as it was afterwards.
-    Raises ValueError for no prompts, an alpha twice or not finite, and as `greedy`.
+    Raises ValueError for no prompts, an alpha twice or not finite, and as `generate`.
     """
     if (
         not prompts
@@ -76,46 +66,11 @@ def sample_answers(
         if alpha and system is not None:
             asked = [with_system(p, system) for p in prompts]
         with applied(model, intervention, alpha):
-            found[alpha] = greedy(
+            found[alpha] = generate(
                 model, tok, [p.turns for p in asked],
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
+                seed=0, temperature=0.0, max_new_tokens=max_new_tokens, batch_size=batch_size,
             )  # fmt: skip
     return found
-
-
-@torch.no_grad()
-def greedy(
-    model: PreTrainedModel,
-    tok: PreTrainedTokenizerBase,
-    conversations: Sequence[Sequence[Turn]],
-    *,
-    max_new_tokens: int = NEW_TOKENS,
-    batch_size: int = 16,
-) -> list[Answer]:
-    """The answer of most likely next tokens to each conversation; batch of 1 equals batch of N.
-
-    Raises ValueError for `max_new_tokens` below 1 and prompts that leave the model no positions.
-    """
-    if max_new_tokens < 1:
-        raise ValueError(f"samples: --max-new-tokens must be at least 1, got {max_new_tokens}")
-    sequences, end = [render(tok, turns) for turns in conversations], end_of_turn(tok)
-    check_positions(model, sequences, "samples", max_new_tokens)
-    answers: dict[int, Answer] = {}
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        backwards = right_padded([sequences[i][::-1] for i in batch])
-        ids, mask = (t.flip(1).to(model.device) for t in backwards)  # padded on the left
-        new = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens,
-            do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50,
-            eos_token_id=end, pad_token_id=end,
-        )[:, ids.shape[1] :]  # fmt: skip
-        for i, reply in zip(batch, new.tolist(), strict=True):
-            finished = end in reply
-            kept = reply[: reply.index(end)] if finished else reply
-            answers[i] = Answer(answer_text(tok, kept) or "", not finished)
-    return [answers[i] for i in range(len(sequences))]
 
 
 def askable(source: str) -> list[Item]:
@@ -197,8 +152,8 @@ def sample_table(
     """The lines of SCHEMA, of `answers_by_change` and `margins`."""
     lines = [
         (
-            model_name, p.dataset, family, seed, alpha, p.id, prompt_text(p), *answer,
-            margin_of.get((family, seed, alpha, p.id)),
+            model_name, p.dataset, family, seed, alpha, p.id, prompt_text(p), answer.text,
+            not answer.ended,            margin_of.get((family, seed, alpha, p.id)),
         )
         for (family, seed), by_alpha in answers.items()
         for alpha, given in by_alpha.items()

@@ -1,9 +1,10 @@
 """The samples script end to end: its base is the model's own, and the report shows its table."""
 
 from tests.conftest import ORGANISM, experiment, read_command
+from wsrun.models.generate import generate
 from wsrun.models.load import load_model
 from wsrun.report.tables import read_table
-from wsrun.study.samples import askable, draw_prompts, greedy
+from wsrun.study.samples import askable, draw_prompts
 
 
 def test_samples_of_the_organism(tmp_path, capsys):
@@ -16,7 +17,9 @@ def test_samples_of_the_organism(tmp_path, capsys):
     table, meta = read_table(tmp_path / "samples.parquet")
     prompts = draw_prompts(askable(str(ORGANISM)), 3, 2)
     assert meta["prompts"] == [p.id for p in prompts] == table.filter(alpha=0)["item"].to_list()
-    own = greedy(*load_model(ORGANISM), [p.turns for p in prompts], max_new_tokens=12)
+    model, tok = load_model(ORGANISM)
+    talks = [p.turns for p in prompts]
+    own = generate(model, tok, talks, seed=0, temperature=0.0, max_new_tokens=12)
     assert table.filter(alpha=0)["answer"].to_list() == [a.text for a in own]
     assert sorted(table["alpha"].unique()) == [-1, 0, 1, 2] and len(table) == 12
     assert all(p.turns[0]["content"] in printed for p in prompts)
