@@ -6,6 +6,7 @@ runs no test.
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -93,6 +94,15 @@ def in_child(call: Callable[[], object]) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def forkserver():
+    """Makes new processes, forked from one that runs nothing and has made the imports, once."""
+    context = multiprocessing.get_context("forkserver")
+    borders = [f"tests.fuzz.{p.stem}" for p in (ROOT / "tests" / "fuzz").glob("border_*.py")]
+    scripts = ["wsrun.study.ablation", "wsrun.report.retained_figures", "wsrun.adapters.train"]
+    context.set_forkserver_preload([*scripts, *borders])
+    return context
 
 
 def experiment(name: str):
