@@ -59,7 +59,7 @@ def test_bench_writes_every_rate(tmp_path, capsys):
 def test_bench_sweep_compares_the_same_rows():
     """|margin - that of the plain loop| <= 1e-4, with each lever and without"""
     bench = experiment("bench_sweep")
-    (work,) = bench.organism(bench.Config(lists=("T7",), rows=3))
+    (work,) = bench.trained(bench.Config(lists=("T7",), rows=3))
     few = work._replace(variants=list(work.variants)[:4])
     lines = list(bench.compare(bench.Config(), few))
     assert lines[0] | {"seconds": 0} == {"list": "T7", "method": "plain loop", "seconds": 0,
