@@ -31,30 +31,25 @@ reads the model from disk, as a multiple of its weights.
 
 from wsrun.script import guarded
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 import torch
 
-from wscore import DeltaLike, effect_table, scale, select, spectrum_null, writes_residual
+from wscore import effect_table
 from wsrun.adapters.extract import pair_deltas
-from wsrun.data.items import Item, load_dilemmas, load_items
+from wsrun.data.items import load_dilemmas, load_items
 from wsrun.data.named import named_items
-from wsrun.lenses.base import Cut, Deltas, LensInput
-from wsrun.lenses.registry import cuts
 from wsrun.models.load import DTYPES, keep_freed_memory, limit_threads, load_model, load_tokenizer
 from wsrun.report.console import progress
 from wsrun.report.tables import check_writable
-from wsrun.score.plan import plan
 from wsrun.score.scorer import Levers
 from wsrun.score.sweep import sweep
-from wsrun.score.variants import Variant
-from wsrun.steer.interventions import WeightDelta, applied
 from wsrun.study.profile import (
     GIB,
     count_operations,
@@ -65,16 +60,12 @@ from wsrun.study.profile import (
     run_alone,
     timed,
 )
+from wsrun.study.timed_lists import LENSES, Work, plain_loop, variants_of
 
 NAME = "bench_sweep"
 REPLIES = ", replies"
 AT_LEAST = {"T6": 5, "T7": 8, f"T6{REPLIES}": 6, f"T7{REPLIES}": 8}  # the rule: ratios
 AT_MOST = 1e-4  # and the largest difference
-LENSES = {
-    "T6": ("shared", "shared_incl", "own", "random"),
-    "T7": ("layers", "thirds", "blocks", "sides", "modules", "groups", "cells"),
-}
-Changes = Mapping[tuple[str, int], DeltaLike]  # (family, seed) -> dW
 
 
 @dataclass(frozen=True)
@@ -115,16 +106,6 @@ class Config:
     """measure the memory of the sweep on T7's list of a larger shape, and no times"""
     out: Path = Path("artifacts/tables")
     """folder that receives the table"""
-
-
-class Work(NamedTuple):
-    """One list of variants, and what it is scored on."""
-
-    name: str
-    model: Any
-    tok: Any
-    items: list[Item]
-    variants: Iterable[Variant]
 
 
 def main(cfg: Config) -> None:
@@ -201,36 +182,6 @@ def larger(cfg: Config, name: str, model: Any) -> Work:
     return Work(name, model, load_tokenizer("data/organism"), items[-rows:], variants)
 
 
-def variants_of(
-    name: str, whole: Changes, lenses: Iterable[str], nulls: int, thin: int = 1
-) -> Iterator[Variant]:
-    """What T6 (K = 32) or T7 scores of every dW: all of it, zero, every cut, and null draws."""
-    where = writes_residual if name == "T6" else None
-    deltas = Deltas({key: select(d, where) if where else d for key, d in whole.items()})
-    for (family, seed), d in deltas.items():
-        if where:
-            yield Variant("full", WeightDelta(whole[family, seed]), family=family)
-        yield Variant("whole", WeightDelta(d), family=family)
-        yield Variant("zero", WeightDelta(scale(0.0, d)), family=family)
-        all_cuts = cuts(lenses, LensInput(family, seed, deltas, K=(32,)))
-        for cut in [cut for cut in all_cuts if not cut.absent][::thin]:
-            for role, part in parts(cut):
-                yield Variant(f"{role}_{cut.name}", part, family=family)
-        for i in range(nulls):
-            null = WeightDelta(spectrum_null(d, i))
-            yield Variant(f"spectrum_null#{i:02d}", null, family=family)
-
-
-def parts(cut: Cut) -> Iterator[tuple[str, WeightDelta]]:
-    """keep, drop and control (random directions of the kept part's rank and norm), as it has."""
-    kept = cut.kept()
-    for role in cut.roles:
-        if role == "keep":
-            yield role, WeightDelta(kept)
-        else:
-            yield role, WeightDelta(cut.rest() if role == "drop" else spectrum_null(kept, 999))
-
-
 def run_sweep(work: Work, engine: str = "auto", **levers: bool) -> pl.DataFrame:
     _, model, tok, items, variants = work
     return sweep(model, tok, items, variants, (1.0,), engine=engine, levers=Levers(**levers))
@@ -272,31 +223,6 @@ def compare(cfg: Config, work: Work) -> Iterator[dict[str, Any]]:
                 "of_peak": count_operations(run) / seconds / peak if method == "sweep" else None,
             }  # fmt: skip
             step(method)
-
-
-@torch.no_grad()
-def plain_loop(work: Work) -> np.ndarray:
-    """The margins at alpha = 1, a row a variant: each at alpha 0 and 1, items in batches of 8."""
-    margins = []
-    for variant in work.variants:
-        for alpha in (0.0, 1.0):
-            with applied(work.model, variant.intervention, alpha):
-                batches = (work.items[i : i + 8] for i in range(0, len(work.items), 8))
-                rows = [m for batch in batches for m in plain_batch(work, batch)]
-        margins.append(rows)
-    return np.array(margins)
-
-
-def plain_batch(work: Work, items: list[Item]) -> list[float]:
-    """Margins of a few items, right-padded, from the logits of every position."""
-    model, p = work.model, plan(work.tok, items)
-    width = max(map(len, p.sequences))
-    ids = torch.tensor([s + [0] * (width - len(s)) for s in p.sequences], device=model.device)
-    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in p.sequences])
-    logits = model(input_ids=ids, attention_mask=mask.to(model.device), use_cache=False).logits
-    row, at = zip(*[(n, at) for n, s in enumerate(p.flat) for at in s.positions], strict=True)
-    values = p.readout.values([*range(len(row))], logits[list(row), list(at)].float().cpu())
-    return p.results(values)[0].tolist()
 
 
 def compare_dtypes(cfg: Config, work: Work) -> Iterator[dict[str, Any]]:
