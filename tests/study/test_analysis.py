@@ -163,7 +163,7 @@ def test_t8_reads_the_base_spectra_from_disk_the_second_time(coordinates, data, 
 
 def test_t6_over_seeds(tmp_path, few):
     """several seeds: pooled lines with the spread within a family; bases from other seeds too"""
-    options = dict(data=few, families=("lora", "oft"), seeds=(0, 1), K=(8,))
+    options = dict(data=str(few), families=("lora", "oft"), seeds=(0, 1), K=(8,))
     table, meta = run("t6_shared_svd", tmp_path, **options)
     kept = table.filter(dataset="claims", variant="keep_shared")
     assert (kept["seeds"] == 2).all() and (kept["seed_sd"] > 0).all()
@@ -306,7 +306,7 @@ def test_the_short_table_fits_80_columns(sites, coordinates):
 
 def test_full_prints_every_line(tmp_path, few, capsys):
     """--full: every part with its interval; the short table is not there"""
-    run("t6_shared_svd", tmp_path, data=few, families=("lora", "oft"), K=(8,), full=True)
+    run("t6_shared_svd", tmp_path, data=str(few), families=("lora", "oft"), K=(8,), full=True)
     said = capsys.readouterr().out
     assert "keep_random_matched" in said and "; ?: the effect of its whole" not in said
     assert "next: python experiments/t7_sites.py" in said
