@@ -22,8 +22,8 @@ def test_generation_is_seeded(qwen, tok):
 
 def test_temperature_0_is_the_limit_of_small_temperatures(model, tok):
     """softmax(logits / T) -> the most likely token, at each step; any seed, any batch"""
-    greedy = generate(model, tok, TALKS, seed=0, temperature=0, max_new_tokens=8)
-    for more in (dict(temperature=1e-6), dict(temperature=0, seed=3, batch_size=1)):
+    greedy = generate(model, tok, TALKS, seed=0, temperature=0.0, max_new_tokens=8)
+    for more in (dict(temperature=1e-6), dict(temperature=0.0, seed=3, batch_size=1)):
         assert generate(model, tok, TALKS, **(dict(seed=0, max_new_tokens=8) | more)) == greedy
     ids = render(tok, TALKS[0])
     start = len(ids)
