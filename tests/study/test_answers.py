@@ -60,11 +60,11 @@ def test_bad_options_are_refused(options, sentence):
         check_answering(Answering(**options), "t0")
 
 
-def test_pairs_of_a_file_are_those_of_the_positive_persona():
+def test_pairs_of_a_file_are_those_of_the_positive_persona(qwen, tok):
     """--pairs-file data/english/pairs.jsonl --pos candid: 200 to train on, 40 to select on"""
     path = ENGLISH / "pairs.jsonl"
     cfg = Answering(data=str(ENGLISH), pairs_file=path, pos="candid", neg="sycophantic")
-    found = answers(cfg, None, None, read_sources(cfg), (0, 1))  # no model is asked
+    found = answers(cfg, qwen, tok, read_sources(cfg), (0, 1))
     assert found[0] == found[1]
     for split, pairs in zip(("train", "validation"), found[0], strict=True):
         assert pairs == load_pairs(path, "candid", split)
@@ -72,11 +72,11 @@ def test_pairs_of_a_file_are_those_of_the_positive_persona():
         read_sources(Answering(pairs_file=path, pos="kind"))
 
 
-def test_pairs_of_a_public_set(truthfulqa, capsys):
+def test_pairs_of_a_public_set(qwen, tok, truthfulqa, capsys):
     """--data NAME:PATH, or --pairs-file NAME:PATH: its own pairs, none of which is evaluated"""
     cfg = Answering(data=truthfulqa)
     sources = read_sources(cfg)
-    found = answers(cfg, None, None, sources, (3,))[3]
+    found = answers(cfg, qwen, tok, sources, (3,))[3]
     assert found.pairs == named_pairs(truthfulqa, "train")
     assert found.validation == named_pairs(truthfulqa, "validation")
     assert f"{len(found.pairs)} pairs to train on" in " ".join(capsys.readouterr().out.split())
@@ -99,10 +99,10 @@ def test_a_set_without_pairs_is_asked_about_and_not_trained_on(tmp_path):
         read_sources(Answering(pairs_file=Path(facts)))
 
 
-def test_shuffled_poles_are_drawn_by_the_seed(truthfulqa, capsys):
+def test_shuffled_poles_are_drawn_by_the_seed(qwen, tok, truthfulqa, capsys):
     """--shuffle-poles: training and validation pairs of each seed, and it is said"""
     cfg = Answering(data=truthfulqa, shuffle_poles=True)
-    found = answers(cfg, None, None, read_sources(cfg), (0, 1))
+    found = answers(cfg, qwen, tok, read_sources(cfg), (0, 1))
     for seed, (pairs, validation) in found.items():
         assert pairs == shuffle_poles(named_pairs(truthfulqa, "train"), seed)
         assert validation == shuffle_poles(named_pairs(truthfulqa, "validation"), seed)
@@ -155,7 +155,7 @@ def test_t0_on_the_pairs_of_a_public_set(truthfulqa, tok, tmp_path):
     plain, control = runs
     n = len(named_pairs(truthfulqa, "train"))
     for run in runs:
-        assert run.table["n"].to_list() == [5, 5] and run.record["pairs"] == {"0": n}
+        assert {*run.table["n"]} == {5} and run.record["pairs"] == {"0": n}
     assert [r.record["config"]["shuffle_poles"] for r in runs] == [False, True]
     assert plain.record["answers"] != control.record["answers"]
     with pytest.raises(ValueError, match="--limit must be at least 1, got 0"):
