@@ -64,7 +64,7 @@ def make_pairs(
     how: Decoding = SAMPLED,
     *,
     seed: int,
-    batch_done: Callable[[str], None] = lambda note: None,
+    step_done: Callable[[str], None] = lambda note: None,
 ) -> list[Pair]:
     """Pairs of answers under one positive and one negative persona each, drawn by the seed.
 
@@ -74,7 +74,7 @@ def make_pairs(
     where no other is left.
     """
     personas = personas_pos, personas_neg
-    return counted_pairs(model, tok, questions, *personas, how, seed=seed, batch_done=batch_done)[0]
+    return counted_pairs(model, tok, questions, *personas, how, seed=seed, step_done=step_done)[0]
 
 
 def counted_pairs(
@@ -86,7 +86,7 @@ def counted_pairs(
     how: Decoding,
     *,
     seed: int,
-    batch_done: Callable[[str], None] = lambda note: None,
+    step_done: Callable[[str], None] = lambda note: None,
 ) -> tuple[list[Pair], Counts]:
     """The pairs of `make_pairs`, and what became of all questions."""
     rng = random.Random(f"personas/{seed}")
@@ -94,7 +94,7 @@ def counted_pairs(
     talks = [user(q["prompt"], by) for p in drawn for q, by in zip(questions, p, strict=True)]
     given = generate(
         model, tok, talks, seed=seed, temperature=how.temperature, top_p=how.top_p,
-        max_new_tokens=how.max_new_tokens, batch_done=batch_done,
+        max_new_tokens=how.max_new_tokens, step_done=step_done,
     )  # fmt: skip
     used = [whole(a) if how.unfinished == "cut" else a for a in given]
     pairs, fates = [], Counter()
