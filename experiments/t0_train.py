@@ -43,10 +43,12 @@ from wsrun.study.training import (
     Training,
     check_training,
     selects,
+    share_right,
     steers,
     train,
     trained_line,
     with_recipe,
+    with_right,
 )
 
 
@@ -62,6 +64,8 @@ class Config(Training):
     """folder that receives <family>-s<seed>.safetensors, the dW"""
     out: Path = Path("artifacts/tables")
     """folder that receives the tables"""
+    cache_dir: Path = Path("artifacts/cache")
+    """folder of finished results: a stopped run, started again, goes on where it was"""
     dtype: str = "float32"
     """dtype of the model"""
     device: str = "cpu"
@@ -77,12 +81,13 @@ def main(cfg: Config) -> None:
         raise ValueError("t0_train: --alphas must be finite and not 0, which is the base")
     if cfg.limit is not None and cfg.limit < 1:
         raise ValueError(f"t0_train: --limit must be at least 1, got {cfg.limit}")
-    for folder in (cfg.adapters, cfg.deltas, cfg.out):
+    for folder in (cfg.adapters, cfg.deltas, cfg.out, cfg.cache_dir):
         check_writable(folder)
     items, sources = load_items(cfg.data, "test", limit=cfg.limit), read_sources(cfg)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    reads = checked_reads(Session(model, tok, items), cfg.data, cfg.pos, cfg.neg)
+    session = Session(model, tok, items)
+    reads = checked_reads(session, cfg.data, cfg.pos, cfg.neg, cache_dir=cfg.cache_dir)
     base = tensors_sha256(dict(model.named_parameters()))
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]
     answered = answers(cfg, model, tok, sources, cfg.seeds, selects(cfg))
@@ -102,9 +107,9 @@ def main(cfg: Config) -> None:
     with progress("scoring", 1 + len(variants) * len(cfg.alphas)) as step:
         rows = sweep(
             model, tok, items, variants, cfg.alphas, experiment="t0_train", model_name=cfg.model,
-            behaviour=cfg.pos, progress=step, warn=console.print,
+            behaviour=cfg.pos, cache_dir=cfg.cache_dir, progress=step, warn=console.print,
         )  # fmt: skip
-    table = marked(effect_table(rows, KEYS), reads)
+    table = marked(with_right(effect_table(rows, KEYS), rows), reads)
     record = provenance(
         asdict(cfg),
         base=base,
@@ -122,7 +127,9 @@ def main(cfg: Config) -> None:
     lines = [trained_line(cfg, key, losses[key], g) for key, g in shapes.items()]
     console.print(grid("adapters", HEADS, lines))
     for (dataset,), part in table.group_by("dataset", maintain_order=True):
-        console.print(effects(part, f"{dataset}: effect of dW", ("seed", "family", "alpha")))
+        right = share_right(rows.filter(variant="base", dataset=dataset))
+        title = f"{dataset}: effect of dW, and items answered right ({right:.0%} by the base)"
+        console.print(effects(part, title, ("seed", "family", "alpha")))
         steering = {r.family for r in results if r.dataset == dataset and r.outcome == "supported"}
         if max(cfg.alphas) > 0:  # the rule is about a dose towards the behaviour
             alpha = f"alpha = {max(cfg.alphas):g} (interval above 0)"

@@ -48,8 +48,9 @@ def grid(title: str, heads: Sequence[str], lines: Iterable[Sequence]) -> Table:
 
 
 def effects(table: pl.DataFrame, title: str, keys: Sequence[str]) -> Table:
-    """Lines of an effect table: its keys, then effect and retained with intervals, and gates."""
-    gates = [c for c in ("null_percentile", "mass", "flagged_share") if c in table.columns]
+    """Lines of an effect table: keys, effect and retained with intervals, what is known of rows."""
+    names = ("right", "null_percentile", "mass", "flagged_share")
+    gates = [c for c in names if c in table.columns and table[c].is_not_null().any()]
     short = {"null_percentile": "null %", "flagged_share": "flagged", "k_over_d": "K/d", "k": "K"}
     spans = ["effect"] + ["retained"] * ("retained" in table.columns)
     heads = [short.get(c, c) for c in (*keys, *spans, *gates)]
