@@ -2,18 +2,27 @@
 
 Question:   what does `sweep` save on the variant lists of T6 and T7, and how much of the machine's
             matrix-multiply peak does the arithmetic that remains reach?
-Prediction: at least 5x on T6's list and 8x on T7's, numbers equal to 1e-4.
+Prediction: at least 5x on T6's list (6x on replies) and 8x on T7's, numbers equal to 1e-4.
 Rule:       holds if it does; ratios of times measured in one run, on one list, on the same rows.
 
     python experiments/bench_sweep.py                       # the organism
+    python experiments/bench_sweep.py --model smollm2 --data truthfulqa:TruthfulQA.csv \
+        --adapters artifacts/smollm2/adapters --families lora pissa --lists T6 --rows 48 --nulls 2
     python experiments/bench_sweep.py --shape 0.6b          # a random model of Qwen3-0.6B's shape
     python experiments/bench_sweep.py --shape 0.6b --device cuda --dtype bfloat16 --rows 192
 
 Times on a CPU are CPU seconds of the process, so that other processes matter less. The plain loop
 is what a script does that calls transformers directly: for every variant and for alpha = 0 again
 beside it, render and tokenize all items, batches of 8 in the order given, logits of the whole
-vocabulary at every position. Both steer by the same function. Then each lever of the sweep is
-switched off alone. The lists are those of one family (T7) and of two (T6). The larger shape has
+vocabulary at every position. Both steer by the same function. `--plain-every n` gives it every n-th
+variant and multiplies its time, which is the same for all. Then each lever of the sweep is switched
+off alone. The lists are those of one family (T7) and of two (T6).
+
+`--dtypes float32 bfloat16` scores the lists under each dtype instead: time against the first, and
+the largest change of an effect beside the half width of its interval and beside `dtype_noise`, the
+rms change of a margin under one more rounding (docs/notation.md).
+
+The larger shape has
 random rank-8 changes of its middle layers and is asked about English dilemmas; it takes every
 `thin`-th slice of T7's list, without single cells and with two nulls in place of twenty, and
 `--memory` asks instead for the peak of resident memory of the sweep alone, in a fresh process that
@@ -22,30 +31,25 @@ reads the model from disk, as a multiple of its weights.
 
 from wsrun.script import guarded
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 import torch
 
-from wscore import DeltaLike, scale, select, spectrum_null, writes_residual
+from wscore import effect_table
 from wsrun.adapters.extract import pair_deltas
-from wsrun.data.items import Item, load_dilemmas
+from wsrun.data.items import load_dilemmas
 from wsrun.data.source import load_items
-from wsrun.lenses.base import Cut, Deltas, LensInput
-from wsrun.lenses.registry import cuts
-from wsrun.models.chat import choice_ids, render
-from wsrun.models.load import keep_freed_memory, limit_threads, load_model, load_tokenizer
+from wsrun.models.load import DTYPES, keep_freed_memory, limit_threads, load_model, load_tokenizer
 from wsrun.report.console import progress
 from wsrun.report.tables import check_writable
-from wsrun.score.readings import choice_scores
 from wsrun.score.scorer import Levers
 from wsrun.score.sweep import sweep
-from wsrun.score.variants import Variant
-from wsrun.steer.interventions import WeightDelta, applied
 from wsrun.study.profile import (
     GIB,
     count_operations,
@@ -56,30 +60,42 @@ from wsrun.study.profile import (
     run_alone,
     timed,
 )
+from wsrun.study.timed_lists import LENSES, Work, plain_loop, variants_of
 
 NAME = "bench_sweep"
-AT_LEAST, AT_MOST = {"T6": 5, "T7": 8}, 1e-4  # the rule: ratios, and the largest difference
-LENSES = {
-    "T6": ("shared", "shared_incl", "own", "random"),
-    "T7": ("layers", "thirds", "blocks", "sides", "modules", "groups", "cells"),
-}
-Changes = Mapping[tuple[str, int], DeltaLike]  # (family, seed) -> dW
+REPLIES = ", replies"
+AT_LEAST = {"T6": 5, "T7": 8, f"T6{REPLIES}": 6, f"T7{REPLIES}": 8}  # the rule: ratios
+AT_MOST = 1e-4  # and the largest difference
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of bench_sweep."""
 
-    shape: Literal["organism", "0.6b"] = "organism"
-    """organism, or a random model of a larger shape: 0.6b"""
+    model: str = "data/organism"
+    """model folder, GGUF file, hub name, or smollm2"""
+    data: str = "data/organism"
+    """folder with claims.jsonl and dilemmas.jsonl, or NAME:PATH of a public set; its test items"""
+    adapters: Path = Path("data/organism/adapters")
+    """folder with <family>-s0/pos and /neg, trained on that model"""
+    families: tuple[str, ...] = ("lora", "oft")
+    """whose adapters: two or more for T6's list, the first for T7's"""
+    shape: Literal["0.6b"] | None = None
+    """a random model of a larger shape in place of `model`: 0.6b"""
     rows: int | None = None
-    """how many items, the last ones; None for T6's 120 on the organism, 8 on a larger shape"""
+    """how many items, the last ones; None for all, which are T6's on the organism, 8 of a shape"""
+    nulls: int | None = None
+    """null draws of each dW; None for 20, 2 on a larger shape"""
+    plain_every: int = 1
+    """the plain loop takes every so manieth variant"""
+    dtypes: tuple[str, ...] = ()
+    """score under each of these dtypes, and compare with the first; no plain loop"""
     lists: tuple[Literal["T6", "T7"], ...] = ("T6", "T7")
     """whose lists of variants"""
     thin: int = 1
     """a larger shape takes every so manieth slice of T7's list"""
     threads: int | None = None
-    """CPU threads; one for the organism, as many as torch takes for a larger shape"""
+    """CPU threads; None for one on a narrow model, and for as many as torch takes on others"""
     dtype: str = "float32"
     """dtype of a larger shape"""
     device: str = "cpu"
@@ -92,54 +108,66 @@ class Config:
     """folder that receives the table"""
 
 
-class Work(NamedTuple):
-    """One list of variants, and what it is scored on."""
-
-    name: str
-    model: Any
-    tok: Any
-    items: list[Item]
-    variants: Iterable[Variant]
-
-
 def main(cfg: Config) -> None:
     """Time the plain loop and the sweep on each list, compare their numbers, print the ratios."""
-    if (cfg.rows is not None and cfg.rows < 1) or cfg.thin < 1 or not cfg.lists:
-        raise ValueError("bench: --rows and --thin must be at least 1, --lists one list or both")
-    if cfg.memory and (cfg.shape == "organism" or cfg.device != "cpu"):
-        raise ValueError("bench: --memory needs a larger shape on the CPU; use --shape 0.6b")
+    check(cfg)
     check_writable(cfg.out)
     if cfg.memory:
         return memory(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    if cfg.shape == "organism":
-        works = organism(cfg)
-    else:
+    if cfg.shape:
         model = random_qwen3(cfg.shape, cfg.dtype, cfg.device)
         works = (larger(cfg, name, model) for name in cfg.lists)
+    else:
+        works = trained(cfg)
+    name = cfg.shape or Path(cfg.model).name
+    if cfg.dtypes:
+        lines = [line for work in works for line in compare_dtypes(cfg, work)]
+        return finish(cfg, f"{NAME}.{name}.dtypes", f"{name}, one sweep under each dtype", lines)
     lines = [line for work in works for line in compare(cfg, work)]
     fast = all(x["ratio"] >= AT_LEAST[x["list"]] for x in lines if x["method"] == "sweep")
     close = all(x["difference"] <= AT_MOST for x in lines)
-    targets = ", ".join(f"{AT_LEAST[name]}x for {name}" for name in cfg.lists)
-    title, why = (
-        f"{cfg.shape}, {torch.get_num_threads()} threads",
-        f"differences at most {AT_MOST:g}",
-    )
-    finish(cfg, f"{NAME}.{cfg.shape}", title, lines, fast and close, f"targets: {targets}, {why}")
+    targets = ", ".join(f"{AT_LEAST[x]}x for {x}" for x in {x["list"]: 0 for x in lines})
+    why = f"targets: {targets}, differences at most {AT_MOST:g}"
+    title = f"{name}, {torch.get_num_threads()} threads"
+    finish(cfg, f"{NAME}.{name}", title, lines, fast and close, why)
 
 
-def organism(cfg: Config) -> Iterator[Work]:
-    """T6's list for two families, T7's for one, on the organism."""
-    model, tok = load_model("data/organism")
+def check(cfg: Config) -> None:
+    """Raises ValueError for options that do not go together."""
+    counts = {"rows": cfg.rows, "thin": cfg.thin, "plain-every": cfg.plain_every}
+    for option, n in counts.items():
+        if n is not None and n < 1:
+            raise ValueError(f"bench: --{option} must be at least 1, got {n}")
+    if not cfg.lists or (cfg.nulls is not None and cfg.nulls < 0):
+        raise ValueError("bench: --lists takes T6, T7 or both, --nulls 0 or more")
+    if cfg.memory and (not cfg.shape or cfg.device != "cpu"):
+        raise ValueError("bench: --memory needs a larger shape on the CPU; use --shape 0.6b")
+    if not cfg.shape and "T6" in cfg.lists and len(cfg.families) < 2:
+        raise ValueError("bench: T6's list needs two --families; add one, or use --lists T7")
+    unfit = cfg.shape or len(cfg.dtypes) < 2 or set(cfg.dtypes) - DTYPES.keys()
+    if cfg.dtypes and unfit:
+        raise ValueError(
+            f"bench: --dtypes takes two or more of {', '.join(DTYPES)}, and no --shape; got "
+            f"{' '.join(cfg.dtypes)}"
+        )
+
+
+def trained(cfg: Config) -> Iterator[Work]:
+    """T6's list for all families, T7's for the first, on a model with adapters."""
+    model, tok = load_model(cfg.model)
     if not cfg.threads:
         limit_threads(model)
-    items = load_items("data/organism", "test", 20)[-(cfg.rows or 0) :]
-    folder = "data/organism/adapters"
-    whole = {(f, 0): pair_deltas(model, f"{folder}/{f}-s0").dW for f in ("lora", "oft")}
+    items = load_items(cfg.data, "test", 20)
+    items = items[-(cfg.rows or 0) :]
+    kind = REPLIES if any(i.replies for i in items) else ""
+    whole = {(f, 0): pair_deltas(model, cfg.adapters / f"{f}-s0").dW for f in cfg.families}
     for name in cfg.lists:
-        changes = whole if name == "T6" else {("lora", 0): whole["lora", 0]}
-        yield Work(name, model, tok, items, variants_of(name, changes, LENSES[name], 20))
+        changes = whole if name == "T6" else {(cfg.families[0], 0): whole[cfg.families[0], 0]}
+        nulls = 20 if cfg.nulls is None else cfg.nulls
+        variants = variants_of(name, changes, LENSES[name], nulls, cfg.thin)
+        yield Work(name + kind, model, tok, items, variants)
 
 
 def larger(cfg: Config, name: str, model: Any) -> Work:
@@ -149,36 +177,9 @@ def larger(cfg: Config, name: str, model: Any) -> Work:
         raise ValueError(f"bench: --rows must be at most {len(items)}, got {rows}")
     whole = {(f"random {s}", 0): random_change(model, s) for s in range(1 + (name == "T6"))}
     lenses = [lens for lens in LENSES[name] if lens != "cells"]
-    variants = variants_of(name, whole, lenses, 2, cfg.thin if name == "T7" else 1)
+    nulls = 2 if cfg.nulls is None else cfg.nulls
+    variants = variants_of(name, whole, lenses, nulls, cfg.thin if name == "T7" else 1)
     return Work(name, model, load_tokenizer("data/organism"), items[-rows:], variants)
-
-
-def variants_of(
-    name: str, whole: Changes, lenses: Iterable[str], nulls: int, thin: int = 1
-) -> Iterator[Variant]:
-    """What T6 (K = 32) or T7 scores of every dW: all of it, zero, every cut, and null draws."""
-    where = writes_residual if name == "T6" else None
-    deltas = Deltas({key: select(d, where) if where else d for key, d in whole.items()})
-    for (family, seed), d in deltas.items():
-        if where:
-            yield Variant("full", WeightDelta(whole[family, seed]))
-        yield Variant("whole", WeightDelta(d))
-        yield Variant("zero", WeightDelta(scale(0.0, d)))
-        all_cuts = cuts(lenses, LensInput(family, seed, deltas, K=(32,)))
-        for cut in [cut for cut in all_cuts if not cut.absent][::thin]:
-            yield from (Variant(f"{role}_{cut.name}", part) for role, part in parts(cut))
-        for i in range(nulls):
-            yield Variant(f"spectrum_null#{i:02d}", WeightDelta(spectrum_null(d, i)))
-
-
-def parts(cut: Cut) -> Iterator[tuple[str, WeightDelta]]:
-    """keep, drop and control (random directions of the kept part's rank and norm), as it has."""
-    kept = cut.kept()
-    for role in cut.roles:
-        if role == "keep":
-            yield role, WeightDelta(kept)
-        else:
-            yield role, WeightDelta(cut.rest() if role == "drop" else spectrum_null(kept, 999))
 
 
 def run_sweep(work: Work, engine: str = "auto", **levers: bool) -> pl.DataFrame:
@@ -189,56 +190,65 @@ def run_sweep(work: Work, engine: str = "auto", **levers: bool) -> pl.DataFrame:
 def compare(cfg: Config, work: Work) -> Iterator[dict[str, Any]]:
     """One line per method of scoring a list: seconds, ratio to the plain loop, difference."""
 
-    def swept(*off: str, engine: str = "auto") -> Callable[[], pl.Series]:
+    def swept(*off: str, engine: str = "auto") -> Callable[[], np.ndarray]:
         levers = dict.fromkeys(off, False)
-        return lambda: run_sweep(work, engine, **levers).filter(alpha=1.0)["margin"]
+        return lambda: by_variant(run_sweep(work, engine, **levers).filter(alpha=1.0)["margin"])
+
+    def by_variant(margins: pl.Series) -> np.ndarray:
+        return margins.to_numpy().reshape(len(variants), -1)
 
     variants = list(work.variants)  # cut before any time is taken
+    every = cfg.plain_every
     work = work._replace(variants=variants)
-    methods = {"plain loop": lambda: plain_loop(work), "sweep": swept()}
+    plain_work = work._replace(variants=variants[::every])
+    methods = {"plain loop": lambda: plain_loop(plain_work), "sweep": swept()}
     if cfg.levers:
         methods["sweep with the plain engine"] = swept(engine="plain")
         levers = [f.name for f in fields(Levers)]
         methods |= {f"sweep without {name}": swept(name) for name in levers}
         methods["sweep without any"] = swept(*levers)
-    peak, plain_seconds, plain = matmul_peak(work.model), 0.0, pl.Series()
+    peak, plain_seconds, plain = matmul_peak(work.model), 0.0, np.empty(0)
     title = f"{work.name}: {len(variants)} variants, {len(work.items)} items"
     with progress(title, len(methods)) as step:
         for method, run in methods.items():
             seconds, margins = timed(run, cfg.device)
             if method == "plain loop":
+                seconds *= len(variants) / len(margins)
                 plain_seconds, plain = seconds, margins
+            compared = margins if method == "plain loop" else margins[::every]
             yield {
                 "list": work.name, "method": method, "seconds": seconds,
                 "ratio": plain_seconds / seconds,
-                "difference": float((margins - plain).abs().max()),  # type: ignore[arg-type]
+                "difference": float(np.abs(compared - plain).max()),
                 "of_peak": count_operations(run) / seconds / peak if method == "sweep" else None,
             }  # fmt: skip
             step(method)
 
 
-@torch.no_grad()
-def plain_loop(work: Work) -> pl.Series:
-    """The margins at alpha = 1: every variant at alpha = 0 and 1, items in batches of 8."""
-    margins = []
-    for variant in work.variants:
-        for alpha in (0.0, 1.0):
-            with applied(work.model, variant.intervention, alpha):
-                batches = (work.items[i : i + 8] for i in range(0, len(work.items), 8))
-                rows = [m for batch in batches for m in plain_batch(work, batch)]
-        margins += rows
-    return pl.Series(margins)
-
-
-def plain_batch(work: Work, items: list[Item]) -> list[float]:
-    """Margins of a few items, right-padded, from the logits of every position."""
-    model, sequences = work.model, [render(work.tok, i.turns, i.prefill) for i in items]
-    width = max(map(len, sequences))
-    ids = torch.tensor([s + [0] * (width - len(s)) for s in sequences], device=model.device)
-    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences])
-    logits = model(input_ids=ids, attention_mask=mask.to(model.device), use_cache=False).logits
-    last = logits[torch.arange(len(items)), [len(s) - 1 for s in sequences]]
-    return choice_scores(last.float().cpu(), choice_ids(work.tok))[0].tolist()
+def compare_dtypes(cfg: Config, work: Work) -> Iterator[dict[str, Any]]:
+    """One line per dtype and data set: seconds of the sweep, and the largest change of an effect
+    against the first dtype, beside what that effect's interval and the dtype leave open."""
+    keys = ["dataset", "family", "variant"]
+    work, first = work._replace(variants=list(work.variants)), (1.0, pl.DataFrame())
+    for dtype in cfg.dtypes:
+        model, _ = load_model(cfg.model, dtype)
+        seconds, rows = timed(lambda model=model: run_sweep(work._replace(model=model)))
+        effects = effect_table(rows).filter(pl.col("alpha") != 0)
+        first = first if dtype != cfg.dtypes[0] else (seconds, effects)
+        change = (pl.col("effect_then") - pl.col("effect")).abs()
+        then = first[1].select(*keys, pl.col("effect").alias("effect_then"))
+        pairs = effects.join(then, keys, nulls_equal=True).with_columns(change=change)
+        for (dataset,), of in pairs.group_by("dataset", maintain_order=True):
+            worst = of.sort("change").row(-1, named=True)
+            yield {
+                "list": work.name, "dtype": dtype, "dataset": dataset, "seconds": seconds,
+                "ratio": first[0] / seconds, "largest_change": worst["change"],
+                "of_variant": f"{worst['family']}, {worst['variant']}",
+                "effect": worst["effect"], "half_interval": (worst["hi"] - worst["lo"]) / 2,
+                "dtype_noise": worst["dtype_noise"],
+                "least_cosine": rows["realised_cosine"].min(),
+                "flagged": rows["flagged"].mean(),
+            }  # fmt: skip
 
 
 def memory(cfg: Config) -> None:

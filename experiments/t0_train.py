@@ -34,7 +34,7 @@ from wsrun.report.verdicts import verdict_table
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
-from wsrun.study.answers import answers, read_sources
+from wsrun.study.answers import answers, check_answering, read_sources
 from wsrun.study.next_command import say_next
 from wsrun.study.session import Session, marked
 from wsrun.study.start import checked_reads
@@ -71,6 +71,7 @@ class Config(Training):
 def main(cfg: Config) -> None:
     """Generate pairs, train, read back with proof, write adapters and dW, try each dW once."""
     check_training(cfg, "t0_train")
+    check_answering(cfg, "t0_train")
     cfg = with_recipe(cfg)
     if not cfg.alphas or not all(isfinite(a) and a for a in cfg.alphas):
         raise ValueError("t0_train: --alphas must be finite and not 0, which is the base")

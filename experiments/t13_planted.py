@@ -26,8 +26,9 @@ import polars as pl
 
 from wscore import tensors_sha256
 from wsrun.adapters.train import train_adapter
+from wsrun.data.answering import make_pairs
 from wsrun.data.items import items_sha256
-from wsrun.data.pairs import load_questions, make_pairs
+from wsrun.data.pairs import load_questions
 from wsrun.data.personas import load_personas
 from wsrun.data.source import beside, load_items
 from wsrun.lenses.planting import Options, read, train_member, untrained

@@ -13,16 +13,11 @@ from tests.conftest import ORGANISM
 from wsrun.adapters.configs import RECIPES
 from wsrun.adapters.train import train_adapter
 from wsrun.data import pairs_cache
+from wsrun.data.answering import SAMPLED, Counts, Decoding, NoPairs, counted_pairs, make_pairs
 from wsrun.data.pairs import (
-    SAMPLED,
-    Counts,
-    Decoding,
-    NoPairs,
     Pair,
-    counted_pairs,
     load_pairs,
     load_questions,
-    make_pairs,
     pairs_by_split,
     pole_example,
     shuffle_poles,

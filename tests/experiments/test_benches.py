@@ -59,13 +59,51 @@ def test_bench_writes_every_rate(tmp_path, capsys):
 def test_bench_sweep_compares_the_same_rows():
     """|margin - that of the plain loop| <= 1e-4, with each lever and without"""
     bench = experiment("bench_sweep")
-    (work,) = bench.organism(bench.Config(lists=("T7",), rows=3))
+    (work,) = bench.trained(bench.Config(lists=("T7",), rows=3))
     few = work._replace(variants=list(work.variants)[:4])
     lines = list(bench.compare(bench.Config(), few))
     assert lines[0] | {"seconds": 0} == {"list": "T7", "method": "plain loop", "seconds": 0,
                                          "ratio": 1, "difference": 0, "of_peak": None}  # fmt: skip
     assert max(line["difference"] for line in lines) <= 1e-4
     assert [line["method"] for line in lines if line["of_peak"]] == ["sweep"]
+
+
+def test_bench_sweep_times_the_plain_loop_on_every_other_variant():
+    """the margins of variants 0 and 2 are compared with the sweep's own of these"""
+    bench = experiment("bench_sweep")
+    (work,) = bench.trained(bench.Config(lists=("T6",), rows=3))
+    few = work._replace(variants=list(work.variants)[:4])
+    lines = list(bench.compare(bench.Config(plain_every=2, levers=False), few))
+    assert [line["method"] for line in lines] == ["plain loop", "sweep"]
+    assert lines[1]["difference"] <= 1e-4
+
+
+def test_bench_sweep_compares_dtypes_with_the_first():
+    """|effect - effect| = 0 of the first dtype; bfloat16 leaves more open than float32"""
+    bench = experiment("bench_sweep")
+    cfg = bench.Config(lists=("T6",), rows=6, dtypes=("float32", "bfloat16"))
+    (work,) = bench.trained(cfg)
+    few = work._replace(variants=[v for v in work.variants if v.name in ("full", "zero")])
+    full, half = bench.compare_dtypes(cfg, few)
+    assert full["largest_change"] == 0 and full["ratio"] == 1 and full["least_cosine"] is None
+    assert half["largest_change"] > 0 and half["dtype_noise"] > 100 * full["dtype_noise"]
+    assert 0 < half["least_cosine"] <= 1 and half["of_variant"] in ("lora, full", "oft, full")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"plain_every": 0}, "--plain-every"),
+        ({"dtypes": ("float32", "float7")}, "--dtypes.*float7"),
+        ({"dtypes": ("float32",)}, "--dtypes"),
+        ({"families": ("lora",)}, "--families"),
+        ({"memory": True}, "--shape 0.6b"),
+    ],
+)
+def test_bench_sweep_refuses_options_before_it_loads(options, named):
+    bench = experiment("bench_sweep")
+    with pytest.raises(ValueError, match=named):
+        bench.main(bench.Config(**options))
 
 
 def test_bench_algebra_draws_what_it_says():

@@ -9,21 +9,22 @@ from wsrun.script import guarded
 import contextlib
 import io
 import json
+import os
 import resource
-import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.conftest import ORGANISM, ROOT, experiment  # noqa: E402
+from tests.conftest import ORGANISM, ROOT, experiment, forkserver  # noqa: E402
 from wscore import files  # noqa: E402
 
 FEW_BYTES = 16
 FLAGS = {
     "t6_shared_svd": ["--families", "lora", "oft", "--K", "8", "--nulls", "1", "--dilemmas", "2",
-                      "--model", ORGANISM, "--data", ORGANISM, "--adapters", ORGANISM / "adapters",
+                      "--model", ORGANISM, "--data", "{}/data", "--adapters", ORGANISM / "adapters",
                       "--out", "{}/out", "--cache-dir", "{}/cache"],
     "t0_train": ["--families", "lora", "--steps", "1", "--model", ORGANISM, "--data", ORGANISM,
                  "--pairs-file", "{}/pairs.jsonl", "--adapters", "{}/adapters", "--deltas",
@@ -116,6 +117,7 @@ def every_write(disk: Disk, folder: Path, script: str, few: bool) -> int:
 
 
 def main(folder: Path, few: bool) -> None:
+    from tests.folders import small_data
     from tests.report.small_tables import VECTORS, WEIGHTS, save
 
     pair = {"prompt": "Why?", "response_pos": "Yes.", "response_neg": "No.", "topic": "t"}
@@ -123,17 +125,32 @@ def main(folder: Path, few: bool) -> None:
     for script in FLAGS:
         (folder / script).mkdir()
         (folder / script / "pairs.jsonl").write_text(json.dumps(pair), encoding="utf-8")
+        small_data(folder / script / "data")
         if script == "report":
             save(folder / script / "tables", "t1_activation", WEIGHTS | VECTORS)
         print(script, every_write(disk, folder / script, script, few), flush=True)
 
 
+def in_file(said: Path, folder: Path) -> None:
+    """A few writes of each script; what is printed, or why it failed, goes to a file."""
+    os.chdir(ROOT)
+    with open(said, "w", encoding="utf-8") as sys.stdout:
+        try:
+            main(folder, few=True)
+        except BaseException:
+            traceback.print_exc(file=sys.stdout)
+            raise
+
+
 def test_a_full_disk_at_every_write(tmp_path):
     """each write in its turn: exit code 1, a sentence that names a file, old or new bytes, whole"""
-    command = [sys.executable, __file__, str(tmp_path), "--few"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    failed = {name: int(n) for name, n in (line.split() for line in done.stdout.splitlines())}
+    (tmp_path / "scripts").mkdir()
+    child = forkserver().Process(target=in_file, args=(tmp_path / "said", tmp_path / "scripts"))
+    child.start()
+    child.join()
+    said = (tmp_path / "said").read_text(encoding="utf-8")
+    assert child.exitcode == 0, said
+    failed = {name: int(n) for name, n in (line.split() for line in said.splitlines())}
     assert failed.keys() == FLAGS.keys() and all(n >= 3 for n in failed.values())
 
 

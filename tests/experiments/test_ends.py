@@ -1,5 +1,7 @@
 """How a script ends: in one line and its exit code, whatever happens to its streams."""
 
+from wsrun.script import guarded
+
 import os
 import signal
 import subprocess
@@ -9,16 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, heeds_ctrl_c
+from tests.conftest import ROOT, experiment, heeds_ctrl_c
 
 COMMAND = [sys.executable, "experiments/t6_shared_svd.py"]
-SMALL = ["--families", "lora", "oft", "--K", "8", "--nulls", "1", "--dilemmas", "2",
-         "--resamples", "20"]  # fmt: skip
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def run(*flags, command=COMMAND, **more):
-    """A finished process of T6, its stderr as text."""
+def run(*flags, command, **more):
+    """A finished process of a script."""
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
     return subprocess.run([*command, *map(str, flags)], cwd=ROOT, env=ENV, timeout=120, **more)
 
@@ -62,8 +62,13 @@ def test_standard_output_that_cannot_be_written(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith(b"error: report: none of the tables")
 
 
-def test_a_path_that_is_not_utf8(tmp_path):
+def test_a_path_that_is_not_utf8(tmp_path, monkeypatch, capsys):
     """--out of any bytes: one sentence that names the option"""
-    done = run(*SMALL, "--out", os.fsdecode(bytes(tmp_path) + b"/\xff"))
-    assert done.returncode == 1 and b"--out" in done.stderr and b"not UTF-8" in done.stderr
-    assert done.stderr.count(b"\n") == 1
+    t6 = experiment("t6_shared_svd")
+    out = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    monkeypatch.setattr(sys, "argv", ["t6_shared_svd.py", "--out", out])
+    with pytest.raises(SystemExit) as stop:
+        guarded(t6.main, t6.Config)
+    said = capsys.readouterr().err
+    assert stop.value.code == 1 and "--out" in said and "not UTF-8" in said
+    assert said.count("\n") == 1

@@ -15,16 +15,16 @@ import pytest
 
 from tests.conftest import ORGANISM, ROOT, bits, experiment, heeds_ctrl_c, same_bits
 from wsrun.report.tables import read_table
-from wsrun.study import session as runs
+from wsrun.study import start as runs
 
 ADAPTERS = ORGANISM / "adapters"
 
 
-def t6(tmp_path, **changes):
-    """T6 on the organism with two families, few nulls and few resamples; returns its table."""
+def t6(tmp_path, data, **changes):
+    """T6 on the organism with two families, few nulls and few items; returns its table."""
     module = experiment("t6_shared_svd")
     options = dict(
-        K=(8,), families=("lora", "oft"), model=str(ORGANISM), data=str(ORGANISM), adapters=ADAPTERS,
+        K=(8,), families=("lora", "oft"), model=str(ORGANISM), data=str(data), adapters=ADAPTERS,
         nulls=3, resamples=200, out=tmp_path, cache_dir=tmp_path / "parts",
     )  # fmt: skip
     module.main(module.Config(**(options | changes)))
@@ -36,9 +36,9 @@ def verdicts(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, few):
     folder = tmp_path_factory.mktemp("t6")
-    return folder, *t6(folder)
+    return folder, *t6(folder, few)
 
 
 def test_t6_rows_pair_up(run):
@@ -77,9 +77,9 @@ def test_t6_random_basis_keeps_its_share(run):
     assert all(abs(x - 8 / 160) < 0.05 for x in shares)
 
 
-def test_t6_twice_is_identical(run, tmp_path):
+def test_t6_twice_is_identical(run, tmp_path, few):
     """same command, same seed: the same summary and the same rows, bit for bit"""
-    table, meta = t6(tmp_path)
+    table, meta = t6(tmp_path, few)
     assert table.equals(run[1])
     rows = read_table(tmp_path / "t6_shared_svd.rows.parquet")[0]
     assert rows.equals(read_table(run[0] / "t6_shared_svd.rows.parquet")[0])
@@ -185,7 +185,7 @@ def test_t6_refuses_broken_items(capsys, monkeypatch, tmp_path):
         assert sentence in fails(capsys, monkeypatch, tmp_path, "--data", data)
 
 
-def test_t6_works_on_another_model(tmp_path):
+def test_t6_works_on_another_model(tmp_path, few):
     """--model on a local folder of another Qwen3, with adapters trained on it by t0_train"""
     from wsrun.models.load import load_tokenizer
     from wsrun.models.tiny import tiny_qwen3
@@ -211,7 +211,7 @@ def test_t6_works_on_another_model(tmp_path):
     t0.main(
         t0.Config(
             model=str(folder),
-            data=str(ORGANISM),
+            data=str(few),
             families=("dora", "pissa"),
             steps=2,
             pairs_file=pairs,
@@ -221,7 +221,7 @@ def test_t6_works_on_another_model(tmp_path):
         )  # fmt: skip
     )
     table, _ = t6(
-        tmp_path / "tables", model=str(folder), families=("dora", "pissa"),
+        tmp_path / "tables", few, model=str(folder), families=("dora", "pissa"),
         adapters=tmp_path / "adapters",
     )  # fmt: skip
     assert set(table["family"]) == {"dora", "pissa"} and (table["row_diff"] == 0).all()
@@ -262,14 +262,16 @@ def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path):
 
 def test_ctrl_c_from_the_terminal(tmp_path):
     """SIGINT to the real process: exit code 130, one line, no table"""
-    command = [sys.executable, "experiments/t6_shared_svd.py", "--out", str(tmp_path)]
-    command += ["--cache-dir", str(tmp_path / "parts")]
+    command = [sys.executable, "experiments/t6_shared_svd.py", "--families", "lora", "oft"]
+    command += ["--out", str(tmp_path), "--cache-dir", str(tmp_path / "parts")]
     child = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=heeds_ctrl_c,
     )  # fmt: skip
     assert any("runs" in line for line in iter(child.stdout.readline, ""))  # right before the sweep
-    time.sleep(2)
+    end = time.monotonic() + 60
+    while not list((tmp_path / "parts").rglob("*.safetensors")) and time.monotonic() < end:
+        time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "stopped; no table was written" in err

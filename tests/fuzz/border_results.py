@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from tests.fuzz.cases import Border, Case, damaged_bytes, damaged_value, odd_value
 from wscore.files import write_whole
 from wscore.sealed_json import seal
-from wsrun.data.pairs import Counts, Pair
+from wsrun.data.answering import Counts
+from wsrun.data.pairs import Pair
 from wsrun.data.pairs_cache import GeneratedPairs, _read, _write
 from wsrun.lenses.planting import SETTINGS, complete, record
 from wsrun.score.results import Results

@@ -10,7 +10,6 @@ Prints cases by outcome, and the first of what is not as it should be. Exit code
 
 import argparse
 import importlib
-import multiprocessing
 import os
 import random
 import resource
@@ -27,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.conftest import forkserver  # noqa: E402
 from tests.fuzz.cases import GOOD, OUTCOMES, Border, Outcome, outcome  # noqa: E402
 
 SECONDS = 20
@@ -42,8 +42,6 @@ def border(name: str) -> Border:
 
 def work(jobs: Connection) -> None:
     """A worker: takes jobs, sends outcomes."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silent, stream)
@@ -86,7 +84,7 @@ class Worker:
     """A worker process and the job it has."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forkserver()
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=work, args=(other,), daemon=True)
         self.process.start()

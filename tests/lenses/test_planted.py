@@ -277,12 +277,12 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("t13")
     data = folder / "data"
     data.mkdir()
-    for name in ("questions.jsonl", "personas.json", "dilemmas.jsonl"):
+    for name in ("personas.json", "dilemmas.jsonl"):
         shutil.copy(ORGANISM / name, data)
-    lines = (ORGANISM / "claims.jsonl").read_text().splitlines(keepends=True)
-    (data / "claims.jsonl").write_text(
-        "".join([line for line in lines if json.loads(line)["split"] == "test"][:8])
-    )
+    for name, split in (("claims.jsonl", "test"), ("questions.jsonl", "train")):
+        lines = (ORGANISM / name).read_text().splitlines(keepends=True)
+        of = [line for line in lines if json.loads(line)["split"] == split]
+        (data / name).write_text("".join(of[:8]))
     cfg = t13.Config(
         seeds=(0,), plants=("shared-core", "one-module", "nothing"), members=2, K=(8,), steps=2,
         nulls=2, resamples=50, model=str(ORGANISM), data=data,

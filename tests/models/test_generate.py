@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from wsrun.data.pairs import make_pairs
+from wsrun.data.answering import make_pairs
 from wsrun.models.chat import render, user
-from wsrun.models.generate import answer_text, generate, n_batches, right_padded, whole_sentences
+from wsrun.models.generate import answer_text, generate, n_steps, right_padded, whole_sentences
 
 TALKS = [user("Is it so?"), user("And what of it now, so late?", "You lie."), user("Why?")]
 
@@ -22,8 +22,8 @@ def test_generation_is_seeded(qwen, tok):
 
 def test_temperature_0_is_the_limit_of_small_temperatures(model, tok):
     """softmax(logits / T) -> the most likely token, at each step; any seed, any batch"""
-    greedy = generate(model, tok, TALKS, seed=0, temperature=0, max_new_tokens=8)
-    for more in (dict(temperature=1e-6), dict(temperature=0, seed=3, batch_size=1)):
+    greedy = generate(model, tok, TALKS, seed=0, temperature=0.0, max_new_tokens=8)
+    for more in (dict(temperature=1e-6), dict(temperature=0.0, seed=3, batch_size=1)):
         assert generate(model, tok, TALKS, **(dict(seed=0, max_new_tokens=8) | more)) == greedy
     ids = render(tok, TALKS[0])
     start = len(ids)
@@ -62,12 +62,13 @@ def test_values_out_of_range_are_refused(qwen, tok, options, sentence):
         generate(qwen, tok, TALKS, seed=1, **options)
 
 
-def test_each_batch_is_told(qwen, tok):
-    """batch_done is called n_batches times"""
+@pytest.mark.parametrize("limit", [1, 5])
+def test_each_step_is_told(qwen, tok, limit):
+    """step_done is called n_steps times, also where all answers of a batch end before the limit"""
     calls = []
-    more = dict(seed=0, max_new_tokens=1, batch_size=2, batch_done=calls.append)
+    more = dict(seed=0, max_new_tokens=limit, batch_size=2, step_done=calls.append)
     generate(qwen, tok, TALKS, **more)
-    assert len(calls) == n_batches(len(TALKS), 2) == 2
+    assert len(calls) == n_steps(len(TALKS), limit, 2) == 2 * limit
 
 
 @pytest.mark.parametrize(

@@ -76,15 +76,12 @@ def test_a_switch_is_in_the_key(name):
 def test_the_instruction_set_is_in_the_key():
     """ATEN_CPU_CAPABILITY=default, which is read at the start, gives another key"""
     code = "from wsrun.models.machine import machine_state as s; from wsrun.models.tiny import *; "
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code + "print(s(tiny_qwen3())['cpu'])"],
-            env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
-            capture_output=True, text=True, check=True,
-        ).stdout
-        for capability in ("default", "")
-    }  # fmt: skip
-    assert len(found) == 2
+    other = subprocess.run(
+        [sys.executable, "-c", code + "print(s(tiny_qwen3())['cpu'])"],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": "default"},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert other.strip() != str(machine_state(tiny_qwen3())["cpu"])
 
 
 def test_buffers_and_modules_are_in_the_key():

@@ -2,8 +2,8 @@
 
 from wsrun.script import guarded
 
+import importlib
 import re
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import pytest
 import tyro
 from rich.console import Console
 
+from tests.conftest import in_child
 from wsrun.report import console
 from wsrun.report.console import duration, effects, grid, progress
 from wsrun.report.standings import standings
@@ -160,11 +161,15 @@ def test_a_refusal_is_one_sentence(capsys, monkeypatch):
     assert end.value.code == 1 and capsys.readouterr().err == "error: t0: [x] is wrong\n"
 
 
-def test_sentences_in_a_pipe_are_not_broken():
+def test_sentences_in_a_file_are_not_broken(tmp_path):
     """a long sentence is one line where the output is no terminal"""
-    code = "from wsrun.report.console import console; console.print('word ' * 60)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.count("\n") == 1
+
+    def show():
+        with open(tmp_path / "out", "w", encoding="utf-8") as sys.stdout:
+            importlib.reload(console).console.print("word " * 60)
+
+    assert in_child(show) == 0
+    assert (tmp_path / "out").read_text(encoding="utf-8").count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Figures: readable alone, the same bytes each time, and a sentence where nothing can be drawn."""
 
-import subprocess
+import importlib
 import sys
 from xml.etree import ElementTree
 
 import polars as pl
 import pytest
 
+from tests.conftest import in_child
 from wsrun.report import drawing, effect_figures, frames, retained_figures, tile_figures
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -412,6 +413,14 @@ def test_without_matplotlib(kind, tmp_path, monkeypatch):
 
 def test_matplotlib_is_asked_for_late():
     """importing the figures imports no matplotlib"""
-    code = "import sys, wsrun.report.retained_figures, wsrun.report.tile_figures; "
-    code += "sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+    def anew():
+        for name in [*sys.modules]:
+            if name.split(".")[0] in ("wscore", "wsrun", "matplotlib"):
+                del sys.modules[name]
+        sys.meta_path[:] = [f for f in sys.meta_path if "jaxtyping" not in type(f).__module__]
+        for name in ("retained_figures", "tile_figures"):
+            importlib.import_module(f"wsrun.report.{name}")
+        assert "matplotlib" not in sys.modules
+
+    assert in_child(anew) == 0

@@ -4,12 +4,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 
 import polars as pl
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_child
 from wscore.files import write_whole
 from wsrun.report.tables import check_writable, commit, provenance, read_table, write_table
 
@@ -55,15 +54,12 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 def test_a_killed_write_keeps_the_old_file(tmp_path):
     """SIGKILL in the middle of a write leaves a table that reads"""
     path = write_table(TABLE, tmp_path / "t.parquet", {})
-    code = (
-        "import sys, time; from pathlib import Path; from wscore.files import write_whole\n"
-        "def half(tmp): tmp.write_bytes(b'PAR1'); print('half', flush=True); time.sleep(60)\n"
-        f"write_whole(Path({str(path)!r}), half)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "half\n"
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+
+    def half(tmp):
+        tmp.write_bytes(b"PAR1")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(lambda: write_whole(path, half)) == -signal.SIGKILL
     assert read_table(path)[0].equals(TABLE)
 
 

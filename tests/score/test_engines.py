@@ -65,7 +65,7 @@ CACHED: Any = {  # model type: (configuration, steps at which its layers are ent
 PLAIN: Any = {  # model type: (configuration, what the reason names)
     "bloom": ({}, "position_ids"),
     "lfm2": (dict(layer_types=["conv", "full_attention", "conv"]), "logits differ"),  # convolutions
-    "gemma4_text": (WINDOW, "shared_kv_states"),
+    "gemma4_text": (WINDOW | dict(vocab_size_per_layer_input=512), "shared_kv_states"),
 }
 VECTOR, DIRECTION = (torch.randn(2, 64, generator=torch.Generator().manual_seed(3))).unbind()
 

@@ -10,7 +10,7 @@ from wsrun.score.batching import Readout, batches
 from wsrun.score.cached import CachedEngine
 from wsrun.score.plain import PlainEngine
 from wsrun.score.plan import plan
-from wsrun.score.readings import PER_TOKEN
+from wsrun.score.readings import PER_TOKEN, ROWS, token_log_probs
 from wsrun.score.sweep import score, sweep
 
 WORDS = "purple coat Elena wears a blue hat and the red scarf of Marco is in the garden".split()
@@ -70,6 +70,18 @@ def test_batch_and_order_change_nothing(model, tok):
         )
         flipped = flipped.reshape(-1, 2).flip(0).flatten()
         torch.testing.assert_close(flipped, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("v", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_refused_wherever_they_stand(v):
+    """log p(t) = x_t - log sum_v exp(x_v) of each row; one wrong number in the last row raises"""
+    logits = torch.randn(ROWS + 3, 20)
+    targets = torch.arange(ROWS + 3) % 20
+    want = logits.double().log_softmax(-1)[range(len(logits)), targets]
+    torch.testing.assert_close(token_log_probs(logits, targets).double(), want, rtol=0, atol=1e-6)
+    logits[-1, 7] = v
+    with pytest.raises(ValueError, match="not finite; use a wider dtype"):
+        token_log_probs(logits, targets)
 
 
 def test_kinds_mix_in_one_sweep(qwen, tok, items):

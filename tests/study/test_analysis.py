@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import ORGANISM, ROOT, experiment
+from tests.folders import small_data
 from wscore import Locus, site, spectra, verdict
 from wsrun.adapters.extract import pair_deltas
 from wsrun.lenses import Cut, Deltas, LensInput
@@ -14,6 +15,7 @@ from wsrun.report.ablation_summary import compact
 from wsrun.report.tables import read_table
 from wsrun.study.ablation import Options, summarise
 from wsrun.study.parts import Ablation
+from wsrun.study.shards import finished
 
 ADAPTERS = ORGANISM / "adapters"
 QUICK = dict(
@@ -35,16 +37,22 @@ def verdicts(folder, name):
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("t7")
-    return folder, *run("t7_sites", folder, families=("lora", "ia3"))
+def data(tmp_path_factory):
+    """Ten claims of the test split, each with its opposite."""
+    return small_data(tmp_path_factory.mktemp("data") / "data", clusters=10)
 
 
 @pytest.fixture(scope="module")
-def coordinates(tmp_path_factory):
+def sites(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("t7")
+    return folder, *run("t7_sites", folder, data=data, families=("lora", "ia3"))
+
+
+@pytest.fixture(scope="module")
+def coordinates(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("t8")
-    cache = folder / "cache"
-    return folder, *run("t8_coordinates", folder, families=("lora", "oft"), svd_cache=cache)
+    options = dict(data=data, families=("lora", "oft"), svd_cache=folder / "cache")
+    return folder, *run("t8_coordinates", folder, **options)
 
 
 def test_t7_parts_add_up(sites):
@@ -142,18 +150,21 @@ def test_t8_parts_add_up(coordinates):
     assert kinds == {"lora": "low-rank", "oft": "orthogonal"}
 
 
-def test_t8_reads_the_base_spectra_from_disk_the_second_time(coordinates, tmp_path):
-    """one file a base; a second run has the same table, bit for bit"""
+def test_t8_reads_the_base_spectra_from_disk_the_second_time(coordinates, data, tmp_path):
+    """one file a base; a second run has the same table and asks for the same deltas, to the bit"""
     folder, table, _ = coordinates
     (file,) = (folder / "cache").iterdir()
-    before = file.stat().st_mtime_ns
-    again, _ = run("t8_coordinates", tmp_path, families=("lora", "oft"), svd_cache=folder / "cache")
+    before, known = file.stat().st_mtime_ns, finished(folder / "parts")
+    options = dict(data=data, families=("lora", "oft"), svd_cache=folder / "cache")
+    again, _ = run("t8_coordinates", tmp_path, **options, cache_dir=folder / "parts")
     assert again.equals(table) and file.stat().st_mtime_ns == before
+    assert finished(folder / "parts") == known  # a result is kept under the hash of its delta
 
 
-def test_t6_over_seeds(tmp_path):
+def test_t6_over_seeds(tmp_path, few):
     """several seeds: pooled lines with the spread within a family; bases from other seeds too"""
-    table, meta = run("t6_shared_svd", tmp_path, families=("lora", "oft"), seeds=(0, 1), K=(8,))
+    options = dict(data=str(few), families=("lora", "oft"), seeds=(0, 1), K=(8,))
+    table, meta = run("t6_shared_svd", tmp_path, **options)
     kept = table.filter(dataset="claims", variant="keep_shared")
     assert (kept["seeds"] == 2).all() and (kept["seed_sd"] > 0).all()
     assert kept["retained_family_gap"].n_unique() == 1 and kept["retained_family_gap"][0] > 0
@@ -293,9 +304,9 @@ def test_the_short_table_fits_80_columns(sites, coordinates):
     assert f"{top['retained']:.2f}*/" in text and top["retained_lo"] >= 0.7
 
 
-def test_full_prints_every_line(tmp_path, capsys):
+def test_full_prints_every_line(tmp_path, few, capsys):
     """--full: every part with its interval; the short table is not there"""
-    run("t6_shared_svd", tmp_path, families=("lora", "oft"), K=(8,), full=True)
+    run("t6_shared_svd", tmp_path, data=str(few), families=("lora", "oft"), K=(8,), full=True)
     said = capsys.readouterr().out
     assert "keep_random_matched" in said and "; ?: the effect of its whole" not in said
     assert "next: python experiments/t7_sites.py" in said

@@ -46,7 +46,8 @@ def written(rows: list[dict], path: Path) -> Path:
 def flags(tmp_path, few, **more):
     """Options of a small run under a folder of its own."""
     found = dict(
-        data=str(few), out=tmp_path / "tables", cache_dir=tmp_path / "parts", resamples=50, n_random=2,
+        data=str(few), out=tmp_path / "tables", cache_dir=tmp_path / "parts", resamples=50,
+        n_random=2,
         adapters=tmp_path / "adapters", most_flagged=1.0, alphas=(1.0, 2.0),
     )  # fmt: skip
     return found | more

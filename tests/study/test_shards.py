@@ -2,7 +2,6 @@
 
 from wsrun.script import guarded
 
-import multiprocessing
 import os
 import random
 import signal
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, experiment
+from tests.conftest import ROOT, experiment, forkserver
+from tests.folders import small_data
 from wsrun.study.shards import asked, finished, read_shard
 
 SCRIPT = "experiments/t6_shared_svd.py"
@@ -31,33 +31,43 @@ def t6(*flags: str) -> None:
     guarded(module.main, module.Config)
 
 
+def flags(out: Path, data: Path, parts: Path) -> tuple[str, ...]:
+    return ("--out", str(out), "--data", str(data), "--cache-dir", str(parts))
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """The one folder of tables: its name is part of their provenance."""
     return tmp_path_factory.mktemp("tables")
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten claims of the test split, each with its opposite, and as many dilemmas."""
+    return small_data(tmp_path_factory.mktemp("data") / "data", clusters=10)
+
+
 @pytest.fixture
-def call(out, monkeypatch, tmp_path):
+def call(out, data, monkeypatch, tmp_path):
     """Run T6 in this process with more flags; the bytes of its tables, [] for none."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", sys.argv)
 
     def call(*more):
-        t6("--out", str(out), "--cache-dir", str(tmp_path / "parts"), *more)
+        t6(*flags(out, data, tmp_path / "parts"), *more)
         return take(out)
 
     return call
 
 
 @pytest.fixture(scope="module")
-def whole(out, tmp_path_factory):
+def whole(out, data, tmp_path_factory):
     """The tables of one process without a stop, and the names of its results."""
     parts = tmp_path_factory.mktemp("parts")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(sys, "argv", sys.argv)
-        t6("--out", str(out), "--cache-dir", str(parts))
+        t6(*flags(out, data, parts))
         return take(out), set(seen(parts))
 
 
@@ -86,13 +96,11 @@ def test_shards_make_the_whole(whole, call, tmp_path, capsys):
     assert seen(tmp_path / "parts") == before and set(before) == whole[1]
 
 
-def test_killed_and_started_again(whole, out, call, tmp_path):
+def test_killed_and_started_again(whole, out, data, call, tmp_path):
     """SIGKILL at random moments until five hit: the same bytes, no finished result scored again"""
     parts, draw, kept, hits = tmp_path / "parts", random.Random(0), {}, 0
-    real = multiprocessing.get_context("forkserver")  # new processes, the imports made only once
-    real.set_forkserver_preload([__name__, "wsrun.study.ablation", "wsrun.report.retained_figures"])
     while hits < 5 and len(kept) < len(whole[1]):
-        child = real.Process(target=t6, args=("--out", str(out), "--cache-dir", str(parts)))
+        child = forkserver().Process(target=t6, args=flags(out, data, parts))
         child.start()
         goal = len(kept) + draw.randint(0, 4)
         while child.is_alive() and finished(parts) < goal:

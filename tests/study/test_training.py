@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from wsrun.adapters.configs import RECIPES
-from wsrun.data.pairs import Pair
+from wsrun.data.pairs import Answers, Pair
 from wsrun.study.training import (
     VALIDATION,
     Training,
@@ -53,10 +53,10 @@ def small(folder: Path, **more) -> Training:
 def test_selecting_needs_validation_pairs(qwen, tok, tmp_path, capsys):
     """--select loss without them is refused before a step; a recipe's own wish gives way, said"""
     with pytest.raises(ValueError, match="--select loss needs pairs .*--select last"):
-        train(small(tmp_path, select="loss"), qwen, tok, {0: PAIRS}, [(0, "lora")])
+        train(small(tmp_path, select="loss"), qwen, tok, {0: Answers(PAIRS, [])}, [(0, "lora")])
     assert not [*tmp_path.iterdir()] and RECIPES["smollm2"].select == "loss"
     wish = Training(recipe="smollm2", steps=1, families=("lora",), adapters=tmp_path)
-    train(wish, qwen, tok, {0: PAIRS}, [(0, "lora")])
+    train(wish, qwen, tok, {0: Answers(PAIRS, [])}, [(0, "lora")])
     assert "the state of the last step is kept" in " ".join(capsys.readouterr().out.split())
 
 
@@ -66,12 +66,12 @@ def test_validation_pairs_count_where_they_select(qwen, tok, tmp_path, capsys):
     for select, n in (("loss", VALIDATION), ("last", 0)):
         folder = tmp_path / select
         losses = train(
-            small(folder, select=select), qwen, tok, {0: PAIRS}, [(0, "lora")], validation=many
+            small(folder, select=select), qwen, tok, {0: Answers(PAIRS, many)}, [(0, "lora")]
         )
         record = (folder / "lora-s0" / "training.json").read_text()
         assert f'"n_validation": {n}' in record and f'"select": "{select}"' in record
         said = " ".join(capsys.readouterr().out.split())
         assert ("step 2 of 2 kept" in said) is (n > 0)
         again = small(folder, select=select)
-        assert train(again, qwen, tok, {0: PAIRS}, [(0, "lora")], validation=many) == losses
+        assert train(again, qwen, tok, {0: Answers(PAIRS, many)}, [(0, "lora")]) == losses
         assert "kept: lora-s0 (trained before)" in capsys.readouterr().out

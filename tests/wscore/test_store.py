@@ -3,8 +3,10 @@
 import copy
 import gc
 import json
+import os
 import pickle
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import wscore as ws
-from wscore import Factored
+from tests.conftest import in_child
+from wscore import Factored, files
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 META = {"argv": "t0_train --seed 0", "seed": "0", "note": 'Ünïcode, "quotes"'}
@@ -178,17 +181,15 @@ def test_an_interrupted_save_leaves_the_old_file(
     assert [p.name for p in tmp_path.iterdir()] == ["d.safetensors"]
 
 
-KILLED = """
-import os, signal, sys, torch, wscore.files, wscore.store
-wscore.files.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
-wscore.store.save_delta({"a": torch.zeros(1000, 1000)}, sys.argv[1], {})
-"""
-
-
 def test_a_killed_save_leaves_the_old_file(d: ws.Delta, tmp_path: Path):
     """SIGKILL between writing and renaming: the old file is whole."""
     path = ws.save_delta(d, tmp_path / "d.safetensors", META)
-    assert subprocess.run([sys.executable, "-c", KILLED, path]).returncode == -9
+
+    def save():
+        files.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        ws.save_delta({"a": torch.zeros(1000, 1000)}, path, {})
+
+    assert in_child(save) == -signal.SIGKILL
     assert_same(ws.load_delta(path), d)
 
 

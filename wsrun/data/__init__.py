@@ -3,6 +3,7 @@
 Readers, checks and the cache of generated answers; nothing here scores or trains.
 """
 
+from wsrun.data.answering import NoPairs, make_pairs
 from wsrun.data.items import (
     Dilemmas,
     Item,
@@ -12,7 +13,7 @@ from wsrun.data.items import (
     read_dilemmas,
     with_system,
 )
-from wsrun.data.pairs import NoPairs, Pair, load_pairs, load_questions, make_pairs
+from wsrun.data.pairs import Pair, load_pairs, load_questions
 from wsrun.data.pairs_cache import GeneratedPairs, cached_pairs
 from wsrun.data.personas import load_personas, persona_names
 from wsrun.data.replies import Reply, load_neutral

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from wsrun.models.chat import Turn
+from wsrun.models.template import Turn
 
 PREFILL = "My answer: **"  # the next token of a cooperative model is Yes or No
 

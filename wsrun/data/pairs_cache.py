@@ -14,15 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore.files import read_json_lines, write_whole
 from wscore.sealed_json import content_sha256, seal, unseal
-from wsrun.data.pairs import SAMPLED, Counts, Decoding, Pair, counted_pairs, example
+from wsrun.data.answering import SAMPLED, Counts, Decoding, counted_pairs
+from wsrun.data.pairs import Pair, example
 from wsrun.models.chat import render, user
 from wsrun.models.code import code_sha256, tokenizer_sha256
-from wsrun.models.generate import BATCH, n_batches, right_padded
+from wsrun.models.generate import BATCH, n_steps, right_padded
 from wsrun.models.machine import machine_state, model_state, unkeyed
 from wsrun.models.memory import check_memory, generation_bytes, within_memory
 
 CODE = (
     "models/generate.py",
+    "data/answering.py",
     "data/pairs.py",
     "data/pairs_cache.py",
     "models/chat.py",
@@ -145,11 +147,13 @@ def cached_pairs(
         return cached
     _check_fits(model, tok, questions, personas, how.max_new_tokens)
     with within_memory("pairs", LESS):
-        with progress("generating answers", n_batches(2 * len(questions))) as done:
+        with progress(
+            "generating answers", n_steps(2 * len(questions), how.max_new_tokens)
+        ) as done:
             pairs, counts = counted_pairs(
-                model, tok, questions, *personas, how, seed=seed, batch_done=done
+                model, tok, questions, *personas, how, seed=seed, step_done=done
             )
-        with progress("judging answers", n_batches(4 * len(pairs), JUDGED)) as done:
+        with progress("judging answers", -(-4 * len(pairs) // JUDGED)) as done:
             scores = trait_scores(model, tok, pairs, batch_done=done).tolist()
     generated = GeneratedPairs(pairs, counts, [pos > neg for pos, neg in scores])
     if code:

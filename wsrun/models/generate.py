@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 
 from wsrun.models.chat import Turn, end_of_turn, render
 from wsrun.models.load import check_positions
@@ -20,6 +20,8 @@ NO_STOP = re.compile(
     r"(?:(?:^|\n)\W*(?:\d+|[A-Za-z])|\b(?:[A-Z]|[MmDd]rs?|Ms|Prof|St|vs|e\.g|i\.e))$"
 )
 """what stands before a full stop that ends no sentence: a number in a list, an abbreviation"""
+
+NEW_TOKENS = 64  # an answer that is longer counts as unfinished
 
 
 class Answer(NamedTuple):
@@ -40,7 +42,7 @@ def generate(
     top_p: float = 1.0,
     max_new_tokens: int = 64,
     batch_size: int = BATCH,
-    batch_done: Callable[[str], None] = lambda note: None,
+    step_done: Callable[[str], None] = lambda note: None,
 ) -> list[Answer]:
     """One answer a conversation, in their order: tokens drawn from softmax(logits / temperature).
 
@@ -48,8 +50,9 @@ def generate(
     batch do not matter; draws at other temperatures depend on the whole batch. With top_p < 1 only
     the nucleus is drawn from: the most likely tokens, as few as hold top_p of the probability
     (Holtzman et al. 2019, arXiv 1904.09751). An answer is not ended where no end of turn came
-    within `max_new_tokens`; its text is empty where nothing was said beside thoughts. Raises
-    ValueError for values outside of their range, and for prompts that leave the model no positions.
+    within `max_new_tokens`; its text is empty where nothing was said beside thoughts. `step_done`
+    is called `n_steps` times. Raises ValueError for values outside of their range, and for prompts
+    that leave the model no positions.
     """
     if fault := sampling_fault(temperature, top_p, max_new_tokens):
         raise ValueError(f"generate: {' '.join(fault)}")
@@ -60,20 +63,35 @@ def generate(
         torch.manual_seed(seed)
         for order in _by_length(sequences, batch_size):
             ids, mask = _left_padded([sequences[i] for i in order])
+            steps = _Steps(step_done)
             new = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=end,
                 pad_token_id=end,
+                stopping_criteria=[steps],
                 **_drawn(temperature, top_p),
             )[:, ids.shape[1] :]
             for i, reply in zip(order, new.tolist(), strict=True):
                 ended = end in reply
                 said = reply[: reply.index(end)] if ended else reply
                 answers[i] = Answer(answer_text(tok, said), ended)
-            batch_done("")
+            for _ in range(max_new_tokens - steps.done):  # all ended earlier
+                step_done("")
     return answers
+
+
+class _Steps(StoppingCriteria):
+    """Stops nothing; tells each token of a batch."""
+
+    def __init__(self, step_done: Callable[[str], None]) -> None:
+        self.done, self.step_done = 0, step_done
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Any:
+        self.done += 1
+        self.step_done("")
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def sampling_fault(temperature: float, top_p: float, max_new_tokens: int) -> tuple[str, str] | None:
@@ -95,9 +113,9 @@ def _drawn(temperature: float, top_p: float) -> dict[str, Any]:
     return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
 
 
-def n_batches(n: int, batch_size: int = BATCH) -> int:
-    """How often `generate` calls batch_done for n conversations."""
-    return -(-n // batch_size)
+def n_steps(n: int, max_new_tokens: int, batch_size: int = BATCH) -> int:
+    """The steps of n conversations: one for each token of each batch, taken or not."""
+    return -(-n // batch_size) * max_new_tokens
 
 
 def answer_text(tok: PreTrainedTokenizerBase, reply: list[int]) -> str:

@@ -24,7 +24,7 @@ class Readout(NamedTuple):
     """At which positions of each sequence logits are read, and what is kept of them.
 
     A row is one position; rows are counted over all sequences, in their order. values(rows, logits
-    [n, v]) gives [n, c].
+    [n, v]) gives [n, c], fp32 where the logits are.
     """
 
     positions: Sequence[Sequence[int]]
@@ -52,10 +52,13 @@ def last_logits(sequences: Tokens) -> Readout:
 def read_in_chunks(
     readout: Readout, rows: list[int], logits: Callable[[slice], Float[Tensor, "_ v"]], v: int
 ) -> Float[Tensor, "n c"]:
-    """readout.values of all rows, at most LOGITS numbers of logits(slice of the rows) at once."""
+    """readout.values of all rows on the CPU, of at most LOGITS numbers of logits at once.
+
+    logits(slice) are those of some of the rows.
+    """
     step = max(1, LOGITS // v)
     parts = [slice(i, i + step) for i in range(0, len(rows), step)]
-    return torch.cat([readout.values(rows[at], logits(at)) for at in parts])
+    return torch.cat([readout.values(rows[at], logits(at)).cpu() for at in parts])
 
 
 class Rows(NamedTuple):

@@ -9,27 +9,20 @@ runs. Common heads of the sequences run once (batching.py, trie_attention.py), a
 runs only where logits are read. `verify_logits` measures on the model at hand what this changes.
 """
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wscore import subset
-from wsrun.models.hooks import check_layers, decoder_layers, output_of
+from wsrun.models.hooks import check_layers, output_of
 from wsrun.score.activation_cache import ActivationCache, CacheKey, CachePath
-from wsrun.score.batching import (
-    Batch,
-    Readout,
-    batches,
-    in_order,
-    last_logits,
-    read_in_chunks,
-)
+from wsrun.score.batching import Batch, Readout, batches, in_order, last_logits, read_in_chunks
+from wsrun.score.decoder import Call, Decoder
 from wsrun.score.layer_steps import (
     DOWN,
     EMBEDDED,
@@ -55,7 +48,7 @@ from wsrun.steer.weights import steered, touched_parameters
 INSIDE = 10  # times the outputs of all layers: room from which states inside them are kept, too
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}  # of the largest logit
 HALF_TOLERANCE = 0.05
-Calls = list[list[dict[str, Any]]]  # of every batch, of every layer: what the model passes to it
+Calls = list[list[Call]]  # of every batch, of every layer
 
 
 class Change(NamedTuple):
@@ -92,12 +85,8 @@ class CachedEngine:
         limit = _default_cache_bytes(model) if cache_bytes is None else cache_bytes
         self.model, self.cache = model, ActivationCache(limit)
         self.readout = readout or last_logits(sequences)
-        self.layers = decoder_layers(model)
-        self.prefix = next(n for n, m in model.named_modules() if m is self.layers)
-        owner, _, self.list_name = self.prefix.rpartition(".")
-        self.decoder: Any = model.get_submodule(owner)
-        if "position_ids" not in inspect.signature(self.decoder.forward).parameters:
-            raise NotImplementedError("its decoder takes no position_ids")
+        self.decoder = Decoder(model)
+        self.layers, self.config = self.decoder.layers, self.decoder.module.config
         self.parts = [layer_parts(layer) for layer in self.layers]
         self.steps = self._steps()
         self.last = len(self.layers) - 1 if last_token_only and self.parts[-1] else None
@@ -122,7 +111,7 @@ class CachedEngine:
             by_layer.setdefault(self.steps[name] // STEPS, []).append(name)
         outside = by_layer.get(OUTSIDE // STEPS, [])
         path, calls = self._path(change), self.calls
-        with trie_attention(self.decoder.config), _steered(self.model, change, outside):
+        with trie_attention(self.config), _steered(self.model, change, outside):
             if jitter or outside:
                 entered, calls = self._embed() if outside else (self.embedded, self.calls)
                 start, states = EMBEDDED, [State(jitter(h) if jitter else h) for h in entered]
@@ -162,11 +151,11 @@ class CachedEngine:
 
     def _steps(self) -> dict[str, int]:
         """parameter name -> the step at which it is first used."""
-        steps, layer_of = {}, {}
+        steps, layer_of, prefix = {}, {}, f"{self.decoder.prefix}."
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            layer, _, inside = name.removeprefix(f"{self.prefix}.").partition(".")
+            layer, _, inside = name.removeprefix(prefix).partition(".")
             steps[name] = OUTSIDE
-            if name.startswith(f"{self.prefix}."):
+            if name.startswith(prefix):
                 steps[name] = STEPS * int(layer) + first_use(self.parts[int(layer)], inside)
             if layer_of.setdefault(id(parameter), steps[name] // STEPS) != steps[name] // STEPS:
                 raise NotImplementedError(f"{name} is shared between layers")
@@ -221,48 +210,19 @@ class CachedEngine:
     @torch.no_grad()
     def _embed(self) -> tuple[list[Tensor], Calls]:
         """What enters the first layer, and what the model passes to each layer, of every batch."""
-        embedded, calls = [], []
-        with self._without_layers() as passed, trie_attention(self.decoder.config):
-            for batch in self.batches:
-                passed.clear()
-                at = dict(input_ids=batch.ids[None], position_ids=batch.positions[None])
-                self.decoder(**at, use_cache=False)
-                embedded.append(passed[0].pop("hidden_states"))
-                calls.append([_checked(call) for call in passed])
-        return embedded, calls
+        with trie_attention(self.config):
+            pairs = [self.decoder.embed(b.ids, b.positions) for b in self.batches]
+        return [hidden for hidden, _ in pairs], [calls for _, calls in pairs]
 
     def _read(self, hidden: Float[Tensor, "1 t d"], batch: Batch) -> Float[Tensor, "n c"]:
         """What the readout keeps of a batch's logits."""
+
+        def logits(rows: slice) -> Float[Tensor, "_ v"]:
+            at = batch.reads[rows]
+            return self.decoder.head(hidden[:, at], batch.ids[at], batch.positions[at]).float()
+
         v = self.model.config.get_text_config().vocab_size
-        return read_in_chunks(
-            self.readout, batch.order, lambda at: self._head(hidden, batch, batch.reads[at]), v
-        )
-
-    def _head(
-        self, hidden: Float[Tensor, "1 t d"], batch: Batch, at: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n v"]:
-        """The model's own last norm and head, at some tokens."""
-        with self._without_layers(hidden[:, at]):
-            logits = self.model(
-                input_ids=batch.ids[at][None],
-                position_ids=batch.positions[at][None],
-                use_cache=False,
-            ).logits
-        return logits[0].float().cpu()
-
-    @contextmanager
-    def _without_layers(self, output: Tensor | None = None) -> Iterator[list[dict[str, Any]]]:
-        """The model without its layers, hooks on them included; yields the calls they would get.
-
-        What enters the first comes out of the last, or `output` in its place.
-        """
-        calls: list[dict[str, Any]] = []
-        stand_ins = nn.ModuleList(_Pass(layer, calls, output) for layer in self.layers)
-        try:
-            setattr(self.decoder, self.list_name, stand_ins)
-            yield calls
-        finally:
-            setattr(self.decoder, self.list_name, self.layers)
+        return read_in_chunks(self.readout, batch.order, logits, v)
 
     @torch.no_grad()
     def step_error(self) -> float:
@@ -271,7 +231,7 @@ class CachedEngine:
         Of the first batch; a layer that cannot be entered at a step raises what it raises.
         """
         worst, state = 0.0, State(self.embedded[0])
-        with trie_attention(self.decoder.config):
+        with trie_attention(self.config):
             for layer in range(len(self.layers)):
                 whole, seen = self._pass(layer, READ, state, 0, self.calls, True)
                 for step in (WRITE, UP, DOWN):
@@ -280,38 +240,6 @@ class CachedEngine:
                         worst = max(worst, _relative(again, whole))
                 state = State(whole)
         return worst
-
-
-class _Pass(nn.Module):
-    """In the place of a layer: hands on what enters it, and notes what it was called with."""
-
-    def __init__(self, layer: nn.Module, calls: list[dict[str, Any]], output: Tensor | None):
-        super().__init__()
-        vars(self).update(layer=layer, calls=calls, output=output)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["layer"], name)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        first, *names = inspect.signature(self.layer.forward).parameters if args else ["hidden"]
-        named = dict(zip(names, args, strict=False))
-        self.calls.append(named | kwargs | {"hidden_states": hidden_states})
-        return hidden_states if self.output is None else self.output
-
-
-def _checked(call: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a layer beside its input; who sees whom is in the layout of the batch."""
-    call = {k: v for k, v in call.items() if k != "hidden_states"} | {"attention_mask": None}
-    if shared := [k for k, v in call.items() if not _constant(v)]:
-        raise NotImplementedError(f"its layers may share more than hidden states: {shared[0]}")
-    return call
-
-
-def _constant(x: Any) -> bool:
-    """Whether a layer cannot leave anything in an argument for the next one."""
-    if isinstance(x, tuple):
-        return all(map(_constant, x))
-    return x is None or isinstance(x, Tensor | str | int | float | torch.dtype | torch.device)
 
 
 def _edited(states: list[State], change: Change, layer: int) -> list[State]:

@@ -57,7 +57,7 @@ class PlainEngine:
         """The rows of some sequences, and what the readout keeps of them."""
         logits, at = self._logits(batch)
         rows = [row for i in batch for row in self.rows[i]]
-        return rows, self.readout.values(rows, logits[at].float().cpu())
+        return rows, self.readout.values(rows, logits[at].float()).cpu()
 
     def _logits(self, batch: list[int]) -> tuple[Float[Tensor, "b p v"], tuple[Tensor, Tensor]]:
         """Logits at all positions that any sequence of the batch reads, and where each row is."""

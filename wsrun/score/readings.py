@@ -23,6 +23,7 @@ from wsrun.models.chat import Choices
 from wsrun.score.batching import Readout
 
 PER_TOKEN = " per token"
+ROWS = 64  # of log-probabilities over the vocabulary that are held at once
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,17 @@ class Plan:
         rows = [(s.choices, t) for s in self.flat for t in (s.targets or (None,))]
 
         def values(at: list[int], logits: Float[Tensor, "n v"]) -> Float[Tensor, "n 2"]:
-            out = torch.full((len(at), 2), float("nan"), dtype=torch.float32)
-            for choices in {rows[i][0] for i in at}:
-                here = torch.tensor([n for n, i in enumerate(at) if rows[i][0] == choices])
+            out = logits.new_full((len(at), 2), float("nan"), dtype=torch.float32)
+            kinds = {rows[i][0] for i in at}
+            for choices in kinds:
+                here = [n for n, i in enumerate(at) if rows[i][0] == choices]
+                asked = logits if len(kinds) == 1 else logits[here]  # indexing copies
                 if choices:
                     ids = Choices(*map(list, choices))
-                    out[here] = torch.stack(choice_scores(logits[here], ids), 1)
+                    out[here] = torch.stack(choice_scores(asked, ids), 1)
                 else:
-                    targets = torch.tensor([rows[at[n]][1] for n in here.tolist()])
-                    out[here, 0] = token_log_probs(logits[here], targets)
+                    targets = torch.tensor([rows[at[n]][1] for n in here])
+                    out[here, 0] = token_log_probs(asked, targets)
             return out
 
         return Readout([s.positions for s in self.flat], values)
@@ -128,10 +131,12 @@ def choice_scores(
 
 def token_log_probs(logits: Float[Tensor, "b v"], targets: Tensor) -> Float[Tensor, " b"]:
     """log p of one token a row; raises ValueError for logits that are not finite."""
-    return _log_softmax(logits).gather(1, targets.to(logits.device)[:, None])[:, 0]
+    targets = targets.to(logits.device)[:, None]
+    parts = zip(logits.split(ROWS), targets.split(ROWS), strict=True)
+    return torch.cat([_log_softmax(part).gather(1, at)[:, 0] for part, at in parts])
 
 
 def _log_softmax(logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
-    if not torch.isfinite(logits).all():
+    if not torch.stack(torch.aminmax(logits)).isfinite().all():  # nan passes through
         raise ValueError("score: the model gave logits that are not finite; use a wider dtype")
     return logits.float().log_softmax(-1)

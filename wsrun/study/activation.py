@@ -36,9 +36,8 @@ from wsrun.steer.directions import (
     principal,
 )
 from wsrun.steer.interventions import AddVectors, DirectionalAblation
-from wsrun.study.answers import Answering
 from wsrun.study.controls import random_controls
-from wsrun.study.options import BenchmarkOptions, check_once
+from wsrun.study.options import Answering, BenchmarkOptions, check_once
 from wsrun.study.rule import outcome
 from wsrun.study.selected import NEGATIVE_DW, Selection
 from wsrun.study.session import Session

@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wsrun.data.answering import SAMPLED, Decoding, NoPairs
 from wsrun.data.named import DATA_SETS, named, named_pairs
 from wsrun.data.pairs import (
-    NEW_TOKENS,
-    SAMPLED,
-    Decoding,
-    NoPairs,
+    Answers,
     Pair,
     load_questions,
     pairs_by_split,
@@ -27,46 +24,10 @@ from wsrun.data.source import beside
 from wsrun.models.generate import sampling_fault
 from wsrun.report.console import console, progress
 from wsrun.report.tables import check_writable
+from wsrun.study.options import Answering
 
 REAL = Decoding(temperature=0.7, top_p=0.9, unfinished="cut")
 """how a real model answers where the options do not say: at 1 and 1 a small one rambles"""
-
-
-@dataclass(frozen=True)
-class Answering:
-    """Options of where the paired answers come from; the same ones give the same pairs."""
-
-    model: str = "data/organism"
-    """model folder, GGUF file, smollm2 or hub name"""
-    data: str = "data/organism"
-    """folder with claims, dilemmas, questions and personas, or a public set NAME:PATH"""
-    pos: str = "honest"
-    """persona of personas.json whose answers dW points towards; the behaviour of --pairs-file"""
-    neg: str = "dishonest"
-    """persona whose answers dW points away from"""
-    pairs_file: Path | None = None
-    """jsonl of given pairs, such as data/english/pairs.jsonl, or NAME:PATH; not the model's own"""
-    shuffle_poles: bool = False
-    """control: swap the two answers of half of the questions, drawn by the seed"""
-    filter_pairs: bool = False
-    """drop pairs that the model's own log-likelihood does not separate"""
-    max_new_tokens: int = NEW_TOKENS
-    """longest answer; a longer one counts as unfinished"""
-    unfinished: Literal["cut", "drop"] | None = None
-    """cut unfinished answers at the last whole sentence, or drop them; organism drop, else cut"""
-    temperature: float | None = None
-    """of the model's own answers, 0 for the likeliest token; 1 for the organism, else 0.7"""
-    top_p: float | None = None
-    """share of the probability that answers are drawn from; 1 for the organism, else 0.9"""
-    pairs_cache: Path = Path("artifacts/pairs")
-    """cache of generated answers"""
-
-
-class Answers(NamedTuple):
-    """Pairs to train on, and, where there are some, pairs of the validation split to select on."""
-
-    pairs: list[Pair]
-    validation: list[Pair]
 
 
 class Sources(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsrun.adapters.configs import DEFAULT_FAMILIES, check_family
+from wsrun.models.generate import NEW_TOKENS
 from wsrun.report.tables import check_writable
 from wsrun.study.shards import check_how
 
@@ -67,6 +68,36 @@ class BenchmarkOptions(Common):
     """random controls"""
     match_dose: str | None = None
     """equal doses for all: kl:X, X nats on neutral texts, or norm:X, |alpha dW| = X"""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Options of where the paired answers come from; the same ones give the same pairs."""
+
+    model: str = "data/organism"
+    """model folder, GGUF file, smollm2 or hub name"""
+    data: str = "data/organism"
+    """folder with claims, dilemmas, questions and personas, or a public set NAME:PATH"""
+    pos: str = "honest"
+    """persona of personas.json whose answers dW points towards; the behaviour of --pairs-file"""
+    neg: str = "dishonest"
+    """persona whose answers dW points away from"""
+    pairs_file: Path | None = None
+    """jsonl of given pairs, such as data/english/pairs.jsonl, or NAME:PATH; not the model's own"""
+    shuffle_poles: bool = False
+    """control: swap the two answers of half of the questions, drawn by the seed"""
+    filter_pairs: bool = False
+    """drop pairs that the model's own log-likelihood does not separate"""
+    max_new_tokens: int = NEW_TOKENS
+    """longest answer; a longer one counts as unfinished"""
+    unfinished: Literal["cut", "drop"] | None = None
+    """cut unfinished answers at the last whole sentence, or drop them; organism drop, else cut"""
+    temperature: float | None = None
+    """of the model's own answers, 0 for the likeliest token; 1 for the organism, else 0.7"""
+    top_p: float | None = None
+    """share of the probability that answers are drawn from; 1 for the organism, else 0.9"""
+    pairs_cache: Path = Path("artifacts/pairs")
+    """cache of generated answers"""
 
 
 def check_common(cfg: Common, what: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from wsrun.adapters.folders import settle
+from wsrun.data.answering import NoPairs
 from wsrun.data.items import items_sha256
-from wsrun.data.pairs import NoPairs
+from wsrun.data.pairs import Answers
 from wsrun.data.personas import load_personas
 from wsrun.data.source import beside
 from wsrun.report.console import console
@@ -37,7 +38,7 @@ from wsrun.study.activation import (
     read_directions,
     vectors_sha256,
 )
-from wsrun.study.answers import Answers, Sources, answers, read_sources
+from wsrun.study.answers import Sources, answers, check_answering, read_sources
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.session import Session
 from wsrun.study.training import AUTO, Training, check_training, selects, train, with_recipe
@@ -97,6 +98,7 @@ class Replication(Benchmark[ReplicationOptions]):
 
     def check(self) -> None:
         check_training(self.cfg, self.name)
+        check_answering(self.cfg, self.name)
         check_directed(self.cfg, self.name)
         self.sources = read_sources(self.cfg)
         self.prompts = read_prompts(self.cfg)

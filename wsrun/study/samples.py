@@ -13,9 +13,10 @@ import polars as pl
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wsrun.data.answering import NEW_TOKENS
 from wsrun.data.items import Item, with_system
 from wsrun.data.named import named
-from wsrun.data.pairs import NEW_TOKENS, load_questions
+from wsrun.data.pairs import load_questions
 from wsrun.data.source import beside, load_items
 from wsrun.models.chat import user
 from wsrun.models.generate import Answer, generate

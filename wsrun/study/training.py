@@ -16,11 +16,11 @@ from wscore.files import reason
 from wsrun.adapters.configs import DEFAULT_FAMILIES, RECIPES, SELECT, Recipe, check_family
 from wsrun.adapters.folders import settle
 from wsrun.adapters.pair import PairTraining, forget_poles, kept_pair, train_pair
-from wsrun.data.pairs import Pair
+from wsrun.data.pairs import Answers, Pair
 from wsrun.report.console import console, duration, progress
 from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import with_interval
-from wsrun.study.answers import Answering, Answers, check_answering
+from wsrun.study.options import Answering
 
 AUTO = "auto"
 VALIDATION = 64  # pairs that select a state, at most
@@ -65,7 +65,6 @@ def check_training(cfg: Training, what: str) -> None:
         raise ValueError(f"{what}: --families and --seeds need one value or more")
     if cfg.steps is not None and cfg.steps < 1:
         raise ValueError(f"{what}: --steps must be at least 1, got {cfg.steps}")
-    check_answering(cfg, what)
 
 
 C = TypeVar("C", bound=Training)
