@@ -117,7 +117,7 @@ def first_options(cfg: Config, sources: Mapping[str, Source]) -> Common:
     configs = (s.meta.get("config", {}) for s in sources.values())
     first = next((c for c in configs if all(isinstance(c.get(n), str) for n in names)), {})
     options: dict[str, Any] = {n: first[n] for n in names if first}
-    options |= {n: Path(options[n]) for n in ("data", "adapters") if first}
+    options |= {"adapters": Path(options["adapters"])} if first else {}
     return Common(**options, out=cfg.tables)
 
 

@@ -18,7 +18,7 @@ OTHER = {"report": {"out"}, "t0_train": {"out"}}
 OTHER |= {"t13_planted": {"adapters", "seeds"}}  # options of one name and another meaning
 OWN = {
     "model": "my models/a, b",
-    "data": Path("d'ata"),
+    "data": "d'ata",
     "adapters": Path("[bold]ad"),
     "families": ("lora", "oft"),
     "seeds": (1, 2),

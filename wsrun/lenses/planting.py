@@ -43,7 +43,7 @@ class Options:
     """adapters per instance, the families of T6's rules"""
     model: str = "data/organism"
     """model folder or hub name"""
-    data: Path = Path("data/organism")
+    data: str = "data/organism"
     """folder with questions.jsonl, personas.json, claims.jsonl and dilemmas.jsonl"""
     pos: str = "honest"
     """persona of personas.json whose answers dW points towards"""

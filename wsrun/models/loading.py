@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from threading import Timer
+from typing import Any
 
-import transformers.modeling_gguf_pytorch_utils as gguf_reader
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -23,14 +24,15 @@ def no_bars() -> Iterator[None]:
     Bars of downloads stay where stderr is a terminal: elsewhere all of them come in pieces.
     """
     shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    # the GGUF reader has a bar of its own, which no setting of transformers reaches
+    gguf_reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     reader_bar = gguf_reader.tqdm
     try:
         if shown:
             logging.disable_progress_bar()
         if downloads and sys.stderr.isatty():
             enable_progress_bars()
-        # the GGUF reader has a bar of its own, which no setting of transformers reaches
-        gguf_reader.tqdm = logging.tqdm  # pyright: ignore[reportAttributeAccessIssue]
+        gguf_reader.tqdm = logging.tqdm
         yield
     finally:
         gguf_reader.tqdm = reader_bar

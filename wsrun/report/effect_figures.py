@@ -7,6 +7,7 @@ ValueError for a table of several models, behaviours or prompt styles.
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import polars as pl
@@ -39,6 +40,7 @@ from wsrun.report.wording import dataset_name, dataset_names
 from wsrun.score.names import setting_of
 
 ENDS = ("effect", "lo", "hi")
+TITLE = 60  # letters that all titles of panels side by side have room for
 
 
 def effects_by_seed(table: pl.DataFrame, path: str | Path, question: str, note: str = "") -> str:
@@ -164,7 +166,7 @@ def intervals(
                 draw_estimate(ax, float(y), Estimate.of(line, *ends), look, limits, sideways=True)
         name_rows(ax, labels)
         ax.tick_params(axis="y", labelsize=6.8)
-        ax.set(xlim=limits, title=name)
+        ax.set(xlim=limits, title=fill(name, TITLE // len(panels)))
 
     frame = Frame(question, across, "", caption, 0.4 + 0.19 * len(labels))
     return draw_panels(path, frame, panel, panels, len(panels), [shown, control])

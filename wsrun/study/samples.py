@@ -106,7 +106,7 @@ def answers_by_change(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     prompts: Sequence[Item],
-    changes: Mapping[Key, Intervention],
+    changes: Mapping[tuple[str, int], Intervention],
     alphas: Sequence[float],
     max_new_tokens: int,
     done: Callable[[str], None] = lambda note: None,
@@ -130,7 +130,7 @@ def margins(
     model: PreTrainedModel,
     tok: PreTrainedTokenizerBase,
     prompts: Sequence[Item],
-    changes: Mapping[Key, Intervention],
+    changes: Mapping[tuple[str, int], Intervention],
     alphas: Sequence[float],
 ) -> dict[tuple[str | None, int | None, float, str], float]:
     """{(family, seed, alpha, item): log p(reply+) - log p(reply-)} of prompts that have replies."""
