@@ -25,6 +25,8 @@ Example = tuple[list[int], int]
 WIDE = 512  # d_model from which a token takes a CPU longer than what a group costs beside it
 GROUP = 512  # tokens of a group there, padding included; 320 took as long on SmolLM2
 
+WHOLE = ("boft",)  # multiplies dense matrices anew in each forward, for as long as a batch takes
+
 
 def fit(
     model: PeftModel,
@@ -44,9 +46,10 @@ def fit(
     optimizer = torch.optim.AdamW(trained, lr=recipe.lr[family], weight_decay=0.0)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / recipe.steps)
     rng, losses = random.Random(f"examples/{family}/{seed}"), []
+    most = group_tokens(model, family)
     for step in range(1, recipe.steps + 1):
         batch = rng.choices(examples, k=recipe.batch)
-        losses.append(backward(model, batch, group_tokens(model)))
+        losses.append(backward(model, batch, most))
         optimizer.step()
         if after_step:
             with torch.no_grad():
@@ -82,10 +85,11 @@ def n_response_tokens(examples: Sequence[Example]) -> int:
     return sum(len(tokens) - start for tokens, start in examples)
 
 
-def group_tokens(model: nn.Module) -> int | None:
+def group_tokens(model: nn.Module, family: str) -> int | None:
     """How many tokens a group of a batch may have; None where groups cost more than padding."""
     narrow = model.config.get_text_config().hidden_size < WIDE  # type: ignore
-    return None if narrow or model.device.type != "cpu" else GROUP  # type: ignore[union-attr]
+    whole = narrow or family in WHOLE or model.device.type != "cpu"  # type: ignore[union-attr]
+    return None if whole else GROUP
 
 
 def groups(batch: Sequence[Example], most: int | None) -> list[list[Example]]:
