@@ -31,6 +31,8 @@ WIDE = 512  # d_model from which a token takes a CPU longer than what a group co
 SAME = 1e-4  # of loss and gradients, relative
 GROUP = 512  # tokens of a group there, padding included; 320 took as long on SmolLM2
 
+WHOLE = ("boft",)  # multiplies dense matrices anew in each forward, for as long as a batch takes
+
 
 def fit(
     model: PeftModel,
@@ -49,11 +51,19 @@ def fit(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.lr[family], weight_decay=0.0)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / recipe.steps)
+<<<<<<< HEAD
     rng, losses, most = random.Random(f"examples/{family}/{seed}"), [], group_tokens(model)
     share = most is not None and shares(model, examples[:2])
     for step in range(1, recipe.steps + 1):
         batch = rng.choices(examples, k=recipe.batch)
         losses.append(backward(model, batch, most, share))
+=======
+    rng, losses = random.Random(f"examples/{family}/{seed}"), []
+    most = group_tokens(model, family)
+    for step in range(1, recipe.steps + 1):
+        batch = rng.choices(examples, k=recipe.batch)
+        losses.append(backward(model, batch, most))
+>>>>>>> s-training
         optimizer.step()
         if after_step:
             with torch.no_grad():
@@ -93,10 +103,11 @@ def n_response_tokens(examples: Sequence[Example]) -> int:
     return sum(len(tokens) - start for tokens, start in examples)
 
 
-def group_tokens(model: nn.Module) -> int | None:
+def group_tokens(model: nn.Module, family: str) -> int | None:
     """How many tokens a group of a batch may have; None where groups cost more than padding."""
     narrow = model.config.get_text_config().hidden_size < WIDE  # type: ignore
-    return None if narrow or model.device.type != "cpu" else GROUP  # type: ignore[union-attr]
+    whole = narrow or family in WHOLE or model.device.type != "cpu"  # type: ignore[union-attr]
+    return None if whole else GROUP
 
 
 def n_shared(examples: Sequence[Example]) -> int:

@@ -144,7 +144,7 @@ def _train(
     config = FAMILIES[check_family(family)](recipe, where)
     base = base_record(model, where)
     check_positions(model, [ids for ids, _ in examples], "adapters")
-    longest = _check_step(model, examples, recipe)
+    longest = _check_step(model, examples, family, recipe)
     with (
         within_memory(f"adapters: batches of {recipe.batch} pairs of up to {longest} tokens", LESS),
         torch.random.fork_rng(),
@@ -160,11 +160,14 @@ def _train(
 
 
 def _check_step(
-    model: PreTrainedModel, examples: Sequence[tuple[list[int], int]], recipe: Recipe
+    model: PreTrainedModel,
+    examples: Sequence[tuple[list[int], int]],
+    family: str,
+    recipe: Recipe,
 ) -> int:
     """The tokens of the longest pair; refuses one whose step cannot fit into memory."""
     ids, start = max(examples, key=lambda e: len(e[0]))
-    grouped = group_tokens(model) is not None
+    grouped = group_tokens(model, family) is not None
     rows = 1 if grouped else recipe.batch
     what = f"adapters: a batch of {recipe.batch} with the longest pair, {len(ids)} tokens,"
     check_memory(model, training_bytes(model, rows, len(ids), len(ids) - start), what, LESS)
