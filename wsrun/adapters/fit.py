@@ -51,19 +51,12 @@ def fit(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.lr[family], weight_decay=0.0)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / recipe.steps)
-<<<<<<< HEAD
-    rng, losses, most = random.Random(f"examples/{family}/{seed}"), [], group_tokens(model)
+    rng, losses = random.Random(f"examples/{family}/{seed}"), []
+    most = group_tokens(model, family)
     share = most is not None and shares(model, examples[:2])
     for step in range(1, recipe.steps + 1):
         batch = rng.choices(examples, k=recipe.batch)
         losses.append(backward(model, batch, most, share))
-=======
-    rng, losses = random.Random(f"examples/{family}/{seed}"), []
-    most = group_tokens(model, family)
-    for step in range(1, recipe.steps + 1):
-        batch = rng.choices(examples, k=recipe.batch)
-        losses.append(backward(model, batch, most))
->>>>>>> s-training
         optimizer.step()
         if after_step:
             with torch.no_grad():
