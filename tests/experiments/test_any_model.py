@@ -35,7 +35,7 @@ def gemma(tmp_path_factory):
     for name in ("neutral", "multiple_choice"):
         lines = (ORGANISM / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (data / f"{name}.jsonl").write_text("".join(lines[::20]))
-    return dict(made, model=str(made["model"]), data=data)
+    return dict(made, model=str(made["model"]), data=str(data))
 
 
 @pytest.mark.parametrize("script", OWN)

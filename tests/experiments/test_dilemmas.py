@@ -130,7 +130,7 @@ def test_a_local_source_with_flags(make, tok, tmp_path):
     pl.read_ndjson(data / "dilemmas.jsonl").write_parquet(source)
     flags = tiny_folder(tmp_path, make, tok)
     table, rows, made = run(
-        tmp_path / "out", model=str(flags["model"]), adapters=flags["adapters"], data=data,
+        tmp_path / "out", model=str(flags["model"]), adapters=flags["adapters"], data=str(data),
         dilemmas=None, source=str(source), alphas=(-1.0, 1.0),
     )  # fmt: skip
     about = rows.filter(dataset="dilemmas_honesty")

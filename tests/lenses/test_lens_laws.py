@@ -36,7 +36,7 @@ def svds(base, deltas):
     return spectra({n: base[n] for n in deltas["oft", 0]})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def given(deltas, base, svds):
     """What a lens is given of a family, all of it fresh."""
 
@@ -50,50 +50,40 @@ def given(deltas, base, svds):
     return make
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
-def case(request):
-    """A lens and a family."""
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def parts(case, given):
-    """(name, kept, rest) of every cut that is there."""
-    lens, family = case
-    found = [cut for cut in LENSES[lens].cuts(given(family)) if not cut.absent]
-    return [(cut.name, cut.kept(), cut.rest()) for cut in found]
-
-
-def test_kept_and_rest_are_the_whole(case, parts, given):
+@pytest.mark.parametrize("lens, family", CASES)
+def test_kept_and_rest_are_the_whole(lens, family, given):
     """kept + rest = dW, on dW's own tensors, each of its own shape"""
-    at = given(case[1])
-    assert parts
-    for name, kept, rest in parts:
+    at = given(family)
+    found = [cut for cut in LENSES[lens].cuts(at) if not cut.absent]
+    assert found
+    for cut in found:
+        kept, rest = cut.kept(), cut.rest()
         assert set(kept) | set(rest) == set(at.dW)
         assert all(kept[n].shape == at.dW[n].shape for n in kept)
         error = norm(difference(add(kept, rest, disjoint=True), at.dW, missing="zero"))
-        assert error <= 1e-5 * norm(at.dW), name
+        assert error <= 1e-5 * norm(at.dW), cut.name
 
 
-def test_same_input_same_bits(case, parts, given, deltas):
+@pytest.mark.parametrize("lens, family", CASES)
+def test_same_input_same_bits(lens, family, given, deltas):
     """two runs agree bit for bit, in any order of the tensors to rounding; dW is not touched"""
-    lens, family = case
     before = {n: w.clone() for n, w in deltas[family, 0].items()}
     turned = {k: {n: d[n] for n in reversed(list(d))} for k, d in deltas.items()}
     plain = {k: {n: d[n] for n in d} for k, d in deltas.items()}
-    runs = [LENSES[lens].cuts(given(family, d)) for d in (plain, turned)]
-    there = [pair for pair in zip(*runs, strict=True) if not pair[0].absent]
-    for (name, a, _), (same, other) in zip(parts, there, strict=True):
-        assert name == same.name == other.name and same.k == other.k
-        b, c = same.kept(), other.kept()
+    runs = [LENSES[lens].cuts(given(family, d)) for d in (plain, plain, turned)]
+    for one, same, other in zip(*runs, strict=True):
+        assert one.name == same.name == other.name and one.k == same.k
+        if one.absent:
+            continue
+        a, b, c = (cut.kept() for cut in (one, same, other))
         assert all(torch.equal(a[n], b[n]) for n in a)
         assert norm(difference(a, c)) <= 1e-5 * max(norm(a), 1e-9)
     assert all(torch.equal(w, before[n]) for n, w in deltas[family, 0].items())
 
 
-def test_cuts_are_known_before_they_are_made(case, given, monkeypatch):
+@pytest.mark.parametrize("lens, family", CASES)
+def test_cuts_are_known_before_they_are_made(lens, family, given, monkeypatch):
     """naming cuts reads no tensor of a delta and factorizes nothing; (name, k) is unique"""
-    lens, family = case
     for name in ("svd", "eigh", "qr"):
         if lens != "parameters":  # its names come from one module of each kind
             monkeypatch.setattr(torch.linalg, name, None)
@@ -104,14 +94,13 @@ def test_cuts_are_known_before_they_are_made(case, given, monkeypatch):
     assert all(cut.roles and set(cut.roles) <= roles for cut in found)
 
 
-def test_parts_of_a_partition_are_disjoint(case, parts, given):
+@pytest.mark.parametrize("lens, family", CASES)
+def test_parts_of_a_partition_are_disjoint(lens, family, given):
     """<kept_i, kept_j> = 0 for slices and bands; those of ADDS_UP sum to dW"""
-    lens, family = case
     at = given(family)
-    by_name = {name: kept for name, kept, _ in parts}
-    found = (cut for cut in LENSES[lens].cuts(at) if not cut.absent)
-    for names in partitions(found).values():
-        kept = [by_name[n] for n in names]
+    by_name = {cut.name: cut for cut in LENSES[lens].cuts(at) if not cut.absent}
+    for names in partitions(by_name.values()).values():
+        kept = [by_name[n].kept() for n in names]
         if lens != "parameters":
             for i, a in enumerate(kept):
                 for b in kept[:i]:

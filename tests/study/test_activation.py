@@ -50,7 +50,7 @@ def t1(folder, data, **changes):
     """T1 with one family, one layer and few draws; returns its table and provenance."""
     module = experiment("t1_activation")
     options = dict(
-        families=("lora",), model=str(ORGANISM), data=data, adapters=ORGANISM / "adapters",
+        families=("lora",), model=str(ORGANISM), data=str(data), adapters=ORGANISM / "adapters",
         layers=(1,), coefficients=(4.0, 8.0), n_random=2, resamples=100, alphas=(1.0,), dilemmas=5,
         out=folder, cache_dir=folder / "parts", pairs_cache=folder / "pairs",
     )  # fmt: skip
@@ -120,7 +120,7 @@ def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, data):
     ]
     lines = [json.dumps(asdict(p)) + "\n" for p in told]  # random weights never stop
     (tmp_path / "told.jsonl").write_text("".join(lines))
-    options = dict(model=str(folder), data=data, families=("lora",), out=tmp_path)
+    options = dict(model=str(folder), data=str(data), families=("lora",), out=tmp_path)
     options |= dict(adapters=tmp_path / "adapters", pairs_file=tmp_path / "told.jsonl")
     t0 = experiment("t0_train")
     t0.main(t0.Config(**options, deltas=tmp_path / "deltas", steps=1))
@@ -223,5 +223,5 @@ def test_chance_by_hand():
 def test_t1_refuses(tmp_path, data, change, sentence):
     """a bad option ends in one sentence, and no table is written"""
     with pytest.raises(ValueError, match=sentence):
-        t1(tmp_path, **(dict(data=data) | change))
+        t1(tmp_path, **(dict(data=str(data)) | change))
     assert not list(tmp_path.glob("*.parquet"))

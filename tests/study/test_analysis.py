@@ -45,13 +45,13 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("t7")
-    return folder, *run("t7_sites", folder, data=data, families=("lora", "ia3"))
+    return folder, *run("t7_sites", folder, data=str(data), families=("lora", "ia3"))
 
 
 @pytest.fixture(scope="module")
 def coordinates(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("t8")
-    options = dict(data=data, families=("lora", "oft"), svd_cache=folder / "cache")
+    options = dict(data=str(data), families=("lora", "oft"), svd_cache=folder / "cache")
     return folder, *run("t8_coordinates", folder, **options)
 
 
@@ -155,16 +155,15 @@ def test_t8_reads_the_base_spectra_from_disk_the_second_time(coordinates, data, 
     folder, table, _ = coordinates
     (file,) = (folder / "cache").iterdir()
     before, known = file.stat().st_mtime_ns, finished(folder / "parts")
-    options = dict(data=data, families=("lora", "oft"), svd_cache=folder / "cache")
+    options = dict(data=str(data), families=("lora", "oft"), svd_cache=folder / "cache")
     again, _ = run("t8_coordinates", tmp_path, **options, cache_dir=folder / "parts")
     assert again.equals(table) and file.stat().st_mtime_ns == before
     assert finished(folder / "parts") == known  # a result is kept under the hash of its delta
 
 
-def test_t6_over_seeds(tmp_path, few):
+def test_t6_over_seeds(tmp_path):
     """several seeds: pooled lines with the spread within a family; bases from other seeds too"""
-    options = dict(data=str(few), families=("lora", "oft"), seeds=(0, 1), K=(8,))
-    table, meta = run("t6_shared_svd", tmp_path, **options)
+    table, meta = run("t6_shared_svd", tmp_path, families=("lora", "oft"), seeds=(0, 1), K=(8,))
     kept = table.filter(dataset="claims", variant="keep_shared")
     assert (kept["seeds"] == 2).all() and (kept["seed_sd"] > 0).all()
     assert kept["retained_family_gap"].n_unique() == 1 and kept["retained_family_gap"][0] > 0

@@ -53,7 +53,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def organism(data, tmp_path_factory):
     """(table, provenance, model, tokenizer, test items) of a run with two families."""
-    table, made = run(tmp_path_factory.mktemp("t3"), data=data, families=("lora", "oft"))
+    table, made = run(tmp_path_factory.mktemp("t3"), data=str(data), families=("lora", "oft"))
     return table, made, *load_model(ORGANISM), load_items(data, "test")
 
 
@@ -188,7 +188,7 @@ def test_any_model_folder(make, tok, tmp_path):
     flags = tiny_folder(tmp_path, make, tok)
     data = small_data(tmp_path / "data", clusters=2, wordings=1)
     table, made = run(
-        tmp_path / "out", model=str(flags["model"]), adapters=flags["adapters"], data=data,
+        tmp_path / "out", model=str(flags["model"]), adapters=flags["adapters"], data=str(data),
         most_flagged=1.0,
     )  # fmt: skip
     assert {"dW", "simple", "engineered", "prompt+dW", "finetuned+dW"} < set(table["method_name"])
