@@ -254,7 +254,7 @@ def compare_dtypes(cfg: Config, work: Work) -> Iterator[dict[str, Any]]:
 def memory(cfg: Config) -> None:
     """The peak of a process that reads the model from disk and sweeps T7's list once."""
     with TemporaryDirectory(dir=cfg.out) as folder:
-        model = random_qwen3(cfg.shape, cfg.dtype)
+        model = random_qwen3(str(cfg.shape), cfg.dtype)
         weights = sum(p.nbytes for p in model.parameters()) / GIB
         model.save_pretrained(folder)
         load_tokenizer("data/organism").save_pretrained(folder)
