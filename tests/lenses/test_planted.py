@@ -285,7 +285,7 @@ def run(tmp_path_factory):
         (data / name).write_text("".join(of[:8]))
     cfg = t13.Config(
         seeds=(0,), plants=("shared-core", "one-module", "nothing"), members=2, K=(8,), steps=2,
-        nulls=2, resamples=50, model=str(ORGANISM), data=data,
+        nulls=2, resamples=50, model=str(ORGANISM), data=str(data),
         adapters=folder / "adapters", out=folder, cache_dir=folder / "parts",
     )  # fmt: skip
     t13.main(cfg)
