@@ -20,7 +20,7 @@ def standings(table: pl.DataFrame, title: str) -> Table:
             with_interval(r, "effect", "lo", "hi"),
             difference_to_dW(r),
             *("-" if r[c] is None else f"{r[c]:+.2f}" for c in ("bias", "discrimination")),
-            *(f"{r[c]:.2f}" for c in ("mass", "flagged_share")),
+            *("-" if r[c] is None else f"{r[c]:.2f}" for c in ("mass", "flagged_share")),
         ]
         for r in table.sort("effect", descending=True, nulls_last=True).iter_rows(named=True)
         if r["role"] != "unmatched"
