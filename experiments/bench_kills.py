@@ -12,8 +12,9 @@ Rule:       holds if so for every script.
 
 The kills are dealt out over the scripts. A run is killed a random time, up to a second, after it
 has finished a random number of results; one of t0_train, which keeps finished poles, at a random
-moment. A finished result is one file; a second writing would give it a new inode and time, which are compared
-after every kill. Each run is a process of its own, with a small setting of the script's options.
+moment. A finished result is one file; a second writing would give it a new inode and time, which
+are compared after every kill. Each run is a process of its own, with a small setting of the
+script's options.
 """
 
 from wsrun.script import guarded

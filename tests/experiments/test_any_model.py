@@ -5,12 +5,13 @@ from types import MappingProxyType
 import polars as pl
 import pytest
 
-from tests.conftest import ORGANISM, experiment, read_command
+from tests.conftest import ORGANISM, ROOT, experiment, read_command
 from tests.folders import small_data, tiny_folder
 from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3
 from wsrun.report.tables import read_table
 
+NAMES = ("doves", "cooks", "ships", "trees", "kings", "rocks")
 FEW = MappingProxyType(dict(dilemmas=2, resamples=100))
 ONE, BOTH = {"families": ("lora",)}, {"families": ("lora", "dora")}
 ANALYSIS = MappingProxyType(FEW | dict(nulls=2))
@@ -36,6 +37,43 @@ def gemma(tmp_path_factory):
         lines = (ORGANISM / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (data / f"{name}.jsonl").write_text("".join(lines[::20]))
     return dict(made, model=str(made["model"]), data=str(data))
+
+
+REPLIES = OWN | {
+    "t1_activation": BENCHMARK | ONE | dict(layers=(1,), coefficients=(1.0,)),
+    "t2_dilemmas": FEW | ONE | dict(alphas=(-1.0, 1.0)),
+    "t3_prompts": BENCHMARK | ONE,
+    "t9_synthetic": BENCHMARK | ONE | dict(doses=(0.1,), questions=2),
+    "t10_svd_steering": BENCHMARK | ONE | dict(doses=(0.1,), questions=2, r=(4,)),
+}
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """A file of TruthfulQA's form, with questions of every split."""
+    lines = ["Category,Question,Best Answer,Incorrect Answers"]
+    for n in range(24):
+        lines.append(f"Law,What do {NAMES[n % 6]} number{n} do?,They rest {n},They run; They fly")
+    path = tmp_path_factory.mktemp("set") / "TruthfulQA.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return f"truthfulqa:{path}"
+
+
+@pytest.mark.parametrize("script", [s for s in REPLIES if s != "t14_monitor"])
+def test_replies_of_a_public_set(tmp_path, monkeypatch, gemma, questions, script):
+    """every script reads two replies a question: no mass and no flag, both data sets, each with
+    what the check says of it; exactly 0 for zero times dW"""
+    monkeypatch.chdir(ROOT)  # personas and neutral texts of data/english
+    module = experiment(script)
+    found = gemma | REPLIES[script] | dict(out=tmp_path, cache_dir=tmp_path / "parts")
+    found |= dict(data=questions, limit=2, svd_cache=tmp_path / "cache")
+    known = module.Config.__dataclass_fields__
+    module.main(module.Config(**{name: v for name, v in found.items() if name in known}))
+    table, _ = read_table(tmp_path / f"{script}.parquet")
+    assert set(table["dataset"]) == {"truthfulqa", "truthfulqa per token"}
+    assert table["mass"].is_null().all() and (table["flagged_share"] == 0).all()
+    assert table["reads"].is_not_null().all() and table["effect"].is_finite().all()
+    assert (table.filter(pl.col("variant") == "zero")["effect"] == 0).all()
 
 
 @pytest.mark.parametrize("script", OWN)
