@@ -183,10 +183,10 @@ def test_a_model_that_ends_no_answer(tmp_path, few, tok, capsys):
 def test_auto_follows_the_model():
     """the embedded model has its own data, adapters and recipe; what is given stays"""
     own = resolve_defaults(ReplicationOptions())
-    assert (own.data, own.adapters) == (Path("data/organism"), Path("data/organism/adapters"))
+    assert (own.data, own.adapters) == ("data/organism", Path("data/organism/adapters"))
     assert (own.recipe, own.dtype) == ("organism", "float32")
     hub = resolve_defaults(ReplicationOptions(model="google/gemma-3-1b-it", dtype="float32"))
-    assert hub.data == Path("data/english") and hub.recipe == "fork" and hub.dtype == "float32"
+    assert hub.data == "data/english" and hub.recipe == "fork" and hub.dtype == "float32"
     assert hub.adapters == Path("artifacts/adapters/google--gemma-3-1b-it")
     lacks = resolve_defaults(
         ReplicationOptions(seeds=(7,))
