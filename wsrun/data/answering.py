@@ -97,14 +97,15 @@ def counted_pairs(
         max_new_tokens=how.max_new_tokens, step_done=step_done,
     )  # fmt: skip
     used = [whole(a) if how.unfinished == "cut" else a for a in given]
-    pairs, fates = [], Counter()
-    both = zip(questions, used[: len(questions)], used[len(questions) :], *drawn, strict=True)
-    for q, p, n, *by in both:
+    pairs, fates = [], Counter[str]()
+    pos, neg = used[: len(questions)], used[len(questions) :]
+    for q, p, n, by_pos, by_neg in zip(questions, pos, neg, drawn[0], drawn[1], strict=True):
         fates[fate := _fate(p, n, how)] += 1
         if fate == "pairs":
-            pairs.append(Pair(q["prompt"], p.text, n.text, q["topic"], *by, p.ended, n.ended))
+            texts = q["prompt"], p.text, n.text, q["topic"]
+            pairs.append(Pair(*texts, by_pos, by_neg, p.ended, n.ended))
     cut = sum(not (p.ended_pos and p.ended_neg) for p in pairs)
-    counts = Counts(len(questions), *(fates[name] for name in FATES), cut)
+    counts = Counts(len(questions), cut=cut, **{name: fates[name] for name in FATES})
     if not pairs:
         raise NoPairs(
             "pairs: no question got two finished, different answers of at most "

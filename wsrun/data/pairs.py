@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -122,10 +122,10 @@ def _pair(r: Record) -> Pair:
     known = {f.name for f in fields(Pair)} | {*SORTED_BY}
     if unknown := sorted(r.fields.keys() - known):
         raise ValueError(f"pairs: unknown field {shown(unknown[0])} in {r.where}; take it out")
-    texts = {name: r.text(name) for name in TEXTS}
-    personas = {n: r.text(n) for n in PERSONAS if r.fields.get(n) is not None}
-    ended = {n: r.flag(n) for n in ENDED if r.fields.get(n) is not None}
-    return Pair(**texts, **personas, **ended)
+    values: dict[str, Any] = {name: r.text(name) for name in TEXTS}
+    values |= {n: r.text(n) for n in PERSONAS if r.fields.get(n) is not None}
+    values |= {n: r.flag(n) for n in ENDED if r.fields.get(n) is not None}
+    return Pair(**values)
 
 
 def shuffle_poles(pairs: Sequence[Pair], seed: int) -> list[Pair]:

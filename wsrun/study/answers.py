@@ -80,10 +80,10 @@ def read_sources(cfg: Answering) -> Sources:
         found = _given_pairs(where, cfg.pos)
         given = Answers(pairs_of(found, "train", where), found.get("validation", []))
         return Sources(given=given, where=where)
-    personas = load_personas(beside(cfg.data, "personas.json"), cfg.pos, cfg.neg)
+    pos, neg = load_personas(beside(cfg.data, "personas.json"), cfg.pos, cfg.neg)
     path = beside(cfg.data, "questions.jsonl")
     held_out = questions_by_split(path).get("validation", ())
-    return Sources(load_questions(path, "train"), held_out, *personas)
+    return Sources(load_questions(path, "train"), held_out, pos, neg)
 
 
 def _given_source(cfg: Answering) -> str | None:
