@@ -1,6 +1,6 @@
 """The sweep: rows that pair up, the same whatever engine, batch or order."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import polars as pl
 import pytest
@@ -14,8 +14,9 @@ from wscore.stats.schema import ROW_SCHEMA
 from wsrun.data.items import Item, with_system
 from wsrun.models.chat import Choices, choice_ids, render, user
 from wsrun.models.hooks import hooked
+from wsrun.score.plan import plan
 from wsrun.score.readings import choice_scores
-from wsrun.score.scorer import Levers
+from wsrun.score.scorer import Engines, Levers, Scorer
 from wsrun.score.sweep import _rows, score, sweep
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import AddVectors, SystemPrompt, WeightDelta
@@ -116,6 +117,19 @@ def test_noise_is_measured(qwen, tok, items):
     coarse = sweep(qwen.bfloat16(), tok, items, d, (1.0,))["dtype_noise"]
     assert fine.n_unique() == coarse.n_unique() == 1
     assert fine[0] < 1e-5 < 1e-4 < coarse[0] < 1
+
+
+def test_noise_is_that_of_each_data_set(qwen, tok, items):
+    """rms of the change of a data set's own margins, of two data sets in one sweep"""
+    other = [replace(i, dataset="other") for i in items[5:]]
+    d = {"v": random_delta(qwen)}
+    both = sweep(qwen, tok, [*items[:5], *other], d, (1.0,))
+    p = plan(tok, [*items[:5], *other])
+    scorer = Scorer(qwen, p, Engines(qwen, "auto", 4096, Levers(), print), None, {})
+    change = (scorer.jittered()["margin"] - scorer.base["margin"]).to_numpy()
+    for name, part in (("claims", change[:5]), ("other", change[5:])):
+        (noise,) = both.filter(dataset=name)["dtype_noise"].unique()
+        assert noise == pytest.approx((part**2).mean() ** 0.5)
 
 
 def test_margin_is_that_of_the_plain_forward(model, tok, items):

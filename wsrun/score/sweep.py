@@ -61,9 +61,9 @@ def sweep(
 
     variants: `Variant`s, or interventions or weight deltas by name. alpha = 0 is scored once, as
     variant "base". A row is flagged where its mass is below 0.5, or where the dtype realised the
-    weight change with a cosine below 0.99. dtype_noise is the rms change of a base margin under one
-    more rounding of the states that enter the first layer (`jittered`): an effect below it is
-    within what the dtype leaves open.
+    weight change with a cosine below 0.99. dtype_noise is the rms change of a base margin of the
+    row's data set under one more rounding of the states that enter the first layer (`jittered`): an
+    effect below it is within what the dtype leaves open.
 
     experiment, model_name and behaviour fill the columns of these names. `cache_dir` is a folder in
     which finished (change, alpha) are kept and found (results.py), unless code is hooked into the
@@ -86,7 +86,7 @@ def sweep(
 
     plain = under(None)
     frames = [_rows(plain.base, BASE, 0.0, None)]
-    jittered = plain.jittered()
+    noise = _noise(plain.base, plain.jittered())
     progress(BASE.name)
     for variant in _listed(variants):
         change = _checked(model, variant)
@@ -96,12 +96,11 @@ def sweep(
             frames.append(_rows(scores, variant, alpha, _rounding(model, change, alpha)))
             progress(variant.name)
     return completed(
-        frames,
+        (frame.join(noise, "dataset", how="left", maintain_order="left") for frame in frames),
         experiment=experiment,
         model=model_name,
         behaviour=behaviour,
         prompt_style=PROMPT_STYLE,
-        dtype_noise=_rms(jittered["margin"] - plain.base["margin"]),
     )
 
 
@@ -147,8 +146,10 @@ def _doses(variant: Variant, alphas: Sequence[float]) -> list[float]:
     return [a for a in numbers if a != 0]
 
 
-def _rms(x: pl.Series) -> float:
-    return float((x**2).mean() ** 0.5)  # type: ignore[operator]
+def _noise(base: pl.DataFrame, jittered: pl.DataFrame) -> pl.DataFrame:
+    """dtype_noise of each data set: the rms of jittered - base margins, row by row."""
+    change = base.select("dataset", change=jittered["margin"] - pl.col("margin"))
+    return change.group_by("dataset").agg(dtype_noise=pl.col("change").pow(2).mean().sqrt())
 
 
 def _rounding(model: PreTrainedModel, change: Intervention, alpha: float) -> Rounding | None:
