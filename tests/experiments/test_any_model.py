@@ -39,12 +39,11 @@ def gemma(tmp_path_factory):
     return dict(made, model=str(made["model"]), data=str(data))
 
 
-REPLIES = OWN | {
+REPLIES = {
     "t1_activation": BENCHMARK | ONE | dict(layers=(1,), coefficients=(1.0,)),
     "t2_dilemmas": FEW | ONE | dict(alphas=(-1.0, 1.0)),
     "t3_prompts": BENCHMARK | ONE,
-    "t9_synthetic": BENCHMARK | ONE | dict(doses=(0.1,), questions=2),
-    "t10_svd_steering": BENCHMARK | ONE | dict(doses=(0.1,), questions=2, r=(4,)),
+    "t6_shared_svd": OWN["t6_shared_svd"],
 }
 
 
@@ -59,14 +58,14 @@ def questions(tmp_path_factory):
     return f"truthfulqa:{path}"
 
 
-@pytest.mark.parametrize("script", [s for s in REPLIES if s != "t14_monitor"])
+@pytest.mark.parametrize("script", REPLIES)
 def test_replies_of_a_public_set(tmp_path, monkeypatch, gemma, questions, script):
-    """every script reads two replies a question: no mass and no flag, both data sets, each with
+    """scripts read two replies a question: no mass and no flag, both data sets, each with
     what the check says of it; exactly 0 for zero times dW"""
     monkeypatch.chdir(ROOT)  # personas and neutral texts of data/english
     module = experiment(script)
     found = gemma | REPLIES[script] | dict(out=tmp_path, cache_dir=tmp_path / "parts")
-    found |= dict(data=questions, limit=2, svd_cache=tmp_path / "cache")
+    found |= dict(data=questions, limit=2)
     known = module.Config.__dataclass_fields__
     module.main(module.Config(**{name: v for name, v in found.items() if name in known}))
     table, _ = read_table(tmp_path / f"{script}.parquet")
