@@ -5,7 +5,7 @@ import pytest
 from tests.fuzz.cases import GOOD
 from tests.fuzz.run import BORDERS, jobs_of, run
 
-CASES = 200  # of each border
+CASES = 120  # of each border
 
 
 @pytest.mark.parametrize("name", BORDERS)
