@@ -20,7 +20,7 @@ from wsrun.data.items import (
 )
 from wsrun.data.pairs import load_pairs, load_questions
 from wsrun.data.personas import load_personas, persona_names
-from wsrun.data.source import load_items
+from wsrun.data.source import beside, load_dose_items, load_items
 from wsrun.models.chat import user
 
 CLAIM = {"item": "a", "cluster": "c", "prompt": "Is it so?", "label": 1, "split": "test"}
@@ -253,3 +253,12 @@ def test_bytes_that_are_no_text(tmp_path):
     for read in (load_claims, lambda p: load_questions(p, "test"), load_pairs):
         with pytest.raises(ValueError, match="c.jsonl' is not UTF-8 text at byte 1000001, line 2"):
             read(path)
+
+
+def test_an_empty_source_is_refused():
+    """ "" is no folder, though Path("") is this one: the option is named"""
+    for read in (load_items, load_dose_items):
+        with pytest.raises(ValueError, match="--data is empty; give a folder"):
+            read("", *["test"] * (read is load_items))
+    with pytest.raises(ValueError, match="--data is empty"):
+        beside("", "personas.json")

@@ -54,8 +54,8 @@ KINDS = (
         [dict(zip(PAIR, ("Why?", "Yes.", "No.", f"t{i}", "Be.", None), strict=True))
          for i in range(4)],
         lambda path: fields(load_pairs(path)),
-        lambda rows: [{n: r.get(n, True) for n in (*PAIR, "ended_pos", "ended_neg")}
-                      for r in rows],
+        lambda rows: [{n: r.get(n) for n in PAIR}
+                      | {n: r.get(n, True) for n in ("ended_pos", "ended_neg")} for r in rows],
     ),
     Kind(
         "neutral.jsonl",

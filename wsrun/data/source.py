@@ -30,7 +30,7 @@ def read_items(
     """The items of `load_items`, and a sentence for whatever was left out of the set."""
     if reading := named_reading(str(source), split, dilemmas, limit):
         return reading
-    folder = Path(source)
+    folder = _folder(source)
     if not folder.is_dir():
         raise ValueError(
             f"items: no folder {str(folder)!r} here; it must hold claims.jsonl and dilemmas.jsonl "
@@ -51,7 +51,7 @@ def load_dose_items(
     if reading := named_reading(str(source), "test", dilemmas, limit):
         items = reading.items
         return Dilemmas(items, frozenset(i.id for i in items), False, items_sha256(items))
-    folder = Path(source)
+    folder = _folder(source)
     where = folder / "dilemmas.jsonl" if (folder / "dilemmas.jsonl").is_file() else source
     found = read_dilemmas(where, dilemmas, "test")
     return found._replace(items=_in_form(found.items, folder))
@@ -59,7 +59,7 @@ def load_dose_items(
 
 def beside(source: str | Path, name: str) -> Path:
     """The path of a file that goes with a source: in its folder, of a public set in TEXTS."""
-    return (TEXTS if named(str(source)) else Path(source)) / name
+    return (TEXTS if named(str(source)) else _folder(source)) / name
 
 
 def source_name(source: str | Path) -> str:
@@ -68,6 +68,12 @@ def source_name(source: str | Path) -> str:
         name, path = found
         return f"{name}-{path.stem}"
     return Path(source).resolve().name
+
+
+def _folder(source: str | Path) -> Path:
+    if not str(source):
+        raise ValueError("items: --data is empty; give a folder, or a public set as NAME:PATH")
+    return Path(source)
 
 
 def _in_form(items: list[Item], folder: Path) -> list[Item]:
