@@ -13,13 +13,12 @@ import polars as pl
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wsrun.data.answering import NEW_TOKENS
 from wsrun.data.items import Item, with_system
 from wsrun.data.named import named
 from wsrun.data.pairs import load_questions
 from wsrun.data.source import beside, load_items
 from wsrun.models.chat import user
-from wsrun.models.generate import Answer, generate
+from wsrun.models.generate import NEW_TOKENS, Answer, generate
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import Intervention, WeightDelta, applied
@@ -153,7 +152,7 @@ def sample_table(
     lines = [
         (
             model_name, p.dataset, family, seed, alpha, p.id, prompt_text(p), answer.text,
-            not answer.ended,            margin_of.get((family, seed, alpha, p.id)),
+            not answer.ended, margin_of.get((family, seed, alpha, p.id)),
         )
         for (family, seed), by_alpha in answers.items()
         for alpha, given in by_alpha.items()

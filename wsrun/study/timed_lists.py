@@ -10,6 +10,7 @@ from wscore import DeltaLike, scale, select, spectrum_null, writes_residual
 from wsrun.data.items import Item
 from wsrun.lenses.base import Cut, Deltas, LensInput
 from wsrun.lenses.registry import cuts
+from wsrun.models.generate import right_padded
 from wsrun.score.plan import plan
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta, applied
@@ -77,10 +78,8 @@ def plain_loop(work: Work) -> np.ndarray:
 def plain_batch(work: Work, items: list[Item]) -> list[float]:
     """Margins of a few items, right-padded, from the logits of every position."""
     model, p = work.model, plan(work.tok, items)
-    width = max(map(len, p.sequences))
-    ids = torch.tensor([s + [0] * (width - len(s)) for s in p.sequences], device=model.device)
-    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in p.sequences])
-    logits = model(input_ids=ids, attention_mask=mask.to(model.device), use_cache=False).logits
+    ids, mask = (x.to(model.device) for x in right_padded(p.sequences))
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     row, at = zip(*[(n, at) for n, s in enumerate(p.flat) for at in s.positions], strict=True)
     values = p.readout.values([*range(len(row))], logits[list(row), list(at)].float().cpu())
     return p.results(values)[0].tolist()
