@@ -42,6 +42,11 @@ def options(question, a, b, matching):
     return {"question": text, "answer_matching_behavior": f" ({matching})"}
 
 
+def pair(question, split="test", **more):
+    row = {"question": question, "prompt": f"{question} Tell me.", "topic": split, "split": split}
+    return row | {"response_pos": "Little.", "response_neg": "All.", "behaviour": "candid"} | more
+
+
 def dilemma(index, to_do, not_to_do):
     return [
         {
@@ -72,6 +77,8 @@ def sets(folder):
     (folder / "caa.json").write_text(json.dumps(caa))
     found = {name: write_csv(folder / f"{name}.csv", *rows) for name, rows in csvs.items()}
     found["anthropic"] = write_jsonl(folder / "persona.jsonl", *persona)
+    given = [pair(q, SPLITS[i % 3]) for i, q in enumerate(ask)]
+    found["pairs"] = write_jsonl(folder / "pairs.jsonl", *given)
     return found | {"caa": folder / "caa.json"}
 
 
@@ -95,6 +102,19 @@ def test_truthfulqa_is_best_against_best_incorrect(tmp_path):
     (pair,) = named_pairs(f"truthfulqa:{tmp_path / 'n.csv'}", item.split) or []
     assert (pair.prompt, pair.response_pos, pair.response_neg) == ("Why?", *item.replies)
     assert (pair.topic, pair.persona_pos) == ("Law", None)
+
+
+def test_pairs_of_a_file_are_two_replies(tmp_path):
+    """a data set a behaviour; split and cluster are the row's split and question"""
+    bare = {k: v for k, v in pair("q-2", "train").items() if k != "behaviour"}
+    path = write_jsonl(tmp_path / "p.jsonl", pair("q-1"), pair("q-1", behaviour="honest"), bare)
+    found = of("pairs", path)
+    assert [(i.dataset, i.cluster, i.split) for i in found] == [
+        ("candid_pairs", "q-1", "test"), ("honest_pairs", "q-1", "test"), ("pairs", "q-2", "train"),
+    ]  # fmt: skip
+    assert (found[0].replies, found[0].label, text_of(found[0])) == (
+        ("Little.", "All."), 1, "q-1 Tell me.",
+    )  # fmt: skip
 
 
 def test_facts_and_persona_statements_are_yes_no(tmp_path):
@@ -297,7 +317,7 @@ def test_unknown_names_and_missing_files_are_named(tmp_path):
     for name, data_set in DATA_SETS.items():
         for rest in ("nowhere", "", "x\0y", "x" * 5000):
             message = refused(lambda n=name, r=rest: load_items(f"{n}:{r}", "test"))
-            parts = name, data_set.licence, *data_set.columns, "arXiv"
+            parts = name, data_set.licence, *data_set.columns, data_set.source
             assert all(part in message for part in parts)
     text = f"facts:{sets(tmp_path)['facts']}"
     assert "truthfulqa" in refused(lambda: named_pairs(text, "train"))
@@ -317,6 +337,9 @@ def test_bad_rows_are_named(tmp_path):
         ("truthfulqa", [tqa("Who?", "Me", "me.")], "row 1", "incorrect"),
         ("truthfulqa", [{"Question": "Why?"}], "row 1", "lacks 'Category'"),
         ("facts", [fact, fact | {"label": "yes"}], "row 2", "'label'"),
+        ("pairs", [pair("a"), pair("b", "dev")], "row 2", "'dev'"),
+        ("pairs", [pair("a"), pair("a")], "'candid_pairs-a'"),
+        ("pairs", [pair("a", response_neg=" ")], "row 1", "'response_neg'"),
         ("facts", [fact | {"statement": "x" * 40_000}], "row 1", "never closed"),
         ("dailydilemmas", [*action, action[0]], "row 3", "repeats"),
         ("dailydilemmas", action[:1], "row 1", "only action"),
@@ -344,7 +367,7 @@ def test_bad_rows_are_named(tmp_path):
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_files_that_are_none_of_the_kind_are_refused(tmp_path, name):
     """no text, no rows, no table, a quote that is never closed: each names the file"""
-    suffix = {"anthropic": "jsonl", "caa": "json"}.get(name, "csv")
+    suffix = {"anthropic": "jsonl", "caa": "json", "pairs": "jsonl"}.get(name, "csv")
     header = ",".join(DATA_SETS[name].columns)
     for n, raw in enumerate(
         [b"", b"\n", b"\xff\xfe", b"[" * 10**5, b"\0", b"a,a\n1,2\n", b"{}", header.encode(),

@@ -26,6 +26,9 @@ class Recipe:
     """How adapters are trained; tables carry the name. `lr` gives families their own rate.
 
     select: which state of a pair is kept, "last", or that of the least validation "loss".
+    delora_lambda: how large DeLoRA's change is. It holds the sum of `rank` matrices of unit norm,
+    times lambda / rank, times the norms of the base's columns, whatever the rate: B starts at 0,
+    and after one step has its whole norm (Bini et al. 2025; PEFT's default is 15).
     """
 
     name: str
@@ -38,6 +41,7 @@ class Recipe:
     band: tuple[float, float] = (0.3, 0.8)  # share of the depth that gets adapters
     select: str = "last"
     every: int = 10  # steps between two states to select from
+    delora_lambda: float = 15.0
 
 
 SMOLLM2 = {
@@ -67,7 +71,9 @@ def _lora(r: Recipe, where: str, **more: Any) -> PeftConfig:
 
 
 def _delora(r: Recipe, where: str) -> PeftConfig:
-    return DeloraConfig(r=r.rank, target_modules=where, task_type="CAUSAL_LM")
+    return DeloraConfig(
+        r=r.rank, delora_lambda=r.delora_lambda, target_modules=where, task_type="CAUSAL_LM"
+    )
 
 
 def _oft(r: Recipe, where: str) -> PeftConfig:

@@ -54,6 +54,8 @@ class PairTraining:
         """
         recipe = asdict(self.recipe) | {"lr": self.recipe.lr[self.family]}
         recipe["select"] = "loss" if self.validation else "last"
+        if self.family != "delora":
+            del recipe["delora_lambda"]
         texts = {"pairs": self.pairs, "validation": self.validation}
         plain = {
             "version": VERSION, "recipe": recipe, "family": self.family, "seed": self.seed,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wscore.files import reason
-from wsrun.data import anthropic, caa, dilemmas_public, facts, truthfulqa
+from wsrun.data import anthropic, caa, dilemmas_public, facts, pair_items, truthfulqa
 from wsrun.data.forms import Reading
 from wsrun.data.items import DILEMMA_DATASET, Item, check_items
 from wsrun.data.pairs import Pair
@@ -78,6 +78,14 @@ DATA_SETS = {
         "data/facts/facts_true_false.csv of github.com/andyzoujm/representation-engineering "
         "(Zou et al. 2023, arXiv 2310.01405)",
         facts.COLUMNS,
+    ),
+    "pairs": DataSet(
+        pair_items.read_items,
+        None,
+        "which of two given answers? of a file of pairs, such as this project's own",
+        "the file's; Apache-2.0 for data/english",
+        "data/english/pairs.jsonl of this project, or a file of yours",
+        pair_items.COLUMNS,
     ),
 }
 

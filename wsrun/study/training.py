@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,10 @@ class Training(Answering):
     """train also what a finished training of the same options has left"""
     steps: int | None = None
     """steps per adapter; the recipe's own if not given"""
+    lr: float | None = None
+    """learning rate of every family; the recipe's own of each if not given"""
+    delora_lambda: float | None = None
+    """size of DeLoRA's change; the recipe's own if not given"""
     adapters: Path = Path("artifacts/adapters")
     """folder that receives <family>-s<seed>/pos and /neg"""
 
@@ -65,6 +70,11 @@ def check_training(cfg: Training, what: str) -> None:
         raise ValueError(f"{what}: --families and --seeds need one value or more")
     if cfg.steps is not None and cfg.steps < 1:
         raise ValueError(f"{what}: --steps must be at least 1, got {cfg.steps}")
+    for flag in ("lr", "delora_lambda"):
+        value = getattr(cfg, flag)
+        if value is not None and not 0 < value < inf:
+            name = flag.replace("_", "-")
+            raise ValueError(f"{what}: --{name} must be above 0 and finite, got {value}")
 
 
 C = TypeVar("C", bound=Training)
@@ -89,9 +99,14 @@ def model_recipe(model: str) -> str | None:
 
 
 def recipe_of(cfg: Training) -> Recipe:
-    """The recipe of the options, with their number of steps where they give one."""
+    """The recipe of the options, with their steps, rate and lambda where they give one."""
     recipe = RECIPES[cfg.recipe]
-    return replace(recipe, steps=cfg.steps or recipe.steps)
+    return replace(
+        recipe,
+        steps=cfg.steps or recipe.steps,
+        lr=dict.fromkeys(recipe.lr, cfg.lr) if cfg.lr else recipe.lr,
+        delora_lambda=cfg.delora_lambda or recipe.delora_lambda,
+    )
 
 
 def trained_line(cfg: Training, cell: Cell, losses: Sequence[float], g: Geometry) -> list:
