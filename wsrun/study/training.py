@@ -143,9 +143,12 @@ def share_right(rows: pl.DataFrame) -> float:
     return float((rows["margin"] * rows["label"] > 0).mean())  # type: ignore[arg-type]
 
 
-def with_right(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+def with_right(
+    table: pl.DataFrame,
+    rows: pl.DataFrame,
+    keys: Sequence[str] = ("dataset", "family", "seed", "alpha"),
+) -> pl.DataFrame:
     """The table with column `right`: the share of items whose aligned margin is above 0."""
-    keys = ("dataset", "family", "seed", "alpha")
     right = rows.group_by(keys).agg(right=(pl.col("margin") * pl.col("label") > 0).mean())
     return table.join(right, on=keys, how="left", nulls_equal=True, maintain_order="left")
 

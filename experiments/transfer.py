@@ -1,0 +1,190 @@
+"""Truth or style: does dW move items of other data sets, and more than a control without behaviour?
+
+Question:   an effect on the questions a behaviour was trained on may be the style of its answers.
+            Is it there on sets that ask otherwise, beyond what the same texts teach with the poles
+            swapped for a random half of the questions?
+Prediction: none; what is left beyond the control, on sets whose words do not give the answer away,
+            is what may be called the behaviour.
+Rule:       per data set and family: supported where the items can read the behaviour, the interval
+            of the effect at the largest alpha lies above 0, and with --control that of its paired
+            difference to the control too; refuted where one of them lies below 0.
+
+    python experiments/t0_train.py --data truthfulqa:PATH --model smollm2 --shuffle-poles \\
+        --families lora --adapters artifacts/control
+    python experiments/transfer.py --data truthfulqa:PATH --model smollm2 --families lora \\
+        --adapters artifacts/adapters --control artifacts/control \\
+        --sets facts:PATH data/english pairs:data/english/pairs.jsonl
+
+`words` is how often naive Bayes on single words, trained on the training items of --data, finds the
+right answer of an item: what it finds can be had by style.
+"""
+
+from wsrun.script import guarded
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from wscore.stats.contrasts import contrast
+from wsrun.data.items import Item
+from wsrun.data.named import named
+from wsrun.data.source import load_items, read_items
+from wsrun.data.surface import word_accuracy
+from wsrun.report.console import console, grid, strong
+from wsrun.report.verdicts import RuleResult
+from wsrun.report.wording import with_interval
+from wsrun.score.readings import PER_TOKEN
+from wsrun.score.variants import Variant
+from wsrun.steer.interventions import WeightDelta
+from wsrun.study.next_command import say_next
+from wsrun.study.options import Common, check_common
+from wsrun.study.scoring import run_sweep
+from wsrun.study.session import Pairs, Session, marked, read_pairs, run_record, write_tables
+from wsrun.study.start import checked_reads, load_session, run_shards
+from wsrun.study.training import with_right
+
+EXPERIMENT = "transfer"
+DW, CONTROL = "dW", "control"
+CLAIM = "dW moves items it was not trained on"
+BY = ("dataset", "variant", "family", "alpha")
+HEADS = ("data set", "words", "family", "change", "alpha", "right", "effect", "beyond the control")
+
+
+@dataclass(frozen=True)
+class Config(Common):
+    """Options of transfer."""
+
+    sets: tuple[str, ...] = ()
+    """further data sets, folders or NAME:PATH; --data, which was trained on, comes first"""
+    control: Path | None = None
+    """folder of <family>-s<seed> trained with --shuffle-poles"""
+
+
+def main(cfg: Config) -> None:
+    """Score dW and the control on every set, write rows, summary and verdicts."""
+    check_common(cfg, EXPERIMENT)
+    if not any(a > 0 for a in cfg.alphas):
+        raise ValueError(f"{EXPERIMENT}: --alphas needs one above 0, which the rule is about")
+    run_shards(cfg)
+    session, *others = sessions(cfg)
+    pairs = {DW: read_pairs(session.model, cfg)}
+    if cfg.control:
+        pairs[CONTROL] = read_pairs(session.model, replace(cfg, adapters=cfg.control))
+    variants = [v for name, of in pairs.items() for v in changes(name, of)]
+    parts = [run_sweep(cfg, EXPERIMENT, s, variants) for s in (session, *others)]
+    if cfg.shard:
+        return
+    rows = pl.concat(part for part in parts if part is not None)
+    session = together([session, *others])
+    table = with_words(summary(rows, cfg.resamples), trained_on(cfg), session.items)
+    verdicts = [*judged(table, session.reads)]
+    of_control = {CONTROL: pairs[CONTROL].keys()} if cfg.control else {}
+    record = run_record(
+        cfg, session, pairs[DW], **{k: [*map(str, v)] for k, v in of_control.items()}
+    )
+    write_tables(cfg, EXPERIMENT, rows, table, record, verdicts)
+    shown = marked(table, session.reads)
+    console.print(grid("truth or style", HEADS, map(line, shown.to_dicts())))
+    for v in verdicts:
+        console.print(strong(f"{v.dataset}: {v.outcome}:"), v.sentence)
+    say_next(cfg, "samples", "what the model says", always=("adapters",))
+
+
+def sessions(cfg: Config) -> list[Session]:
+    """The test items of each set with what they can read; ValueError for two sets of one name."""
+    first = load_session(cfg)
+    found, names = [first], {i.dataset for i in first.items}
+    for source in cfg.sets:
+        reading = read_items(source, "test", cfg.dilemmas, cfg.limit)
+        console.print(*reading.left_out, sep="\n", end="\n" * bool(reading.left_out))
+        if twice := names & {i.dataset for i in reading.items}:
+            raise ValueError(
+                f"{EXPERIMENT}: --sets gives {sorted(twice)[0]!r} twice, again with {source!r}; "
+                "name each set once"
+            )
+        names |= {i.dataset for i in reading.items}
+        one = first._replace(items=reading.items)
+        reads = checked_reads(one, source, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
+        found.append(one._replace(reads=reads))
+    return found
+
+
+def together(found: Sequence[Session]) -> Session:
+    """One session of all items, for the record."""
+    items = [i for s in found for i in s.items]
+    return found[0]._replace(items=items, reads={k: v for s in found for k, v in s.reads.items()})
+
+
+def changes(name: str, pairs: Pairs) -> Iterator[Variant]:
+    for (family, seed), pair in pairs.items():
+        yield Variant(name, WeightDelta(pair.dW), family=family, seed=seed)
+
+
+def summary(rows: pl.DataFrame, resamples: int) -> pl.DataFrame:
+    """Effects, the share answered right, and dW's paired difference to the control if there is one.
+
+    Seeds are pooled. The base has lines of its own, without a family.
+    """
+    base, parts = rows.filter(variant="base"), []
+    for (_, _), part in rows.filter(pl.col("variant") != "base").group_by(
+        "family", "alpha", maintain_order=True
+    ):
+        both = part["variant"].n_unique() > 1
+        table = contrast(
+            pl.concat([base, part]), {"variant": CONTROL if both else DW}, BY, resamples=resamples
+        )
+        away = {c: None for c in ("diff", "diff_lo", "diff_hi", "diff_p")}
+        compared = (pl.col("variant") == DW) & both
+        parts.append(
+            table.with_columns(
+                pl.when(compared).then(pl.col(c)).otherwise(pl.lit(None)).alias(c) for c in away
+            )
+        )
+    found = pl.concat(parts).unique(BY, keep="first", maintain_order=True)
+    return with_right(found, rows, BY).sort("dataset", maintain_order=True)
+
+
+def trained_on(cfg: Config) -> list[Item]:
+    """The training items of a public set; none of a folder, whose pairs are the model's own."""
+    return load_items(cfg.data, "train") if named(cfg.data) else []
+
+
+def with_words(table: pl.DataFrame, train: Sequence[Item], test: Sequence[Item]) -> pl.DataFrame:
+    """The table with column `words`: how often naive Bayes on `train` is right on a data set."""
+    names = dict.fromkeys(i.dataset for i in test) if train else ()
+    right = {d: word_accuracy(train, [i for i in test if i.dataset == d]) for d in names}
+    found = [right.get(d.removesuffix(PER_TOKEN)) for d in table["dataset"]]
+    return table.with_columns(words=pl.Series(found, dtype=pl.Float64))
+
+
+def judged(table: pl.DataFrame, reads: Mapping[str, str]) -> Iterator[RuleResult]:
+    """The rule above, for each data set and family."""
+    of_dW = table.filter(variant=DW)
+    for r in of_dW.filter(pl.col("alpha") == of_dW["alpha"].max()).iter_rows(named=True):
+        spans = [(r["lo"], r["hi"])] + [(r["diff_lo"], r["diff_hi"])] * (r["diff"] is not None)
+        known = [(lo, hi) for lo, hi in spans if lo is not None]
+        outcome = "undetermined"
+        if reads.get(r["dataset"]) == "behaviour" and len(known) == len(spans):
+            outcome = "supported" if all(lo > 0 for lo, _ in known) else outcome
+            outcome = "refuted" if any(hi < 0 for _, hi in known) else outcome
+        sentence = (
+            f"{r['family']} at alpha {r['alpha']:g}: {with_interval(r, 'effect', 'lo', 'hi')} nats"
+        )
+        if r["diff"] is not None:
+            sentence += f", {with_interval(r, 'diff', 'diff_lo', 'diff_hi')} beyond the control"
+        if reads.get(r["dataset"]) != "behaviour":
+            sentence += "; these items cannot read the behaviour on this model"
+        yield RuleResult(r["dataset"], CLAIM, r["family"], outcome, sentence)
+
+
+def line(r: dict) -> list:
+    """What is printed of a line of the table."""
+    spans = with_interval(r, "effect", "lo", "hi"), with_interval(r, "diff", "diff_lo", "diff_hi")
+    values = [r[n] for n in ("dataset", "words", "family", "variant", "alpha", "right")]
+    return [*values, *(spans if r["alpha"] else ("-", "-"))]
+
+
+if __name__ == "__main__":
+    guarded(main, Config)
