@@ -7,7 +7,7 @@ from tests.conftest import ORGANISM
 from wsrun.data.personas import load_personas
 from wsrun.data.source import load_items
 from wsrun.models.load import load_model
-from wsrun.study.instrument import _crossed, _half, check, verdict_of
+from wsrun.study.instrument import _crossed, _half, check, sentence, verdict_of
 
 PERSONAS = load_personas(ORGANISM / "personas.json", "honest", "dishonest")
 
@@ -32,7 +32,7 @@ def test_a_random_model_is_not_readable(qwen, tok, items):
     """Its answers are no Yes and no No: mass near 0, so nothing can be read, whatever else."""
     found = check(qwen, tok, items, [p[:1] for p in PERSONAS])
     assert set(found.table["reads"]) == {"nothing"} and not found.readable("claims")
-    assert all("cannot read" in sentence for sentence in found.sentences)
+    assert all("cannot read" in said for said in found.sentences)
 
 
 LINE = dict(
@@ -75,3 +75,18 @@ def test_the_best_prompt_of_a_half_is_chosen_on_the_other():
     crossed = _crossed(base, lucky, "+")
     assert len(crossed) == 8 and crossed["margin"].sum() == 0
     assert _crossed(base, lucky, "-")["margin"].sum() == 8  # the worst elsewhere is the best here
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"clusters": 49}, True),
+        ({"clusters": 50}, False),
+        ({"clusters": 49, "accuracy_lo": 0.51}, False),  # it can read
+        ({"clusters": 49, "mass": 0.4}, False),  # more of them would not help
+    ],
+)
+def test_few_items_that_cannot_tell_are_called_few(change, said):
+    line = LINE | {"dataset": "claims"} | change
+    found = sentence(line | {"reads": verdict_of(line)})
+    assert (f"{change['clusters']} clusters are few" in found) is said

@@ -34,6 +34,7 @@ from wsrun.score.variants import Variant
 from wsrun.steer.interventions import SystemPrompt
 
 MIN_MASS = 0.5
+FEW = 50  # clusters: with fewer, intervals may be too wide to tell
 
 
 class Check(NamedTuple):
@@ -102,13 +103,16 @@ def passes(personas: Sequence[Sequence[str]]) -> int:
 
 def verdict_of(line: Mapping[str, object]) -> str:
     """A key of `READS`, by the rule above."""
-    mass, hint_lo = line["mass"], line["hint_lo"]
-    works = (hint_lo or 0) > 0 if mass is None else mass >= MIN_MASS  # type: ignore[operator]
-    if not works:
+    if not _works(line):
         return "nothing"
     if _excludes(line, "accuracy", 0.5) or _excludes(line, "poles", 0.0):
         return "behaviour"
     return "bias" if _excludes(line, "bias", 0.0) else "nothing"
+
+
+def _works(line: Mapping[str, object]) -> bool:
+    mass, hint_lo = line["mass"], line["hint_lo"]
+    return (hint_lo or 0) > 0 if mass is None else mass >= MIN_MASS  # type: ignore[operator]
 
 
 def _excludes(line: Mapping[str, object], name: str, value: float) -> bool:
@@ -122,7 +126,10 @@ def sentence(line: Mapping[str, object]) -> str:
     facts = f"{mass}accuracy {_span(line, 'accuracy', '.2f')}"
     if line.get("poles") is not None:
         facts += f", best prompts of the two poles {_span(line, 'poles', '+.2f')} nats apart"
-    return f"{line['dataset']}: these items {READS[str(line['reads'])]} on this model ({facts})"
+    few = line["reads"] != "behaviour" and _works(line) and int(line["clusters"]) < FEW  # type: ignore
+    more = f"; {line['clusters']} clusters are few, more may tell" if few else ""
+    reads = READS[str(line["reads"])]
+    return f"{line['dataset']}: these items {reads} on this model ({facts}){more}"
 
 
 def _span(line: Mapping[str, object], name: str, form: str) -> str:
