@@ -21,21 +21,17 @@ right answer of an item: what it finds can be had by style.
 
 from wsrun.script import guarded
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
-from wscore.stats.contrasts import contrast
 from wsrun.data.items import Item
 from wsrun.data.named import named
 from wsrun.data.source import load_items, read_items
-from wsrun.data.surface import word_accuracy
 from wsrun.report.console import console, grid, strong
-from wsrun.report.verdicts import RuleResult
 from wsrun.report.wording import with_interval
-from wsrun.score.readings import PER_TOKEN
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.next_command import say_next
@@ -43,12 +39,9 @@ from wsrun.study.options import Common, check_common
 from wsrun.study.scoring import run_sweep
 from wsrun.study.session import Pairs, Session, marked, read_pairs, run_record, write_tables
 from wsrun.study.start import checked_reads, load_session, run_shards
-from wsrun.study.training import with_right
+from wsrun.study.transfer import CONTROL, DW, judged, summary, with_words
 
 EXPERIMENT = "transfer"
-DW, CONTROL = "dW", "control"
-CLAIM = "dW moves items it was not trained on"
-BY = ("dataset", "variant", "family", "alpha")
 HEADS = ("data set", "words", "family", "change", "alpha", "right", "effect", "beyond the control")
 
 
@@ -122,61 +115,9 @@ def changes(name: str, pairs: Pairs) -> Iterator[Variant]:
         yield Variant(name, WeightDelta(pair.dW), family=family, seed=seed)
 
 
-def summary(rows: pl.DataFrame, resamples: int) -> pl.DataFrame:
-    """Effects, the share answered right, and dW's paired difference to the control if there is one.
-
-    Seeds are pooled. The base has lines of its own, without a family.
-    """
-    base, parts = rows.filter(variant="base"), []
-    for (_, _), part in rows.filter(pl.col("variant") != "base").group_by(
-        "family", "alpha", maintain_order=True
-    ):
-        both = part["variant"].n_unique() > 1
-        table = contrast(
-            pl.concat([base, part]), {"variant": CONTROL if both else DW}, BY, resamples=resamples
-        )
-        away = {c: None for c in ("diff", "diff_lo", "diff_hi", "diff_p")}
-        compared = (pl.col("variant") == DW) & both
-        parts.append(
-            table.with_columns(
-                pl.when(compared).then(pl.col(c)).otherwise(pl.lit(None)).alias(c) for c in away
-            )
-        )
-    found = pl.concat(parts).unique(BY, keep="first", maintain_order=True)
-    return with_right(found, rows, BY).sort("dataset", maintain_order=True)
-
-
 def trained_on(cfg: Config) -> list[Item]:
     """The training items of a public set; none of a folder, whose pairs are the model's own."""
     return load_items(cfg.data, "train") if named(cfg.data) else []
-
-
-def with_words(table: pl.DataFrame, train: Sequence[Item], test: Sequence[Item]) -> pl.DataFrame:
-    """The table with column `words`: how often naive Bayes on `train` is right on a data set."""
-    names = dict.fromkeys(i.dataset for i in test) if train else ()
-    right = {d: word_accuracy(train, [i for i in test if i.dataset == d]) for d in names}
-    found = [right.get(d.removesuffix(PER_TOKEN)) for d in table["dataset"]]
-    return table.with_columns(words=pl.Series(found, dtype=pl.Float64))
-
-
-def judged(table: pl.DataFrame, reads: Mapping[str, str]) -> Iterator[RuleResult]:
-    """The rule above, for each data set and family."""
-    of_dW = table.filter(variant=DW)
-    for r in of_dW.filter(pl.col("alpha") == of_dW["alpha"].max()).iter_rows(named=True):
-        spans = [(r["lo"], r["hi"])] + [(r["diff_lo"], r["diff_hi"])] * (r["diff"] is not None)
-        known = [(lo, hi) for lo, hi in spans if lo is not None]
-        outcome = "undetermined"
-        if reads.get(r["dataset"]) == "behaviour" and len(known) == len(spans):
-            outcome = "supported" if all(lo > 0 for lo, _ in known) else outcome
-            outcome = "refuted" if any(hi < 0 for _, hi in known) else outcome
-        sentence = (
-            f"{r['family']} at alpha {r['alpha']:g}: {with_interval(r, 'effect', 'lo', 'hi')} nats"
-        )
-        if r["diff"] is not None:
-            sentence += f", {with_interval(r, 'diff', 'diff_lo', 'diff_hi')} beyond the control"
-        if reads.get(r["dataset"]) != "behaviour":
-            sentence += "; these items cannot read the behaviour on this model"
-        yield RuleResult(r["dataset"], CLAIM, r["family"], outcome, sentence)
 
 
 def line(r: dict) -> list:

@@ -1,7 +1,8 @@
 """wsrun: everything that knows models, prompts, PEFT or files. The algebra is in wscore.
 
-models < data < steer < adapters < score < lenses < report < study: each room imports earlier ones
-only. The names below are imported when one of them is asked for, so `import wsrun` is cheap.
+models < data < steer < adapters < export < score < lenses < report < study: each room imports
+earlier ones only. The names below are imported when one of them is asked for, so `import wsrun` is
+cheap.
 """
 
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsrun.adapters import adapter_delta, checkpoint_delta, pair_deltas, train_adapter
     from wsrun.data import Item, load_items
+    from wsrun.export import save_lora
     from wsrun.models import choice_ids, load_model, render
     from wsrun.score import Variant, score, sweep
     from wsrun.steer import (
@@ -32,13 +34,15 @@ ROOMS = {
         "applied", "load_intervention", "steered",
     ),
     "adapters": ("adapter_delta", "checkpoint_delta", "pair_deltas", "train_adapter"),
+    "export": ("save_lora",),
     "score": ("Variant", "sweep"),  # `score` itself is the room, which can be called
     "study": ("check",),
 }  # fmt: skip
 __all__ = [
     "AddVectors", "ConstructedDelta", "DirectionalAblation", "Item", "SystemPrompt", "Variant",
     "WeightDelta", "adapter_delta", "applied", "check", "checkpoint_delta", "choice_ids",
-    "load_intervention", "load_items", "load_model", "pair_deltas", "render", "score", "steered",
+    "load_intervention", "load_items", "load_model", "pair_deltas", "render", "save_lora", "score",
+    "steered",
     "sweep", "train_adapter",
 ]  # fmt: skip
 
