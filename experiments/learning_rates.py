@@ -14,7 +14,6 @@ kept in a folder of its own: a stopped run, started again, goes on where it was.
 
 from wsrun.script import guarded
 
-import shlex
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -29,7 +28,6 @@ from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, grid
 from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.study.answers import answers, check_answering, read_sources
-from wsrun.study.next_command import say
 from wsrun.study.options import check_once
 from wsrun.study.training import Training, check_training, recipe_of, train, with_recipe
 
@@ -90,8 +88,7 @@ def main(cfg: Config) -> None:
     title = f"{cfg.model}: validation loss after {cfg.steps} steps, nats per token"
     console.print(grid(title, heads, rows.rows()))
     console.print(f"table {path}", highlight=False)
-    words = ["python", "experiments/t0_train.py", "--model", cfg.model, "--data", cfg.data]
-    say(f"{shlex.join([*words, '--families', *cfg.families])}  # --lr gives another rate")
+    console.print("t0_train trains at the recipe's rates; --lr and --delora-lambda give others")
 
 
 def scaled(cfg: Config, family: str, factor: float) -> Config:

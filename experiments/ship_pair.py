@@ -18,7 +18,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,7 +34,7 @@ from wsrun.report.console import console, grid
 from wsrun.report.wording import with_interval
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
-from wsrun.study.next_command import say
+from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common, check_once
 from wsrun.study.scoring import run_sweep
 from wsrun.study.session import Session, read_pairs, run_record, write_tables
@@ -91,10 +91,8 @@ def main(cfg: Config) -> None:
         text = card(cfg, chosen, table)
         replace_folder(cfg.to, lambda new: put(cut[chosen], new, text))
     console.print(f"{cfg.to}: {chosen}, {size[chosen]:.2f} MB", highlight=False)
-    words = ["--model", cfg.model, "--data", cfg.data, "--adapters", str(cfg.to.parent)]
-    say(
-        shlex.join(["python", "experiments/samples.py", *words]) + "  # what it makes the model say"
-    )
+    cfg = replace(cfg, adapters=cfg.to.parent)
+    say_next(cfg, "samples", "what it makes the model say")
 
 
 def check(cfg: Config) -> None:
