@@ -87,10 +87,9 @@ def main(cfg: Config) -> None:
 
 def sessions(cfg: Config) -> list[Session]:
     """The test items of each set with what they can read; ValueError for two sets of one name."""
-    first = load_session(cfg)
-    found, names = [first], {i.dataset for i in first.items}
-    for source in cfg.sets:
-        reading = read_items(source, "test", cfg.dilemmas, cfg.limit)
+    readings = {source: read_items(source, "test", cfg.dilemmas, cfg.limit) for source in cfg.sets}
+    names = {i.dataset for i in load_items(cfg.data, "test", cfg.dilemmas, cfg.limit)}
+    for source, reading in readings.items():
         console.print(*reading.left_out, sep="\n", end="\n" * bool(reading.left_out))
         if twice := names & {i.dataset for i in reading.items}:
             raise ValueError(
@@ -98,7 +97,9 @@ def sessions(cfg: Config) -> list[Session]:
                 "name each set once"
             )
         names |= {i.dataset for i in reading.items}
-        one = first._replace(items=reading.items)
+    found = [load_session(cfg)]
+    for source, reading in readings.items():
+        one = found[0]._replace(items=reading.items)
         reads = checked_reads(one, source, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
         found.append(one._replace(reads=reads))
     return found
