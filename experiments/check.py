@@ -5,8 +5,8 @@ Question:   before an effect is read off a model: does the base answer these ite
 Prediction: none; this script looks at the instrument, not at steering.
 Rule:       a reading works where mass is 0.5 or more, of replies where the margin follows a prompt
             that gives the answer away; it reads the behaviour where it works and the interval of
-            accuracy excludes 0.5 or that of the prompts' distance 0; only a bias where only the
-            distance of the margins themselves excludes 0; else nothing.
+            accuracy excludes 0.5 or that of the prompts' distance 0, at 0.1 nats or more; only a
+            bias where only the distance of the margins themselves is so; else nothing.
 
     python experiments/check.py
     python experiments/check.py --model smollm2 --data data/english

@@ -47,8 +47,11 @@ LINE = dict(
         ({}, "nothing"),
         ({"accuracy_lo": 0.51}, "behaviour"),
         ({"accuracy_hi": 0.49}, "behaviour"),  # it holds the opposite, and the items show it
-        ({"poles_lo": 0.1}, "behaviour"),
-        ({"bias_lo": 0.1}, "bias"),
+        ({"poles": 0.2, "poles_lo": 0.1}, "behaviour"),
+        ({"poles": -0.2, "poles_hi": -0.1}, "behaviour"),
+        ({"poles": 0.09, "poles_lo": 0.08}, "nothing"),  # sure, and too little
+        ({"bias": 0.2, "bias_lo": 0.1}, "bias"),
+        ({"bias": 0.09, "bias_lo": 0.08}, "nothing"),
         ({"accuracy_lo": 0.51, "mass": 0.4}, "nothing"),
         ({"accuracy_lo": 0.51, "mass": None}, "behaviour"),  # replies
         ({"accuracy_lo": 0.51, "mass": None, "hint_lo": -0.1}, "nothing"),

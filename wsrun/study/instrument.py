@@ -12,8 +12,9 @@ is the poles' mean difference in the margin itself: a shift towards Yes whatever
 
 Rule, per data set. The reading works where mass >= 0.5, of replies where the interval of hint lies
 above 0. It reads the behaviour where it works and tells the poles apart: the interval of accuracy
-excludes 0.5, or that of the poles 0; only a bias where it works and only the interval of `bias`
-excludes 0; else nothing.
+excludes 0.5, or that of the poles 0 with 0.1 nats between them or more; only a bias where it works
+and only `bias` is so; else nothing. Less than 0.1 nats is a tenth of the odds: with many items its
+interval excludes 0, and still no steering could be compared with it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from wsrun.score.variants import Variant
 from wsrun.steer.interventions import SystemPrompt
 
 MIN_MASS = 0.5
+MIN_APART = 0.1  # nats
 FEW = 50  # clusters: with fewer, intervals may be too wide to tell
 
 
@@ -105,9 +107,13 @@ def verdict_of(line: Mapping[str, object]) -> str:
     """A key of `READS`, by the rule above."""
     if not _works(line):
         return "nothing"
-    if _excludes(line, "accuracy", 0.5) or _excludes(line, "poles", 0.0):
+    if _excludes(line, "accuracy", 0.5) or _apart(line, "poles"):
         return "behaviour"
-    return "bias" if _excludes(line, "bias", 0.0) else "nothing"
+    return "bias" if _apart(line, "bias") else "nothing"
+
+
+def _apart(line: Mapping[str, object], name: str) -> bool:
+    return _excludes(line, name, 0.0) and abs(float(line[name])) >= MIN_APART  # type: ignore
 
 
 def _works(line: Mapping[str, object]) -> bool:
