@@ -32,7 +32,7 @@ from wsrun.study.options import check_once
 from wsrun.study.training import Training, check_training, recipe_of, train, with_recipe
 
 NAME = "learning_rates"
-HEADS = ("family", "lr", "lambda", "loss of pos", "loss of neg", "sum", "|dW|", "least")
+HEADS = ("seed", "family", "lr", "lambda", "loss of pos", "loss of neg", "sum", "|dW|", "least")
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,9 @@ def main(cfg: Config) -> None:
         answers={str(s): items_sha256(a.pairs) for s, a in answered.items()},
     )
     path = write_table(table, cfg.out / f"{NAME}.parquet", record)
-    heads = ("seed", *HEADS) if len(cfg.seeds) > 1 else HEADS
-    rows = table if len(cfg.seeds) > 1 else table.drop("seed")
-    title = f"{cfg.model}: validation loss after {cfg.steps} steps, nats per token"
-    console.print(grid(title, heads, rows.rows()))
+    steps = recipe_of(cfg).steps
+    title = f"{cfg.model}: validation loss after {steps} steps, nats per token"
+    console.print(grid(title, HEADS, table.rows()))
     console.print(f"table {path}", highlight=False)
     console.print("t0_train trains at the recipe's rates; --lr and --delora-lambda give others")
 

@@ -25,8 +25,10 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from wscore import effect_table
+from wsrun.adapters.checkpoint import CONFIG
 from wsrun.adapters.extract import PairDelta, pair_deltas
-from wsrun.adapters.folders import replace_folder
+from wsrun.adapters.folders import check_replaceable, replace_folder
+from wsrun.data.named import DATA_SETS, named
 from wsrun.data.source import source_name
 from wsrun.export import save_lora
 from wsrun.models.load import DTYPES
@@ -71,15 +73,15 @@ def main(cfg: Config) -> None:
     pairs = read_pairs(test.model, cfg)
     (pair,) = pairs.values()
     with TemporaryDirectory(dir=cfg.out) as work:
-        cut = {n: folder for n, folder in written(cfg, test, pair, Path(work))}
+        cut = dict(written(cfg, test, pair, Path(work)))
         size = {name: megabytes(folder) for name, folder in cut.items()}
         deltas = {n: pair_deltas(test.model, f).dW for n, f in cut.items()}
         variants = [Variant(n, WeightDelta(d)) for n, d in {WHOLE: pair.dW, **deltas}.items()]
-        found = measured(cfg, validation, variants)
-        chosen = smallest(found[1], size, cfg.keep)
+        _, tried = measured(cfg, validation, variants)
+        chosen = smallest(tried, size, cfg.keep)
         kept = [v for v in variants if v.name in (WHOLE, chosen)]
         rows, table = measured(cfg, test, kept)
-        parts = {"validation": found[1], "test": table}
+        parts = {"validation": tried, "test": table}
         table = pl.concat(t.with_columns(split=pl.lit(s)) for s, t in parts.items())
         table = table.with_columns(mb=pl.col("variant").replace_strict(size, default=None))
         record = run_record(cfg, test, pairs, chosen=chosen)
@@ -105,6 +107,7 @@ def check(cfg: Config) -> None:
         raise ValueError(f"{EXPERIMENT}: --ranks must be at least 1, --keep above 0 and at most 1")
     if unknown := [d for d in cfg.dtypes if d not in DTYPES]:
         raise ValueError(f"{EXPERIMENT}: --dtypes must be of {[*DTYPES]}, got {unknown[0]!r}")
+    check_replaceable(cfg.to, f"pos/{CONFIG}")
 
 
 def written(
@@ -132,7 +135,7 @@ def measured(
 
 
 def smallest(table: pl.DataFrame, size: dict[str, float], keep: float) -> str | None:
-    """The smallest pair that retains `keep` on every data set at every dose."""
+    """The smallest pair that retains `keep` wherever the whole change has an effect to keep."""
     least = table.filter(pl.col("alpha") != 0).group_by("variant").agg(pl.col("retained").min())
     shares = dict(least.iter_rows())
     good = [name for name in size if (shares.get(name) or 0) >= keep]
@@ -153,15 +156,15 @@ def card(cfg: Config, chosen: str, table: pl.DataFrame) -> str:
     lines = table.filter(pl.col("alpha") != 0, split="test", variant=chosen).to_dicts()
     effects = "\n".join(
         f"| {r['dataset']} | {r['alpha']:g} | {with_interval(r, 'effect', 'lo', 'hi')} | "
-        f"{r['retained']:.2f} |"
+        f"{'-' if r['retained'] is None else format(r['retained'], '.2f')} |"
         for r in lines
     )
     command = shlex.join(["python", *sys.argv])
     return f"""# A pair of LoRA adapters of {cfg.model}
 
-`pos` was trained on the answers of the behaviour in `{source_name(cfg.data)}`, `neg` on the
-opposite ones, with `experiments/t0_train.py`; then each was cut to {chosen}. `dW = pos - neg`
-steers. Both are PEFT adapters; `base.json` names the weights they are for.
+`pos` was trained on the answers of the behaviour in `{source_name(cfg.data)}`{licence(cfg)}, `neg`
+on the opposite ones, with `experiments/t0_train.py`; then each was cut to {chosen}.
+`dW = pos - neg` steers. Both are PEFT adapters; `base.json` names the weights they are for.
 
 Effect on test items in nats with its 95 % interval, and the share of the whole pair's effect:
 
@@ -171,6 +174,12 @@ Effect on test items in nats with its 95 % interval, and the share of the whole 
 
     {command}
 """
+
+
+def licence(cfg: Config) -> str:
+    """The licence of a public set, in brackets; nothing for a folder."""
+    found = named(cfg.data)
+    return f" ({DATA_SETS[found[0]].licence})" if found else ""
 
 
 def line(r: dict) -> list:

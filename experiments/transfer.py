@@ -27,6 +27,7 @@ from pathlib import Path
 
 import polars as pl
 
+from wscore import tensors_sha256
 from wsrun.data.items import Item
 from wsrun.data.named import named
 from wsrun.data.source import load_items, read_items
@@ -73,10 +74,9 @@ def main(cfg: Config) -> None:
     session = together([session, *others])
     table = with_words(summary(rows, cfg.resamples), trained_on(cfg), session.items)
     verdicts = [*judged(table, session.reads)]
-    of_control = {CONTROL: pairs[CONTROL].keys()} if cfg.control else {}
-    record = run_record(
-        cfg, session, pairs[DW], **{k: [*map(str, v)] for k, v in of_control.items()}
-    )
+    control = pairs.get(CONTROL, {})
+    hashes = {f"{f}-s{s}": tensors_sha256(p.dW) for (f, s), p in control.items()}
+    record = run_record(cfg, session, pairs[DW], control=hashes)
     write_tables(cfg, EXPERIMENT, rows, table, record, verdicts)
     shown = marked(table, session.reads)
     console.print(grid("truth or style", HEADS, map(line, shown.to_dicts())))
@@ -125,7 +125,7 @@ def line(r: dict) -> list:
     """What is printed of a line of the table."""
     spans = with_interval(r, "effect", "lo", "hi"), with_interval(r, "diff", "diff_lo", "diff_hi")
     values = [r[n] for n in ("dataset", "words", "family", "variant", "alpha", "right")]
-    return [*values, *(spans if r["alpha"] else ("-", "-"))]
+    return [*values, *spans]
 
 
 if __name__ == "__main__":

@@ -42,8 +42,7 @@ __all__ = [
     "AddVectors", "ConstructedDelta", "DirectionalAblation", "Item", "SystemPrompt", "Variant",
     "WeightDelta", "adapter_delta", "applied", "check", "checkpoint_delta", "choice_ids",
     "load_intervention", "load_items", "load_model", "pair_deltas", "render", "save_lora", "score",
-    "steered",
-    "sweep", "train_adapter",
+    "steered", "sweep", "train_adapter",
 ]  # fmt: skip
 
 

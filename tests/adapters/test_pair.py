@@ -82,6 +82,15 @@ def test_another_family_s_rate_changes_nothing(asked):
     assert kept_pair(other, lambda folder: None)[0]
 
 
+def test_lambda_decides_delora_alone(asked):
+    """another lambda is another training of delora, and the same one of lora"""
+    for family, same in (("lora", True), ("delora", False)):
+        one = replace(asked, family=family)
+        other = replace(one, recipe=replace(RECIPE, delora_lambda=0.5))
+        assert (one.request() == other.request()) is same
+    assert FAMILIES["delora"](replace(RECIPE, delora_lambda=0.5), "x").delora_lambda == 0.5
+
+
 def test_what_is_damaged_or_refused_is_not_kept(asked):
     """a changed byte of an adapter or of the record, a check that raises: the reason"""
     train_pair(asked, lambda folder: None)

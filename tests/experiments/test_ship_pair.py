@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.conftest import ORGANISM, experiment
+from tests.conftest import ORGANISM, ROOT, experiment
 from tests.folders import small_data
 from wscore import effect_table
+from wsrun.adapters.checkpoint import read_adapter
 from wsrun.adapters.extract import pair_deltas
 from wsrun.data.source import load_items
 from wsrun.models.load import load_model
@@ -60,3 +61,24 @@ def test_nothing_is_written_where_no_pair_keeps_enough(tmp_path, capsys):
 def test_options_that_cannot_be_are_refused(tmp_path, change, flag):
     with pytest.raises(ValueError, match=flag):
         script.main(options(tmp_path, **change))
+
+
+def test_a_folder_of_something_else_is_refused_first(tmp_path):
+    """--to that holds other files: a sentence before anything is scored, and they stay"""
+    (tmp_path / "shipped" / "lora-s0").mkdir(parents=True)
+    (tmp_path / "shipped" / "lora-s0" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no adapter"):
+        script.main(options(tmp_path))
+    assert (tmp_path / "shipped" / "lora-s0" / "notes.txt").read_text() == "mine"
+    assert not list((tmp_path / "tables").glob("*.parquet"))
+
+
+def test_the_pair_of_this_project_is_small_and_says_what_it_is():
+    """data/smollm2: LoRA, at most 5 MB, with a card that holds its effects and its command"""
+    folder = ROOT / "data/smollm2/adapters/lora-s0"
+    sides = [read_adapter(folder / side) for side in ("pos", "neg")]
+    assert {config["peft_type"] for _, config in sides} == {"LORA"}
+    assert len({*sides[0][0]} ^ {*sides[1][0]}) == 0 and script.megabytes(folder) <= 5
+    card = (folder / "README.md").read_text()
+    assert "| truthfulqa | 1 | +" in card and "ship_pair.py --model smollm2" in card
+    assert "Apache-2.0" in card

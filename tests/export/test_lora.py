@@ -75,3 +75,18 @@ def test_what_is_no_lora_is_refused(model, tmp_path, change, rank, parts):
     with pytest.raises(ValueError) as caught:
         save_lora(model, change(name, W.detach()), tmp_path / "a", rank=rank)
     assert all(part in str(caught.value) for part in parts) and not (tmp_path / "a").exists()
+
+
+def test_a_folder_of_something_else_stays(model, tmp_path):
+    """what is no adapter is not replaced, and the sentence names it; an adapter is"""
+    name, W = next((n, p) for n, p in model.named_parameters() if n.endswith("q_proj.weight"))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no adapter") as caught:
+        save_lora(model, {name: W.detach()}, tmp_path, rank=1)
+    assert str(tmp_path) in str(caught.value) and (tmp_path / "notes.txt").read_text() == "mine"
+    for scale in (1.0, 2.0):
+        save_lora(model, {name: scale * W.detach()}, tmp_path / "a", rank=1)
+    twice = adapter_delta(model, tmp_path / "a")[name]
+    save_lora(model, {name: W.detach()}, tmp_path / "b", rank=1)
+    once = adapter_delta(model, tmp_path / "b")[name]
+    assert length(twice - 2 * once) < 1e-5 * length(twice)

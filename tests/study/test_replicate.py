@@ -201,6 +201,8 @@ def test_auto_follows_the_model():
         ("t5_replicate", ("--recipe", "banana"), "--recipe must be one of paper, fork"),
         ("t5_replicate", ("--prompts", "banana"), "'banana'"),
         ("t5_replicate", ("--steps", "0"), "--steps must be at least 1"),
+        ("t0_train", ("--lr", "0"), "--lr must be above 0, got 0"),
+        ("t0_train", ("--delora-lambda", "-1"), "--delora-lambda must be above 0, got -1"),
         ("t5_replicate", ("--neg", "honest"), "name two personas"),
         ("t5_replicate", ("--coefficients", "0"), "--coefficients must be above 0"),
         ("t5_replicate", ("--layers", "6"), "t5: --layers must be 0 to 5 for this model, got [6]"),

@@ -1,5 +1,6 @@
 """Which base an adapter was trained on: its own record of the weights, else the name it states."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from wscore import tensors_sha256
 from wscore.families.patterns import check_pattern
-from wscore.files import read_json, reason
+from wscore.files import read_json, reason, write_whole
 
 BASE = "base.json"  # which weights the adapter was trained on
 
@@ -25,6 +26,12 @@ def base_record(base: nn.Module | Mapping[str, Tensor], where: str) -> dict[str,
     weights = {n: parameters[n] for n in names if re.fullmatch(where, n.removesuffix(".weight"))}
     dtypes = sorted({str(p.dtype) for p in weights.values()})
     return {"weights": where, "dtype": ", ".join(dtypes), "sha256": tensors_sha256(weights)}
+
+
+def write_record(folder: Path, record: Mapping[str, str]) -> None:
+    """Write what `base_record` gave into an adapter's folder."""
+    text = json.dumps(record, indent=1) + "\n"
+    write_whole(folder / BASE, lambda partial: partial.write_text(text))
 
 
 def check_base(base: nn.Module | Mapping[str, Tensor], path: str | Path) -> bool:

@@ -71,9 +71,8 @@ def _lora(r: Recipe, where: str, **more: Any) -> PeftConfig:
 
 
 def _delora(r: Recipe, where: str) -> PeftConfig:
-    return DeloraConfig(
-        r=r.rank, delora_lambda=r.delora_lambda, target_modules=where, task_type="CAUSAL_LM"
-    )
+    size: Any = r.delora_lambda  # PEFT declares an int, and takes any number
+    return DeloraConfig(r=r.rank, delora_lambda=size, target_modules=where, task_type="CAUSAL_LM")
 
 
 def _oft(r: Recipe, where: str) -> PeftConfig:

@@ -57,6 +57,16 @@ def replace_folder(path: str | Path, write: Callable[[Path], Any]) -> Path:
     return path
 
 
+def check_replaceable(path: str | Path, mark: str) -> None:
+    """Raises ValueError for a folder of something else: not empty, and without the file `mark`."""
+    path = Path(path)
+    if path.exists() and not (path / mark).exists() and (path.is_file() or any(path.iterdir())):
+        raise ValueError(
+            f"{str(path)!r} exists and holds no adapter ({mark} is not there); it would be lost: "
+            "name another folder"
+        )
+
+
 def read_folder(path: str | Path, read: Callable[[Path], T]) -> T:
     """read(path) of one state of the folder: read again where it was replaced meanwhile.
 

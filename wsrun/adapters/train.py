@@ -3,7 +3,6 @@
 extract.py turns the checkpoint into a weight change.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wscore import stream
-from wscore.files import write_whole
 from wscore.sealed import write_sealed
-from wsrun.adapters.base import BASE, base_record
+from wsrun.adapters.base import base_record, write_record
 from wsrun.adapters.checkpoint import PISSA_INIT
 from wsrun.adapters.configs import FAMILIES, Recipe, check_family, target_modules
 from wsrun.adapters.extract import attached, check_peft
@@ -205,6 +203,6 @@ def _save(
         (out / PISSA_INIT).unlink(missing_ok=True)
         if init is not None:
             write_sealed(out / PISSA_INIT, init, {})
-        write_whole(out / BASE, lambda tmp: tmp.write_text(json.dumps(base, indent=1) + "\n"))
+        write_record(out, base)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"adapters: {out} cannot be written ({error}); use another") from error

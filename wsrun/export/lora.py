@@ -1,6 +1,5 @@
 """A weight change as a LoRA that PEFT loads."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,9 @@ from transformers import PreTrainedModel
 from wscore import norm, svd
 from wscore.delta import length
 from wscore.families.checkpoints import PREFIX
-from wscore.files import write_whole
-from wsrun.adapters.base import BASE, base_record
-from wsrun.adapters.checkpoint import WEIGHTS
-from wsrun.adapters.folders import replace_folder
+from wsrun.adapters.base import base_record, write_record
+from wsrun.adapters.checkpoint import CONFIG, WEIGHTS
+from wsrun.adapters.folders import check_replaceable, replace_folder
 
 WEIGHT = ".weight"
 
@@ -40,10 +38,11 @@ def save_lora(
     where no change has a higher rank: 2r for the difference of two LoRAs of rank r. The folder
     holds PEFT's two files and a record of the weights of `model` it is for, and is put in place
     whole. Raises ValueError for a rank below 1, for a change of anything but a matrix of the model,
-    and where the folder cannot be written.
+    for a folder that holds something else than an adapter, and for one that cannot be written.
     """
     if rank < 1:
         raise ValueError(f"save_lora: rank must be at least 1, got {rank}")
+    check_replaceable(out, CONFIG)
     _check(model, delta)
     tensors: dict[str, Tensor] = {}
     lost = 0.0
@@ -61,8 +60,7 @@ def save_lora(
     def write(new: Path) -> None:
         config.save_pretrained(str(new))
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
-        record = json.dumps(base_record(model, where), indent=1) + "\n"
-        write_whole(new / BASE, lambda tmp: tmp.write_text(record))
+        write_record(new, base_record(model, where))
 
     replace_folder(out, write)
     return lost**0.5 / norm(delta)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,9 +71,8 @@ def check_training(cfg: Training, what: str) -> None:
         raise ValueError(f"{what}: --steps must be at least 1, got {cfg.steps}")
     for flag in ("lr", "delora_lambda"):
         value = getattr(cfg, flag)
-        if value is not None and not 0 < value < inf:
-            name = flag.replace("_", "-")
-            raise ValueError(f"{what}: --{name} must be above 0 and finite, got {value}")
+        if value is not None and not 0 < value:
+            raise ValueError(f"{what}: --{flag.replace('_', '-')} must be above 0, got {value}")
 
 
 C = TypeVar("C", bound=Training)

@@ -14,31 +14,24 @@ from wsrun.study.training import with_right
 
 DW, CONTROL = "dW", "control"
 CLAIM = "dW moves items it was not trained on"
+DIFF = ("diff", "diff_lo", "diff_hi", "diff_p")
 BY = ("dataset", "variant", "family", "alpha")
 
 
 def summary(rows: pl.DataFrame, resamples: int) -> pl.DataFrame:
-    """Effects, the share answered right, and dW's paired difference to the control if there is one.
+    """Effects, the share answered right, and dW's paired difference to the control.
 
-    Seeds are pooled. The base has lines of its own, without a family.
+    Seeds are pooled. The difference is null for the control itself, and where there is none.
     """
     base, parts = rows.filter(variant="base"), []
-    for (_, _), part in rows.filter(pl.col("variant") != "base").group_by(
-        "family", "alpha", maintain_order=True
-    ):
+    changed = rows.filter(pl.col("variant") != "base")
+    for _, part in changed.group_by("family", "alpha", maintain_order=True):
         both = part["variant"].n_unique() > 1
-        table = contrast(
-            pl.concat([base, part]), {"variant": CONTROL if both else DW}, BY, resamples=resamples
-        )
-        away = {c: None for c in ("diff", "diff_lo", "diff_hi", "diff_p")}
-        compared = (pl.col("variant") == DW) & both
-        parts.append(
-            table.with_columns(
-                pl.when(compared).then(pl.col(c)).otherwise(pl.lit(None)).alias(c) for c in away
-            )
-        )
-    found = pl.concat(parts).unique(BY, keep="first", maintain_order=True)
-    return with_right(found, rows, BY).sort("dataset", maintain_order=True)
+        of = {"variant": CONTROL if both else DW}
+        table = contrast(pl.concat([base, part]), of, BY, resamples=resamples)
+        shown = (pl.col("variant") == DW) & both
+        parts.append(table.with_columns(pl.when(shown).then(pl.col(*DIFF)).name.keep()))
+    return with_right(pl.concat(parts), rows, BY).sort("dataset", maintain_order=True)
 
 
 def with_words(table: pl.DataFrame, train: Sequence[Item], test: Sequence[Item]) -> pl.DataFrame:
@@ -50,7 +43,11 @@ def with_words(table: pl.DataFrame, train: Sequence[Item], test: Sequence[Item])
 
 
 def judged(table: pl.DataFrame, reads: Mapping[str, str]) -> Iterator[RuleResult]:
-    """The rule above, for each data set and family."""
+    """Per data set and family, at the largest alpha, on items that can read the behaviour.
+
+    Supported where the intervals of the effect and, with a control, of the difference to it lie
+    above 0; refuted where one of them lies below 0.
+    """
     of_dW = table.filter(variant=DW)
     for r in of_dW.filter(pl.col("alpha") == of_dW["alpha"].max()).iter_rows(named=True):
         spans = [(r["lo"], r["hi"])] + [(r["diff_lo"], r["diff_hi"])] * (r["diff"] is not None)
