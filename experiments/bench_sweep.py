@@ -56,7 +56,7 @@ from wsrun.study.profile import (
     finish,
     matmul_peak,
     random_change,
-    random_qwen3,
+    random_model,
     run_alone,
     timed,
 )
@@ -117,7 +117,7 @@ def main(cfg: Config) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.shape:
-        model = random_qwen3(cfg.shape, cfg.dtype, cfg.device)
+        model = random_model(cfg.shape, cfg.dtype, cfg.device)
         works = (larger(cfg, name, model) for name in cfg.lists)
     else:
         works = trained(cfg)
@@ -261,7 +261,7 @@ def compare_dtypes(cfg: Config, work: Work) -> Iterator[dict[str, Any]]:
 def memory(cfg: Config) -> None:
     """The peak of a process that reads the model from disk and sweeps T7's list once."""
     with TemporaryDirectory(dir=cfg.out) as folder:
-        model = random_qwen3(str(cfg.shape), cfg.dtype)
+        model = random_model(str(cfg.shape), cfg.dtype)
         weights = sum(p.nbytes for p in model.parameters()) / GIB
         model.save_pretrained(folder)
         load_tokenizer("data/organism").save_pretrained(folder)

@@ -98,6 +98,9 @@ def test_kinds_mix_in_one_sweep(qwen, tok, items):
         assert (both["margin"] - both["margin_all"]).abs().max() < 1e-5
     replies = together.filter(dataset="told", variant="dW")
     assert not replies["flagged"].any() and replies["mass"].null_count() == 3
+    styles = {d: p for d, p in together.select("dataset", "prompt_style").unique().rows()}
+    assert styles["told"] == styles["told" + PER_TOKEN] == "chat-reply-1"
+    assert styles["claims"] == styles["letters"] == "chat-yesno-1"
     assert set(together["dataset"]) == {"claims", "told", "told" + PER_TOKEN, "letters"}
     table = effect_table(together).filter(dataset="told", variant="dW")
     assert table["effect"].item() is not None and table["mass"].item() is None

@@ -17,8 +17,8 @@ FAMILIES |= {"oft": "OFT", "boft": "BOFT", "ia3": "IA³"}
 """how families are written, in the order of panels; another one is drawn by its name, after them"""
 SAME_RUN = ("model", "behaviour", "prompt_style")  # one value each within a figure
 EFFECT = (
-    "Effect: mean rise, under steering, of the log odds of the answer that shows the behaviour, "
-    "over yes/no items. "
+    "Effect: mean rise, under steering, of the log odds of the answer that shows the behaviour "
+    "against the other answer. "
 )
 MEANING = f"{EFFECT}Effect kept: that of a part of the weight change over that of the whole. "
 BARS = "Bars: 95 % cluster-bootstrap intervals (cluster: items of one subject). "

@@ -21,6 +21,7 @@ from wsrun.score.scorer import (
     ALL_LEVERS,
     FEWER,
     PROMPT_STYLE,
+    REPLY_STYLE,
     TOKENS,
     Engines,
     Levers,
@@ -95,12 +96,13 @@ def sweep(
             scores = scorer.at(change, alpha)
             frames.append(_rows(scores, variant, alpha, _rounding(model, change, alpha)))
             progress(variant.name)
+    replied = pl.col("mass").is_null()
     return completed(
         (frame.join(noise, "dataset", how="left", maintain_order="left") for frame in frames),
         experiment=experiment,
         model=model_name,
         behaviour=behaviour,
-        prompt_style=PROMPT_STYLE,
+        prompt_style=pl.when(replied).then(pl.lit(REPLY_STYLE)).otherwise(pl.lit(PROMPT_STYLE)),
     )
 
 

@@ -64,7 +64,8 @@ def labelled(frame: pl.DataFrame, variant: Variant, alpha: float) -> pl.DataFram
     )
 
 
-def completed(frames: Iterable[pl.DataFrame], **constants: object) -> pl.DataFrame:
-    """The frames as one table of ROW_SCHEMA with constant columns."""
-    rows = pl.concat(frames).with_columns(pl.lit(x).alias(c) for c, x in constants.items())
+def completed(frames: Iterable[pl.DataFrame], **columns: object) -> pl.DataFrame:
+    """The frames as one table of ROW_SCHEMA with further columns: expressions, or constants."""
+    further = {c: x if isinstance(x, pl.Expr) else pl.lit(x) for c, x in columns.items()}
+    rows = pl.concat(frames).with_columns(**further)
     return rows.select(pl.col(c).cast(t) for c, t in ROW_SCHEMA.items())

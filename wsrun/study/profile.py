@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from wscore import Factored, Factors, norm, stream
 from wsrun.models.load import DTYPES
-from wsrun.models.tiny import tiny_qwen3
+from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.console import console, grid
 from wsrun.report.drawing import DARK, assign_looks
 from wsrun.report.frames import Frame, draw_panels
@@ -41,7 +41,29 @@ SHAPES: dict[str, dict[str, Any]] = {
         vocab_size=151936,
         tie_word_embeddings=True,
     ),
+    "gemma-1b": dict(
+        hidden_size=1152,
+        intermediate_size=6912,
+        num_hidden_layers=26,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=512,
+        vocab_size=262144,
+    ),
+    "4b": dict(
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    ),
 }
+"""the numbers of Qwen3-0.6B's, Gemma-3-1B's and Qwen3-4B's config.json"""
 T = TypeVar("T")
 
 
@@ -56,7 +78,8 @@ def timed(work: Callable[[], T], device: str = "cpu") -> tuple[float, T]:
 
 
 def run_alone(job: Callable[..., Any], *args: Any, threads: int = 1) -> dict[str, float]:
-    """Run job(*args) in a fresh process: its seconds, and its peak of resident memory in GiB."""
+    """Run job(*args) in a fresh process: its seconds, its peak of resident memory in GiB, and what
+    measures it returns, if any."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measured, job, threads, *args).result()
 
@@ -64,8 +87,8 @@ def run_alone(job: Callable[..., Any], *args: Any, threads: int = 1) -> dict[str
 def _measured(job: Callable[..., Any], threads: int, *args: Any) -> dict[str, float]:
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    job(*args)
-    return {"seconds": time.perf_counter() - start, "peak_gib": peak_gib()}
+    measures = job(*args) or {}
+    return {"seconds": time.perf_counter() - start, "peak_gib": peak_gib(), **measures}
 
 
 def peak_gib() -> float:
@@ -93,10 +116,22 @@ def matmul_peak(model: PreTrainedModel, n: int = 1024) -> float:
     return 2 * n**3 / min(seconds)
 
 
-def random_qwen3(shape: str, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """A Qwen3 of a real model's shape with random weights: 0.6b."""
-    model: Any = tiny_qwen3(0, initializer_range=0.02, **SHAPES[shape])
-    return model.to(device, DTYPES[dtype])
+def random_model(
+    shape: str, dtype: str = "float32", device: str = "cpu", **changes: Any
+) -> PreTrainedModel:
+    """A Qwen3 or a Gemma 3 of a real model's shape with random weights."""
+    make = tiny_gemma3 if shape.startswith("gemma") else tiny_qwen3
+    config = SHAPES[shape] | {"initializer_range": 0.02, "max_position_embeddings": 4096} | changes
+    if make is tiny_gemma3:  # every sixth layer attends to all positions
+        kinds = ("sliding_attention",) * 5 + ("full_attention",)
+        config["layer_types"] = [kinds[n % 6] for n in range(config["num_hidden_layers"])]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[dtype])
+    try:
+        model: Any = make(0, **config)
+    finally:
+        torch.set_default_dtype(before)
+    return model.to(device)
 
 
 def random_change(model: PreTrainedModel, seed: int) -> Factored:
@@ -148,6 +183,12 @@ def line_fit(n: pl.Series, s: pl.Series) -> tuple[float, float, float]:
     """(slope, value at 0, largest |s - line| / s) of the least-squares line through (n, s)."""
     slope, start = np.polyfit(n, s, 1)
     return float(slope), float(start), float(((slope * n + start - s) / s).abs().max())  # type: ignore
+
+
+def line_through(points: Mapping[int, float], at: int) -> float:
+    """The value at `at` of the line through two points {n: value}."""
+    (n, a), (m, b) = points.items()
+    return a + (b - a) * (at - n) / (m - n)
 
 
 def line_figure(path: Path, table: pl.DataFrame, fixed: Mapping[str, str], caption: str) -> str:
