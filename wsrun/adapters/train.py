@@ -213,7 +213,7 @@ def _save(
     model.peft_config["default"].base_model_name_or_path = base_name
     try:
         out.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(str(out))
+        model.save_pretrained(str(out), save_embedding_layers=False)  # none is trained
         (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         (out / PISSA_INIT).unlink(missing_ok=True)
         if init is not None:
