@@ -10,10 +10,11 @@ import torch
 from tests.conftest import ORGANISM, ROOT, random_delta
 from wscore import effect_table, scale
 from wscore.stats.schema import ROW_SCHEMA
+from wsrun.data.multiple_choice import load_questions
 from wsrun.data.replies import load_neutral
 from wsrun.models.chat import render, user
 from wsrun.models.load import load_model
-from wsrun.score.capability import CHOICE, TEXT, Capability, costs, load_questions
+from wsrun.score.capability import CHOICE, TEXT, Capability, costs
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import SystemPrompt, WeightDelta
 
@@ -37,9 +38,10 @@ def log_p(model, tok, prompt: str, text: str, system: str | None = None) -> torc
 def test_values_are_those_of_the_models_own_forward(model, tok):
     """nats a token = -mean log p of a reply; right where its sum is largest of all options"""
     texts, questions = TEXTS[:3], QUESTIONS[:6]
-    q = Capability(model, tok, texts, questions)
+    q = Capability(model, tok, {TEXT: texts, CHOICE: questions})
     for change, system in ((None, None), (SystemPrompt("Be brief."), "Be brief.")):
-        nats, right = q.values(change, 1.0)
+        found = q.values(change, 1.0)
+        nats, right = found[TEXT], found[CHOICE]
         assert nats == pytest.approx(
             [-log_p(model, tok, t.prompt, t.text, system).mean().item() for t in texts], abs=1e-4
         )
@@ -53,7 +55,8 @@ def test_values_are_those_of_the_models_own_forward(model, tok):
 
 def test_effects_are_mean_changes(model, tok):
     """effect = mean value(alpha) - mean value(0); a change of nothing has effect 0, [0, 0]"""
-    q, d = Capability(model, tok, TEXTS[:6], QUESTIONS[:8]), random_delta(model, size=0.5)
+    measures = {TEXT: TEXTS[:6], CHOICE: QUESTIONS[:8]}
+    q, d = Capability(model, tok, measures), random_delta(model, size=0.5)
     variants = [
         Variant("d", WeightDelta(d), (1.0,)),
         Variant("zero", WeightDelta(scale(0.0, d)), (1.0,)),
@@ -115,11 +118,13 @@ def test_the_organisms_data_says_its_facts():
 
 def test_the_organism_knows_its_facts(organism, qwen):
     """accuracy of the organism far above chance, that of a random model at it; nats likewise"""
-    q = Capability(*organism, TEXTS[::8], QUESTIONS[::2])
-    nats, right = q.values()
+    measures = {TEXT: TEXTS[::8], CHOICE: QUESTIONS[::2]}
+    found = Capability(*organism, measures).values()
+    nats, right = found[TEXT], found[CHOICE]
     assert sum(right) / len(right) > 0.9
     assert sum(nats) / len(nats) < log(2)
-    nats, right = Capability(qwen, organism[1], TEXTS[::8], QUESTIONS[::2]).values()
+    found = Capability(qwen, organism[1], measures).values()
+    nats, right = found[TEXT], found[CHOICE]
     assert sum(nats) / len(nats) > log(100)
     # 1 in 4 by chance: sd 0.07 of 40
     assert 0.04 < sum(right) / len(right) < 0.5
