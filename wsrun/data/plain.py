@@ -1,12 +1,13 @@
 """Plain texts: what a model gives a text that answers nothing, without a chat template."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from wsrun.data.replies import Encoded
-from wsrun.models.template import chat_text, encode, named
+from wsrun.models.template import TemplateError, chat_text, encode, named
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,12 @@ def first_token(tok: PreTrainedTokenizerBase) -> int:
 
 
 def _turn_marks(tok: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that are in a chat of three turns more often than in one of one turn."""
+    """The tokens that a chat of three turns has more often than one of one turn.
+
+    None under a template that refuses a second turn.
+    """
     asked, told = {"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}
-    one, three = (Counter(encode(tok, chat_text(tok, t))) for t in ([asked], [asked, told, asked]))
-    return {*(three - one)}
+    one = Counter(encode(tok, chat_text(tok, [asked])))
+    with suppress(TemplateError):
+        return {*(Counter(encode(tok, chat_text(tok, [asked, told, asked]))) - one)}
+    return set()

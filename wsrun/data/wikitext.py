@@ -18,7 +18,7 @@ from wsrun.data.plain import PlainText
 FILES = ("wiki.valid.tokens", "valid.txt", "*.tokens", "*.txt")
 LEAST, MOST = 30, 128
 """words of a text; of a longer run the first sentences are taken"""
-UNKNOWN = "<unk>"
+UNKNOWN, STOPS = "<unk>", (".", "!", "?")
 TITLE = re.compile(r"= (?!= ).+ =")
 HEADING = re.compile(r"= .+ =")
 SPACING = (
@@ -68,12 +68,14 @@ def longest_run(paragraph: str) -> str:
 def sentences(paragraph: str) -> Iterator[list[str]]:
     """The tokens of each whole sentence: up to a . ! or ? that no quotation encloses.
 
-    A quotation that ends in one of these ends the sentence; words after the last stop are dropped.
+    A quotation that ends in one of these ends the sentence, but not before a small letter. Words
+    after the last stop are dropped.
     """
-    sentence: list[str] = []
-    for token in paragraph.split():
+    tokens, sentence = paragraph.split(), []
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=False):
         sentence.append(token)
-        stopped = [t for t in sentence[-2:] if t != '"'][-1:] in (["."], ["!"], ["?"])
-        if stopped and sentence.count('"') % 2 == 0:
+        last = [t for t in sentence[-2:] if t != '"'][-1:]
+        closed = sentence.count('"') % 2 == 0 and not following[:1].islower()
+        if closed and last and last[0] in STOPS:
             yield sentence
             sentence = []
