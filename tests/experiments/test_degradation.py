@@ -51,8 +51,8 @@ def test_t11(monkeypatch, tmp_path, capsys):
 def public_sets(folder):
     """NAME:PATH of a tiny file of each set."""
     words = " ".join(f"word{i}" for i in range(30))
-    articles = [f" = Title {a} = \n {words} {a} {b} . " for a in range(3) for b in range(3)]
-    (folder / "valid.txt").write_text("\n".join(articles))
+    articles = [f" = {a} = \n" + f" {words} {a} . \n" * 3 for a in ("One", "Two", "Three")]
+    (folder / "valid.txt").write_text("".join(articles))
     arc = [
         {
             "id": f"q{i}",
@@ -94,6 +94,8 @@ def test_t11_on_public_sets(monkeypatch, tmp_path, capsys):
     assert kinds == {TEXT: NATS, CHOICE: ACCURACY, "wikitext": NATS} | dict.fromkeys(
         ("arc", "blimp"), ACCURACY
     )
+    chance = dict(lines.select("dataset", "chance").unique().iter_rows())
+    assert chance == {TEXT: None, CHOICE: 0.25, "wikitext": None, "arc": 0.5, "blimp": 0.5}
     assert set(lines["n"]) == {8} and set(lines.filter(dataset="wikitext")["clusters"]) == {3}
     means = rows.group_by("dataset", "variant").agg(pl.col("margin").mean())
     mean = {(d, v): x for d, v, x in means.iter_rows()}
@@ -131,6 +133,7 @@ def test_t11_rule():
     line = {"variant": "dW", "method_name": "dW", "change": 0.05}
     nats = line | {"dataset": TEXT, "measure": NATS, "lo": 0.02, "hi": 0.08}
     points = line | {"dataset": CHOICE, "measure": ACCURACY, "lo": -0.2, "hi": 0.01}
+    points |= {"base": 0.6, "chance": 0.25, "n": 60}
     accuracy = bounded(points, 0.1, 5.0)
     assert bounded(nats, 0.1, 5.0).sentence == "text: costs, below 0.1 nats a token"
     assert accuracy.sentence == "accuracy: no clear cost, not bounded by 0.05 of accuracy"
@@ -138,6 +141,11 @@ def test_t11_rule():
     assert bounded(points | {"lo": -0.2, "hi": -0.1}, 0.1, 5.0).outcome == "refuted"
     assert bounded(points | {"dataset": "arc"}, 0.1, 5.0).sentence.startswith("arc: no clear cost")
     assert "gains" in bounded(nats | {"lo": -0.2, "hi": -0.1}, 0.1, 5.0).sentence
+    lost = points | {"lo": -0.01, "hi": 0.01}
+    assert bounded(lost, 0.1, 5.0).outcome == "supported"
+    for guess in ({"base": 0.3}, {"base": 0.75, "n": 8, "chance": 0.5}):  # Wilson from 0.20, 0.41
+        of = bounded(lost | guess, 0.1, 5.0)
+        assert of.outcome == "undetermined" and "accuracy: the base is no better" in of.sentence
     none = nats | {"lo": None, "hi": None}
     assert "no interval for text" in bounded(none, 0.1, 5.0).sentence
     with pytest.raises(ValueError, match="must be above 0"):

@@ -237,6 +237,14 @@ def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "add:" in said and "other base weights, of 'm'; run t5_replicate on this model" in said
 
+    english = replace(cfg, data="data/english")
+    compare_on_test(english, "t9_like", session, chosen, [zero_control(dW)])
+    base = tensors_sha256(dict(model.named_parameters()))
+    found = costs.chosen_elsewhere(cfg, base, "t11")
+    assert {*found} == {"add of t1_like", "made of t1_like"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "made of t9_like, chosen under {'data': 'english'}" in said
+
     other = ConstructedDelta(random_delta(model))
     chosen["made"] = Selection(replace(made, intervention=other), 1.0)
     compare_on_test(cfg, "t9_like", session, chosen, [zero_control(dW)])

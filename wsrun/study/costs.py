@@ -7,10 +7,11 @@ from typing import Any
 import polars as pl
 from rich.table import Table
 
+from wscore.stats.spread import wilson
 from wsrun.data.cost_sets import drawn, read_cost_sets
 from wsrun.data.multiple_choice import QUESTIONS, Question, load_questions
 from wsrun.data.replies import NEUTRAL, load_neutral
-from wsrun.data.source import beside
+from wsrun.data.source import beside, source_name
 from wsrun.report.console import console, grid, progress
 from wsrun.report.effect_figures import intervals, line_label
 from wsrun.report.figure_tables import BARS
@@ -36,12 +37,13 @@ def chosen_elsewhere(cfg: BenchmarkOptions, base: str, what: str) -> dict[str, S
     """{method and script: what that script chose}, of the vectors and changes kept by others.
 
     What two scripts chose alike is taken once, and what was chosen on other base weights, as by a
-    replication, is left out. Raises ValueError where one line of the table would be two different
-    interventions.
+    replication, on other data, or under another dose is left out. Raises ValueError where one line
+    of the table would be two different interventions.
     """
     selections: dict[str, Selection] = {}
     lines: dict[tuple, tuple[str, dict[str, str]]] = {}
     requested = {"match_dose": cfg.match_dose, "behaviour": cfg.behaviour}
+    requested["data"] = source_name(cfg.data)  # not in files of earlier versions
     for folder in sorted((cfg.out / FOLDER).glob("*/")):
         try:
             kept = load_selected(folder, base)
@@ -50,7 +52,7 @@ def chosen_elsewhere(cfg: BenchmarkOptions, base: str, what: str) -> dict[str, S
             continue
         for s, header in kept:
             name = f"{header['method_name']} of {s.source}"
-            if odd := {k: header[k] for k, v in requested.items() if header[k] != v}:
+            if odd := {k: header[k] for k, v in requested.items() if header.get(k, v) != v}:
                 console.print(f"left out: {name}, chosen under {odd}, not {requested}")
                 continue
             hashes = s.variant.intervention.fingerprint()
@@ -104,28 +106,44 @@ def cost_lines(
     """The long table of costs: a line for each measure of every line of `lines`.
 
     measure: what is measured, "nats a token" (above 0 is worse) or "accuracy" (below 0 is worse);
-    base: its mean of the base; change [lo, hi]: the mean paired change, null where a system prompt
-    has no place; n entries in so many clusters. table: the effect table of `rows`.
+    base: its mean of the base; chance: the accuracy of a guess; change [lo, hi]: the mean paired
+    change, null where a system prompt has no place; n entries in so many clusters. table: the
+    effect table of `rows`.
     """
     whose = ("model", "behaviour", "method_name", "role", *LINE)
     once = lines.select(whose).unique(LINE, maintain_order=True)
-    facts = rows.filter(alpha=0.0).group_by("dataset", maintain_order=True)
-    base = facts.agg(
-        base=pl.col("margin").mean(), n=pl.len(), clusters=pl.col("cluster").n_unique()
+    base = (
+        rows.filter(alpha=0.0)
+        .group_by("dataset", maintain_order=True)
+        .agg(base=pl.col("margin").mean(), n=pl.len(), clusters=pl.col("cluster").n_unique())
     )
-    kinds = [(d, ACCURACY if isinstance(e[0], Question) else NATS) for d, e in measures.items()]
-    kinds = pl.DataFrame(kinds, schema=["dataset", "measure"], orient="row")
+    kinds = pl.DataFrame(
+        [(d, NATS if (c := chance(e)) is None else ACCURACY, c) for d, e in measures.items()],
+        schema={"dataset": pl.String, "measure": pl.String, "chance": pl.Float64},
+        orient="row",
+    )
     changes = table.select("dataset", *LINE, "lo", "hi", change="effect")
     long = once.join(kinds, how="cross", maintain_order="left_right")
     long = long.join(base, on="dataset", how="left", maintain_order="left")
     keys = ["dataset", *LINE]
     long = long.join(changes, on=keys, how="left", nulls_equal=True, maintain_order="left")
-    return long.select(*whose, "dataset", "measure", "base", "change", "lo", "hi", "n", "clusters")
+    facts = ("base", "chance", "change", "lo", "hi", "n", "clusters")
+    return long.select(*whose, "dataset", "measure", *facts)
+
+
+def chance(entries: Entries) -> float | None:
+    """The accuracy of a guess, the mean of 1 / options; None for texts."""
+    shares = [1 / len(e.options) for e in entries if isinstance(e, Question)]
+    return sum(shares) / len(shares) if shares else None
 
 
 def bounded(line: Mapping[str, Any], nats: float, points: float) -> RuleResult:
     """The rule on one line of `cost_lines`: its cost is below the bound by its interval, above it,
-    or neither; nats a token, or percentage points of accuracy."""
+    or neither; nats a token, or percentage points of accuracy.
+
+    What the base does not know cannot be lost: undetermined where chance lies in Wilson's interval
+    of its accuracy, or above.
+    """
     lo, hi, dataset = line["lo"], line["hi"], line["dataset"]
     at_most, unit = nats, "nats a token"
     if line["measure"] == ACCURACY:  # less of it is worse
@@ -141,6 +159,8 @@ def bounded(line: Mapping[str, Any], nats: float, points: float) -> RuleResult:
         outcome = "supported" if hi < at_most else "refuted" if lo > at_most else "undetermined"
         below = "below" if hi < at_most else "not bounded by"
         sentence = f"{what}: {costs}, {below} {at_most:g} {unit}"
+        if line["measure"] == ACCURACY and wilson(line["base"], line["n"])[0] <= line["chance"]:
+            outcome, sentence = "undetermined", f"{what}: the base is no better than chance"
     return RuleResult(dataset, claim, None, outcome, sentence, line["variant"])
 
 
@@ -175,8 +195,10 @@ def _public_grids(lines: pl.DataFrame, table: pl.DataFrame) -> list[Table]:
     for (dataset,), part in _in_order(lines, order).group_by("dataset", maintain_order=True):
         first = part.row(0, named=True)
         if dataset not in WORDS:
+            base = f"base {first['base']:.3f}"
+            base += "" if first["chance"] is None else f", chance {first['chance']:.2f}"
             size = f"{first['n']} in {first['clusters']} clusters"
-            title = f"{dataset}: change of {first['measure']} (base {first['base']:.3f}, {size})"
+            title = f"{dataset}: change of {first['measure']} ({base}, {size})"
             cells = [
                 [
                     r["method_name"],
