@@ -7,8 +7,11 @@ Rule:       a rule passes its control where it agrees with the truth in every se
             rate and the false-positive rate are reported with Wilson's 95 % interval.
 
     python experiments/t13_planted.py
+    python experiments/t13_planted.py --model smollm2 --data truthfulqa:TruthfulQA.csv --seeds 0 \
+        --limit 60
 
-The rules read the very cuts that T6, T7 and T8 make (wsrun/lenses). Plants (wsrun/lenses/plants.py
+Pairs come from where t0_train has them, and rank, rate and steps from the model's recipe. The rules
+read the very cuts that T6, T7 and T8 make (wsrun/lenses). Plants (wsrun/lenses/plants.py
 says how each is made): shared-core and divergent-basins, several adapters that write one subspace,
 or one each; one-layer, one-module, base-band and own-band, one adapter in one slice; nothing,
 random deltas. Random decoys of equal norm lie beside every plant; whether they alone have an effect

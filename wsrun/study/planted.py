@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import polars as pl
 
@@ -103,22 +104,25 @@ def sweep_readings(
 
 
 def judge(readings: Sequence[Reading], planted: Planting, table: pl.DataFrame) -> pl.DataFrame:
-    """One line per instance and rule: the verdict, the truth, and whether they agree."""
+    """One line per data set, instance and rule: the verdict, the truth, and whether they agree."""
     lines = []
-    for at in planted:
+    for dataset, at in product(table["dataset"].unique(maintain_order=True), planted):
         for reading in readings:
             families = [x.family for x in reading.instances.get(at, [])]
-            of = table.filter(pl.col("family").is_in(families), method=reading.method)
-            lines += [judged(at, c.name, verdict(of, c.rule)) for c in reading.claims(at)]
+            of = table.filter(
+                pl.col("family").is_in(families), method=reading.method, dataset=dataset
+            )
+            lines += [judged(dataset, at, c.name, verdict(of, c.rule)) for c in reading.claims(at)]
     return pl.DataFrame(lines, infer_schema_length=None)
 
 
-def judged(at: Instance, rule: str, v: Verdict) -> dict[str, object]:
+def judged(dataset: str, at: Instance, rule: str, v: Verdict) -> dict[str, object]:
     """A verdict beside the truth; a true claim about slices counts where it names the right one."""
     true, supported = PLANTS[at.plant].makes(rule), v.outcome == "supported"
     expected = {True: "supported", False: "not supported", None: None}[true]
     correct = supported and v.part == at.truth
     return {
+        "dataset": dataset,
         **at._asdict(),
         "rule": rule,
         "expected": expected,
@@ -130,14 +134,14 @@ def judged(at: Instance, rule: str, v: Verdict) -> dict[str, object]:
 
 
 def confusion(verdicts: pl.DataFrame) -> pl.DataFrame:
-    """One line per (plant, rule): outcomes counted, and the rate of agreement with the truth.
+    """One line per (data set, plant, rule): outcomes counted, and the rate of agreement with the truth.
 
     `misplaced` are those of `supported` that name another slice than the planted one; lo and hi are
     Wilson's. Lines whose truth is unknown have no `agree`.
     """
     outcomes = {o: (pl.col("outcome") == o).sum() for o in ("supported", "refuted", "undetermined")}
     misplaced = (pl.col("outcome") == "supported") & (pl.col("expected") == "supported")
-    table = verdicts.group_by("plant", "rule", "expected", maintain_order=True).agg(
+    table = verdicts.group_by("dataset", "plant", "rule", "expected", maintain_order=True).agg(
         seeds=pl.len(),
         **outcomes,
         misplaced=(misplaced & ~pl.col("agree")).sum(),

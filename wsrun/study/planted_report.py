@@ -1,6 +1,6 @@
 """What T13 prints: whether plants steer, the confusion table, the rates, every disagreement."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 from rich.table import Table
@@ -14,11 +14,24 @@ RATES = {"detection": ("supported", True), "false positives": ("not supported", 
 
 
 def report(
-    found: Iterable[Instance], table: pl.DataFrame, verdicts: pl.DataFrame, counts: pl.DataFrame
+    found: Sequence[Instance], table: pl.DataFrame, verdicts: pl.DataFrame, counts: pl.DataFrame
+) -> None:
+    """All of it, data set by data set."""
+    for dataset in table["dataset"].unique(maintain_order=True):
+        parts = (t.filter(dataset=dataset) for t in (table, verdicts, counts))
+        _report(dataset, found, *parts)
+
+
+def _report(
+    dataset: str,
+    found: Sequence[Instance],
+    table: pl.DataFrame,
+    verdicts: pl.DataFrame,
+    counts: pl.DataFrame,
 ) -> None:
     effects = [effect_line(at, table) for at in found]
     heads = ["plant", "seed", "slice", "whole", "null %", "plant alone", "decoys", "real"]
-    console.print(grid("claims: effects of first members, alpha = 1", heads, effects))
+    console.print(grid(f"{dataset}: effects of first members, alpha = 1", heads, effects))
     real = [line[-1] for line in effects if line[0] != "nothing"]
     gate = "(interval above 0, above every null draw, in every whole a true claim is about)"
     console.print(f"{real.count('no')} of {len(real)} planted instances do not steer {gate}")

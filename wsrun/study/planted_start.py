@@ -1,0 +1,80 @@
+"""The start of T13: its options, items and pairs, and planted adapters, trained once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wsrun.adapters.train import train_adapter
+from wsrun.data.forms import Reading
+from wsrun.data.items import items_sha256
+from wsrun.data.named import named
+from wsrun.data.pairs import Pair
+from wsrun.data.source import read_items
+from wsrun.lenses.planting import read, train_member, untrained
+from wsrun.lenses.plants import PLANTS, Base, Instance, Planted
+from wsrun.report.console import console, progress
+from wsrun.study.training import RecipeOptions
+
+
+@dataclass(frozen=True)
+class PlantingOptions(RecipeOptions):
+    """Options of planted adapters, and of what they are asked."""
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """one instance of every plant per seed"""
+    plants: tuple[str, ...] = tuple(PLANTS)
+    """which plants"""
+    members: int = 3
+    """adapters per instance, the families of T6's rules"""
+    adapters: Path = Path("artifacts/planted")
+    """folder that receives <plant>-s<seed>-m<member>/pos and /neg; complete ones are reused"""
+    limit: int | None = None
+    """how many clusters of items to score, drawn by a hash; None for all"""
+    dtype: str = "float32"
+    """dtype of the model"""
+    device: str = "cpu"
+    """device of the model"""
+
+
+def read_asked(cfg: PlantingOptions) -> Reading:
+    """The test items: of a folder its claims, of a public set all; and what was left out of it."""
+    reading = read_items(cfg.data, "test", limit=cfg.limit)
+    if named(cfg.data):
+        return reading
+    return reading._replace(items=[i for i in reading.items if i.dataset == "claims"])
+
+
+def planted_adapters(
+    cfg: PlantingOptions,
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    base: Base,
+    instances: Sequence[Instance],
+) -> dict[Instance, list[Planted]]:
+    """The members of all instances; those that are not there yet are trained.
+
+    A member is found again under everything that decides it, so that a stopped run goes on.
+    """
+    missing, count = untrained(cfg.adapters, instances, base, decided_by(cfg, pairs))
+    console.print(f"{len(missing)} of {count} pairs of adapters to train")
+    learn = partial(train_adapter, model, tok, pairs, base_name=cfg.model)
+    with progress("training adapters", 2 * len(missing) * base.recipe.steps) as step:
+        for at, settings in missing:
+            train_member(cfg.adapters, learn, at, base, settings, step)
+    found = {}
+    with progress("reading adapters", len(instances)) as step:
+        for at in instances:
+            found[at] = read(cfg.adapters, model, at, base)
+            step(f"{at.plant}-s{at.seed}")
+    return found
+
+
+def decided_by(cfg: PlantingOptions, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """What decides the training of every member, beside the recipe's name and steps."""
+    settings = {n: getattr(cfg, n) for n in ("model", "pos", "neg", "dtype", "device")}
+    return settings | {"pairs": items_sha256(pairs)} | ({"lr": cfg.lr} if cfg.lr else {})
