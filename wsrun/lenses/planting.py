@@ -17,7 +17,8 @@ from wscore.files import read_json
 from wscore.sealed_json import seal, unseal
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.folders import read_folder, replace_folder, settle
-from wsrun.lenses.plants import PLANTS, Base, Instance, Planted, members, plant, source
+from wsrun.lenses.plants import PLANTS, Instance, Planted, members, plant, source
+from wsrun.lenses.weights import Base
 
 SETTINGS = "planted.json"  # in an adapter's folder
 
@@ -63,8 +64,8 @@ def record(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def train_member(
     into: Path, learn: Callable, at: Instance, base: Base, settings: dict, step: Callable
-) -> None:
-    """Train both poles of one member into its folder, with its settings.
+) -> list[float]:
+    """Train both poles of one member into its folder, with its settings; returns the losses of pos.
 
     `learn` is train_adapter of a model and its pairs.
     """
@@ -75,13 +76,16 @@ def train_member(
     how |= {"prepare": PLANTS[at.plant].constraint(at, base, i), "seed": 1000 * at.seed + i}
     how["step_done"] = lambda note: step(f"{folder.name} {note}")
 
+    losses: dict[str, list[float]] = {}
+
     def write(new: Path) -> None:
         for side in ("pos", "neg"):
-            learn(side, "lora", recipe, new / side, **how)
+            losses[side] = learn(side, "lora", recipe, new / side, **how)
         text = json.dumps(seal(record(new, settings)), indent=1) + "\n"
         (new / SETTINGS).write_text(text, encoding="utf-8")
 
     replace_folder(folder, write)
+    return losses["pos"]
 
 
 def read(folder: Path, model: PreTrainedModel, at: Instance, base: Base) -> list[Planted]:

@@ -19,7 +19,6 @@ Decoys (decoys.py) are added to dW, so that no slice stands out by its norm. A p
 PLANTS: what it trains, under which constraint, beside which decoys, and which claims it makes true.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,17 +26,14 @@ from typing import NamedTuple
 
 import torch
 from peft import PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from wscore import SVD, Basis, DeltaLike, add, drop, spectra, spectrum_null, stream, writes_residual
+from wscore import SVD, Basis, DeltaLike, add, drop, spectrum_null, stream, writes_residual
 from wscore.null import haar
 from wscore.sites import site
-from wsrun.adapters.configs import Recipe, target_modules
 from wsrun.lenses import decoys
 from wsrun.lenses.coordinates import DISJOINT
 from wsrun.lenses.decoys import block, slices_of
-from wsrun.models.load import d_model
+from wsrun.lenses.weights import Base
 
 
 class Instance(NamedTuple):
@@ -53,16 +49,6 @@ class Instance(NamedTuple):
     def random_seed(self, member: int) -> int:
         """Of a member's decoys, apart from the seeds of null draws."""
         return 1_000_000 + 1000 * self.seed + member
-
-
-class Base(NamedTuple):
-    """The base weights of the recipe's band and their singular triplets, and how many members."""
-
-    weights: Mapping[str, Tensor]
-    """fp32, on the CPU"""
-    svds: Mapping[str, SVD]
-    members: int
-    recipe: Recipe
 
 
 class Planted(NamedTuple):
@@ -110,39 +96,6 @@ class Plant:
         """Whether a claim is true of it; None where that is unknown."""
         false = not self.true or claim in self.false
         return True if claim in self.true else False if false else None
-
-
-def base_of(model: PreTrainedModel, members: int, recipe: Recipe) -> Base:
-    """The linear maps to plant in.
-
-    Raises ValueError where the frames of all members do not fit, and where a map is too narrow for
-    a dW of rank 2 r with as many random directions beside it.
-    """
-    d, r = d_model(model), recipe.rank
-    if d < r * members:
-        raise ValueError(
-            f"plants: {members} frames of {r} do not fit d_model {d}; lower --members, or use a "
-            "--recipe of lower rank"
-        )
-    where = target_modules(model.config.get_text_config().num_hidden_layers, recipe.band)
-    named = {n: p.detach() for n, p in model.named_parameters()}
-    weights = {
-        n: p.to("cpu", torch.float32)
-        for n, p in named.items()
-        if re.fullmatch(where, n.removesuffix(".weight"))
-    }
-    if narrow := [n for n, w in weights.items() if min(w.shape) < 4 * r]:
-        name, width = narrow[0], min(weights[narrow[0]].shape)
-        raise ValueError(
-            f"plants: a dW of rank {2 * r} with as many random directions beside it does not fit "
-            f"{name} of width {width}; use a --recipe of lower rank"
-        )
-    return Base(weights, spectra(weights), members, recipe)
-
-
-def subspace_sizes(recipe: Recipe) -> tuple[int, int]:
-    """K = r, 2 r: as many directions as a frame has, and as many as a frame beside its decoy."""
-    return recipe.rank, 2 * recipe.rank
 
 
 def instance(plant: str, seed: int, base: Base) -> Instance:

@@ -9,8 +9,9 @@ import polars as pl
 from wscore import Verdict, effect_table, null_percentile, select, verdict, wilson, writes_residual
 from wscore.stats.schema import SUMMARY_KEYS
 from wsrun.lenses.base import Cut, Deltas, LensInput
-from wsrun.lenses.plants import PLANTS, Base, Instance, Planted
+from wsrun.lenses.plants import PLANTS, Instance, Planted
 from wsrun.lenses.registry import Claim, claims, cuts
+from wsrun.lenses.weights import Base
 from wsrun.score.variants import Variant
 from wsrun.study.parts import Ablation, with_facts
 
@@ -18,6 +19,7 @@ Planting = Mapping[Instance, Sequence[Planted]]
 """instance -> its members"""
 OUTPUTS = ("shared", "own", "random", "stacked")
 PLACES = ("layers", "modules", "own_bands", "base_bands")
+LENSES = (*OUTPUTS, *PLACES)
 
 
 @dataclass
@@ -55,7 +57,9 @@ class Reading:
     def claims(self, at: Instance) -> list[Claim]:
         """The claims about an instance: of all its members together."""
         of = {x.family: self.cuts[x] for x in self.instances.get(at, [])}
-        return [c for c in claims(self.lenses, of, tuple(of)) if c.family is None] if of else []
+        if not of or not self.lenses:
+            return []
+        return [c for c in claims(self.lenses, of, tuple(of)) if c.family is None]
 
     def summary(self, rows: pl.DataFrame, resamples: int) -> pl.DataFrame:
         """One line per family, variant and k, with shares of the whole and what the parts are."""
@@ -64,11 +68,12 @@ class Reading:
         return with_facts(table, self.ablation, SUMMARY_KEYS)
 
 
-def outputs(planted: Planting, K: tuple[int, ...], lenses: tuple[str, ...] = OUTPUTS) -> Reading:
-    """T6 on the residual-writing tensors of instances that have members."""
+def outputs(planted: Planting, K: tuple[int, ...], lenses: Iterable[str] = OUTPUTS) -> Reading:
+    """T6 on the residual-writing tensors of instances that have members, by those of its lenses."""
+    lenses = tuple(name for name in lenses if name in OUTPUTS)
     reading = Reading("outputs", "residual_full", lenses)
     for at, members in planted.items():
-        if len(members) > 1:
+        if lenses and len(members) > 1:
             parts = [select(m.whole, writes_residual) for m in members]
             deltas = Deltas({(at.member(i), at.seed): d for i, d in enumerate(parts)})
             for family, seed in deltas:
@@ -77,15 +82,32 @@ def outputs(planted: Planting, K: tuple[int, ...], lenses: tuple[str, ...] = OUT
     return reading
 
 
-def places(planted: Planting, base: Base, lenses: tuple[str, ...] = PLACES) -> Reading:
-    """T7 and T8 on each first member: the parts that a claim is about."""
+def places(planted: Planting, base: Base, lenses: Iterable[str] = PLACES) -> Reading:
+    """T7 and T8 on each first member, by those of their lenses: the parts that a claim is about."""
+    lenses = tuple(name for name in lenses if name in PLACES)
     reading = Reading("places", "full", lenses)
     for at, (first, *_) in planted.items():
         deltas = Deltas({(at.member(0), at.seed): first.whole})
         lens_input = LensInput(at.member(0), at.seed, deltas, svds=base.svds)
-        reading.add(at, lens_input, (c for c in cuts(lenses, lens_input) if c.partition))
+        found = cuts(lenses, lens_input) if lenses else ()
+        reading.add(at, lens_input, (c for c in found if c.partition))
         reading.pieces[lens_input] = first
     return reading
+
+
+def check_lenses(lenses: Sequence[str], plants: Iterable[str]) -> None:
+    """Refuse lenses that say nothing: parts without what they are compared with, plants unread."""
+    alone = [name for name in ("own", "random") if name in lenses]
+    if alone and "shared" not in lenses:
+        raise ValueError(
+            f"t13: --lenses {alone[0]} is compared with shared; add shared, or leave it out"
+        )
+    unread = [p for p in plants if not PLANTS[p].several and not {*lenses} & {*PLACES}]
+    if unread:
+        raise ValueError(
+            f"t13: no rule of --lenses {' '.join(lenses)} reads {unread[0]}, which is one adapter; "
+            f"add one of {', '.join(PLACES)}, or leave it out of --plants"
+        )
 
 
 def sweep_readings(
@@ -134,7 +156,7 @@ def judged(dataset: str, at: Instance, rule: str, v: Verdict) -> dict[str, objec
 
 
 def confusion(verdicts: pl.DataFrame) -> pl.DataFrame:
-    """One line per (data set, plant, rule): outcomes counted, and the rate of agreement with the truth.
+    """One line per (data set, plant, rule): outcomes counted, and the rate of agreement.
 
     `misplaced` are those of `supported` that name another slice than the planted one; lo and hi are
     Wilson's. Lines whose truth is unknown have no `agree`.

@@ -1,5 +1,10 @@
-"""What T13 prints: whether plants steer, the confusion table, the rates, every disagreement."""
+"""What T13 prints: whether plants steer, the confusion table, the rates, every disagreement.
 
+`python -m wsrun.study.planted_report A.confusion.parquet B.confusion.parquet` prints the confusion
+tables of several runs, of other models or data sets, side by side.
+"""
+
+import sys
 from collections.abc import Mapping, Sequence
 
 import polars as pl
@@ -8,9 +13,13 @@ from rich.table import Table
 from wscore import wilson
 from wsrun.lenses.plants import PLANTS, Instance
 from wsrun.report.console import console, grid, strong
+from wsrun.report.tables import read_table
 
 SHOWN = ("keep_shared", "drop_shared", "keep_own", "keep_own_top", "keep_own_middle")
 RATES = {"detection": ("supported", True), "false positives": ("not supported", False)}
+CLAIMS = {"supported": "true", "not supported": "false", None: "open"}
+COUNTS = ("supported", "refuted", "undetermined")
+OF_CONFUSION = {"dataset", "plant", "rule", "expected", *COUNTS, "misplaced", "agree", "seeds"}
 
 
 def report(
@@ -78,18 +87,51 @@ def kept_grid(table: pl.DataFrame) -> Table:
 
 def confusion_grid(counts: pl.DataFrame) -> Table:
     """Outcomes of every rule on every plant, counted over seeds."""
-    claims, lines = {"supported": "true", "not supported": "false", None: "open"}, []
+    lines = []
     for r in counts.iter_rows(named=True):
-        outcomes = " / ".join(str(r[o]) for o in ("supported", "refuted", "undetermined"))
-        outcomes += f", {r['misplaced']} misplaced" if r["misplaced"] else ""
-        ends = [None, None]
+        outcomes, ends = outcomes_text(r), [None, None]
         if r["agree"] is not None:
             ends = [f"{r['agree']} of {r['seeds']}", span(r, "rate")]
-        lines.append([r["plant"], r["rule"], claims[r["expected"]], outcomes, *ends])
+        lines.append([r["plant"], r["rule"], CLAIMS[r["expected"]], outcomes, *ends])
     heads = ["plant", "rule", "claim", "s / r / u", "right", "rate [95 %]"]
     return grid("seeds on which a rule is supported / refuted / undetermined", heads, lines)
+
+
+def outcomes_text(r: Mapping) -> str:
+    """s / r / u of a line of `confusion`, and how many of s are of another slice."""
+    outcomes = " / ".join(str(r[o]) for o in COUNTS)
+    return outcomes + (f", {r['misplaced']} misplaced" if r["misplaced"] else "")
+
+
+def side_by_side(paths: Sequence[str]) -> Table:
+    """One line per plant and rule, one column per model and data set of the confusion tables."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    heads: dict[str, None] = {}
+    for path in paths:
+        table, meta = read_table(path)
+        if not OF_CONFUSION <= {*table.columns}:
+            raise ValueError(
+                f"t13: {path!r} is no confusion table; give *.confusion.parquet of T13"
+            )
+        for r in table.iter_rows(named=True):
+            head = f"{meta.get('config', {}).get('model', path)}, {r['dataset']}"
+            right = "" if r["agree"] is None else f"; {r['agree']} of {r['seeds']} right"
+            line = cells.setdefault((r["plant"], r["rule"], CLAIMS[r["expected"]]), {})
+            heads[head], line[head] = None, outcomes_text(r) + right
+    lines = [[*key, *(line.get(h) for h in heads)] for key, line in cells.items()]
+    title = "seeds on which a rule is supported / refuted / undetermined"
+    return grid(title, ["plant", "rule", "claim", *heads], lines)
 
 
 def span(r: Mapping, name: str, sign: str = "") -> str:
     """A number of a line with its interval."""
     return f"{r[name]:{sign}.2f} [{r['lo']:{sign}.2f}, {r['hi']:{sign}.2f}]"
+
+
+if __name__ == "__main__":
+    try:
+        if len(sys.argv) < 2:
+            raise ValueError("t13: give one confusion table or more, *.confusion.parquet of T13")
+        console.print(side_by_side(sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(str(error))

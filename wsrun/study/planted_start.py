@@ -1,5 +1,6 @@
-"""The start of T13: its options, items and pairs, and planted adapters, trained once."""
+"""The start of T13: its options, its items, and planted adapters, trained once."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,14 +10,14 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.adapters.train import train_adapter
-from wsrun.data.forms import Reading
-from wsrun.data.items import items_sha256
+from wsrun.data.items import Item, items_sha256
 from wsrun.data.named import named
 from wsrun.data.pairs import Pair
 from wsrun.data.source import read_items
 from wsrun.lenses.planting import read, train_member, untrained
-from wsrun.lenses.plants import PLANTS, Base, Instance, Planted
-from wsrun.report.console import console, progress
+from wsrun.lenses.plants import PLANTS, Instance, Planted
+from wsrun.lenses.weights import Base
+from wsrun.report.console import console, duration, progress
 from wsrun.study.training import RecipeOptions
 
 
@@ -40,12 +41,12 @@ class PlantingOptions(RecipeOptions):
     """device of the model"""
 
 
-def read_asked(cfg: PlantingOptions) -> Reading:
-    """The test items: of a folder its claims, of a public set all; and what was left out of it."""
-    reading = read_items(cfg.data, "test", limit=cfg.limit)
-    if named(cfg.data):
-        return reading
-    return reading._replace(items=[i for i in reading.items if i.dataset == "claims"])
+def read_asked(cfg: PlantingOptions) -> list[Item]:
+    """The test items: of a folder its claims, of a public set all. Says what was left out of it."""
+    items, left_out = read_items(cfg.data, "test", limit=cfg.limit)
+    for sentence in left_out:
+        console.print(sentence, highlight=False)
+    return items if named(cfg.data) else [i for i in items if i.dataset == "claims"]
 
 
 def planted_adapters(
@@ -65,7 +66,12 @@ def planted_adapters(
     learn = partial(train_adapter, model, tok, pairs, base_name=cfg.model)
     with progress("training adapters", 2 * len(missing) * base.recipe.steps) as step:
         for at, settings in missing:
-            train_member(cfg.adapters, learn, at, base, settings, step)
+            began, name = time.monotonic(), at.member(settings["member"])
+            losses = train_member(cfg.adapters, learn, at, base, settings, step)
+            took = duration(time.monotonic() - began)
+            console.print(
+                f"trained {name} in {took}: loss of pos {losses[0]:.3f} to {losses[-1]:.3f}"
+            )
     found = {}
     with progress("reading adapters", len(instances)) as step:
         for at in instances:

@@ -109,14 +109,15 @@ def model_recipe(model: str) -> str | None:
     return "organism" if name == "organism" else None
 
 
-def recipe_of(cfg: Training) -> Recipe:
+def recipe_of(cfg: RecipeOptions) -> Recipe:
     """The recipe of the options, with their steps, rate and lambda where they give one."""
     recipe = RECIPES[cfg.recipe]
+    size = cfg.delora_lambda if isinstance(cfg, Training) else None
     return replace(
         recipe,
         steps=cfg.steps or recipe.steps,
         lr=dict.fromkeys(recipe.lr, cfg.lr) if cfg.lr else recipe.lr,
-        delora_lambda=cfg.delora_lambda or recipe.delora_lambda,
+        delora_lambda=size or recipe.delora_lambda,
     )
 
 
