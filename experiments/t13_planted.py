@@ -11,13 +11,11 @@ Rule:       a rule passes its control where it agrees with the truth in every se
         --limit 60 --plants one-layer own-band --lenses layers own_bands
 
 Pairs come from where t0_train has them; rank, rate and steps are those of the model's recipe, and
-the last step is kept. The rules read the very cuts that T6, T7 and T8 make (wsrun/lenses). Plants
-(wsrun/lenses/plants.py says how each is made): shared-core, divergent-basins and crossed-core,
-several adapters that write one subspace, or one each; one-layer, one-module, base-band and
-own-band, one adapter in one slice; nothing, random deltas. Random decoys of equal norm lie beside every
-plant; whether they alone have an effect is measured and printed. A supported claim that names another
-slice than the planted one is no detection. Two runs side by side: python -m
-wsrun.study.planted_report A.confusion.parquet B.confusion.parquet.
+the last step is kept. The rules read the very cuts that T6, T7 and T8 make (wsrun/lenses). What is
+planted: wsrun/lenses/plants.py. Random decoys of equal norm lie beside every plant; whether they
+alone have an effect is measured and printed. A supported claim that names another slice than the
+planted one is no detection. Two runs side by side: python -m wsrun.study.planted_report
+A.confusion.parquet B.confusion.parquet.
 """
 
 from wsrun.script import guarded
