@@ -115,7 +115,7 @@ def sweep_readings(
 ) -> pl.DataFrame:
     """Rows of all readings with their method, and of the base once."""
     frames = []
-    for reading in readings:
+    for reading in (r for r in readings if r.cuts):
         rows = sweep(reading.method, list(reading.variants(nulls)))
         is_base = pl.col("method") == "base"
         rows = rows.with_columns(

@@ -44,7 +44,9 @@ def _report(
     real = [line[-1] for line in effects if line[0] != "nothing"]
     gate = "(interval above 0, above every null draw, in every whole a true claim is about)"
     console.print(f"{real.count('no')} of {len(real)} planted instances do not steer {gate}")
-    console.print(kept_grid(table))
+    if len(kept := kept_shares(table)):
+        title = "retained by some parts, over instances and members"
+        console.print(grid(title, kept.columns, kept.rows()))
     console.print(confusion_grid(counts))
     for title, (expected, agree) in RATES.items():
         if n := len(of := verdicts.filter(expected=expected)):
@@ -71,18 +73,17 @@ def effect_line(at: Instance, table: pl.DataFrame) -> list:
     return [*at, span(first["full"], "effect", "+"), rank, *texts, "yes" if real else "no"]
 
 
-def kept_grid(table: pl.DataFrame) -> Table:
+def kept_shares(table: pl.DataFrame) -> pl.DataFrame:
     """The range of `retained`, mean energy and overlap of T6's and T8's parts."""
     of = table.filter(pl.col("variant").is_in(SHOWN)).with_columns(
         plant=pl.col("family").str.replace(r"-s\d+-m\d+$", "").cast(pl.Enum([*PLANTS]))
     )
-    lines = of.group_by("plant", "variant", "k").agg(
+    shares = of.group_by("plant", "variant", "k").agg(
         pl.col("retained").min().alias("least"),
         pl.col("retained").max().alias("most"),
         pl.col("^(energy|overlap|overlap_random)$").mean(),
     )
-    title = "retained by some parts, over instances and members"
-    return grid(title, lines.columns, lines.sort("plant", "variant", "k").rows())
+    return shares.sort("plant", "variant", "k")
 
 
 def confusion_grid(counts: pl.DataFrame) -> Table:
