@@ -77,7 +77,8 @@ def main(cfg: Config) -> None:
     check(cfg)
     cfg = with_recipe(cfg)
     recipe = recipe_of(cfg)
-    cfg = replace(cfg, steps=recipe.steps, K=cfg.K or subspace_sizes(recipe))
+    K = cfg.K or subspace_sizes(recipe)
+    cfg = replace(cfg, steps=recipe.steps, K=K)
     items, sources = read_asked(cfg), read_sources(cfg)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
@@ -87,15 +88,14 @@ def main(cfg: Config) -> None:
     reads = checked_reads(session, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
     pairs = answers(cfg, model, tok, sources, (0,))[0].pairs
     planted = planted_adapters(cfg, model, tok, pairs, base, instances)
-    readings = outputs(planted, cfg.K, cfg.lenses), places(planted, base, cfg.lenses)
-    tag = {"experiment": EXPERIMENT, "model_name": cfg.model, "behaviour": cfg.pos}
+    readings = outputs(planted, K, cfg.lenses), places(planted, base, cfg.lenses)
 
     def scored(name: str, variants: list[Variant]) -> pl.DataFrame:
         console.print(f"{cfg.model}: {len(items)} items, {len(variants)} runs of {name}")
         with progress(f"scoring {name}", 1 + len(variants)) as step:
             return sweep(
-                model, tok, items, variants, [1.0],
-                cache_dir=cfg.cache_dir, progress=step, warn=console.print, **tag,
+                model, tok, items, variants, [1.0], experiment=EXPERIMENT, model_name=cfg.model,
+                behaviour=cfg.pos, cache_dir=cfg.cache_dir, progress=step, warn=console.print,
             )  # fmt: skip
 
     rows = sweep_readings(readings, cfg.nulls, scored)

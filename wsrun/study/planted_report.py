@@ -105,7 +105,10 @@ def outcomes_text(r: Mapping) -> str:
 
 
 def side_by_side(paths: Sequence[str]) -> Table:
-    """One line per plant and rule, one column per model and data set of the confusion tables."""
+    """One line per plant and rule, one column per model and data set of the confusion tables.
+
+    Several tables of one model fill its columns together; of one rule on one plant the last counts.
+    """
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     heads: dict[str, None] = {}
     for path in paths:
