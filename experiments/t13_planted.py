@@ -36,6 +36,7 @@ from wsrun.report.tables import check_writable, provenance, write_table
 from wsrun.score.sweep import sweep
 from wsrun.score.variants import Variant
 from wsrun.study.answers import answers, check_answering, read_sources
+from wsrun.study.options import check_limits
 from wsrun.study.planted import (
     LENSES,
     check_lenses,
@@ -46,7 +47,7 @@ from wsrun.study.planted import (
     sweep_readings,
 )
 from wsrun.study.planted_report import report
-from wsrun.study.planted_start import PlantingOptions, planted_adapters, read_asked
+from wsrun.study.planted_start import PlantingOptions, planted_adapters, read_claims
 from wsrun.study.session import Session, marked
 from wsrun.study.start import checked_reads
 from wsrun.study.training import check_recipe, recipe_of, with_recipe
@@ -79,12 +80,12 @@ def main(cfg: Config) -> None:
     recipe = recipe_of(cfg)
     K = cfg.K or subspace_sizes(recipe)
     cfg = replace(cfg, steps=recipe.steps, K=K)
-    items, sources = read_asked(cfg), read_sources(cfg)
+    (items, to_check, _), sources = read_claims(cfg), read_sources(cfg)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
     base = base_of(model, cfg.members, recipe)
     instances = [instance(plant, seed, base) for plant in cfg.plants for seed in cfg.seeds]
-    session = Session(model, tok, items)
+    session = Session(model, tok, to_check)
     reads = checked_reads(session, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
     pairs = answers(cfg, model, tok, sources, (0,))[0].pairs
     planted = planted_adapters(cfg, model, tok, pairs, base, instances)
@@ -130,7 +131,6 @@ def check(cfg: Config) -> None:
         ("--seeds", cfg.seeds, range(10**6)),
         ("--K", (1,) if cfg.K is None else cfg.K, range(1, 10**6)),
         ("--members", (cfg.members,), range(2, 20)),
-        ("--limit", (1 if cfg.limit is None else cfg.limit,), range(1, 10**9)),
         ("--nulls", (cfg.nulls,), range(1, 999)),  # 999 is the seed of controls
         ("--resamples", (cfg.resamples,), range(1, 10**9)),
     ):
@@ -139,6 +139,7 @@ def check(cfg: Config) -> None:
             got_text = " ".join(map(str, got)) or "nothing"
             raise ValueError(f"t13: {flag} must be of {given}, each value once; got {got_text}")
     check_lenses(cfg.lenses, cfg.plants)
+    check_limits(cfg, "t13")
     check_recipe(cfg, "t13")
     check_answering(cfg, "t13")
     for folder in (cfg.adapters, cfg.out, cfg.cache_dir):

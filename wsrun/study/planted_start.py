@@ -10,14 +10,14 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wsrun.adapters.train import train_adapter
-from wsrun.data.items import Item, items_sha256
+from wsrun.data.items import items_sha256
 from wsrun.data.named import named
 from wsrun.data.pairs import Pair
-from wsrun.data.source import read_items
 from wsrun.lenses.planting import read, train_member, untrained
 from wsrun.lenses.plants import PLANTS, Instance, Planted
 from wsrun.lenses.weights import Base
 from wsrun.report.console import console, duration, progress
+from wsrun.study.start import Asked, read_asked
 from wsrun.study.training import RecipeOptions
 
 
@@ -35,18 +35,23 @@ class PlantingOptions(RecipeOptions):
     """folder that receives <plant>-s<seed>-m<member>/pos and /neg; complete ones are reused"""
     limit: int | None = None
     """how many clusters of items to score, drawn by a hash; None for all"""
+    check_limit: int | None = None
+    """how many of these clusters the instrument check reads, whatever --limit says; None for all"""
     dtype: str = "float32"
     """dtype of the model"""
     device: str = "cpu"
     """device of the model"""
 
 
-def read_asked(cfg: PlantingOptions) -> list[Item]:
+def read_claims(cfg: PlantingOptions) -> Asked:
     """The test items: of a folder its claims, of a public set all. Says what was left out of it."""
-    items, left_out = read_items(cfg.data, "test", limit=cfg.limit)
-    for sentence in left_out:
+    asked = read_asked(cfg, cfg.data)
+    for sentence in asked.left_out:
         console.print(sentence, highlight=False)
-    return items if named(cfg.data) else [i for i in items if i.dataset == "claims"]
+    if named(cfg.data):
+        return asked
+    parts = ([i for i in of if i.dataset == "claims"] for of in (asked.items, asked.to_check))
+    return Asked(*parts)
 
 
 def planted_adapters(
