@@ -50,8 +50,8 @@ def read_claims(cfg: PlantingOptions) -> Asked:
         console.print(sentence, highlight=False)
     if named(cfg.data):
         return asked
-    parts = ([i for i in of if i.dataset == "claims"] for of in (asked.items, asked.to_check))
-    return Asked(*parts)
+    items, to_check = ([i for i in of if i.dataset == "claims"] for of in asked[:2])
+    return Asked(items, to_check)
 
 
 def planted_adapters(
