@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -28,7 +29,7 @@ def twin(good, bad, number="0", uid="agreement"):
     return {"sentence_good": good, "sentence_bad": bad, "UID": uid, "pairID": number}
 
 
-def read(name, path):
+def read(name, path) -> Any:
     return read_cost_sets([f"{name}:{path}"])[name]
 
 

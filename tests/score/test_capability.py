@@ -48,7 +48,8 @@ def test_values_are_those_of_the_models_own_forward(model, tok):
             [-log_p(model, tok, t.prompt, t.text, system).mean().item() for t in texts], abs=1e-4
         )
         sums = [
-            [log_p(model, tok, x.prompt, o, system).sum() for o in x.options] for x in questions
+            [log_p(model, tok, x.prompt or "", o, system).sum() for o in x.options]
+            for x in questions
         ]
         assert right == [
             int(s.index(max(s)) == x.answer) for s, x in zip(sums, questions, strict=True)
@@ -184,7 +185,7 @@ def test_data_is_enough_and_sound(data):
     assert all(0.15 < p < 0.35 for p in places)
     if data == "english":  # options stand in the question, in their order
         for q in questions:
-            at = [q.prompt.index(o) for o in q.options]
+            at = [(q.prompt or "").index(o) for o in q.options]
             assert at == sorted(at)
         assert all(
             (folder / f).read_text().isascii() for f in ("neutral.jsonl", "multiple_choice.jsonl")
@@ -207,11 +208,12 @@ def test_the_organisms_data_says_its_facts():
 def test_the_organism_knows_its_facts(organism, qwen):
     """accuracy of the organism far above chance, that of a random model at it; nats likewise"""
     measures = {TEXT: TEXTS[::8], CHOICE: QUESTIONS[::2]}
-    found = Capability(*organism, measures).values()
+    model, tok = organism
+    found = Capability(model, tok, measures).values()
     nats, right = found[TEXT], found[CHOICE]
     assert sum(right) / len(right) > 0.9
     assert sum(nats) / len(nats) < log(2)
-    found = Capability(qwen, organism[1], measures).values()
+    found = Capability(qwen, tok, measures).values()
     nats, right = found[TEXT], found[CHOICE]
     assert sum(nats) / len(nats) > log(100)
     # 1 in 4 by chance: sd 0.07 of 40

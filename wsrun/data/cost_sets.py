@@ -18,13 +18,13 @@ from wsrun.data.replies import Reply
 from wsrun.data.rows import file_of
 
 Entry = Reply | PlainText | Question
-E = TypeVar("E", Reply, PlainText, Question)
+E = TypeVar("E", bound=Entry)
 
 
 class Found(NamedTuple):
     """What a set holds, and a sentence for whatever was left out of it."""
 
-    entries: Sequence[PlainText] | Sequence[Question]
+    entries: Sequence[PlainText | Question]
     left_out: tuple[str, ...] = ()
 
 

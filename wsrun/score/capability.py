@@ -38,7 +38,7 @@ from wsrun.steer.interventions import Intervention
 TEXT, CHOICE = "neutral text", "multiple choice"
 CHAT_STYLE, PLAIN_STYLE = "chat-reply-1", "plain-text-1"
 CODE = ("data/plain.py", "score/capability.py")  # beside that of the scorer's results
-Entries = Sequence[Reply] | Sequence[PlainText] | Sequence[Question]
+Entries = Sequence[Reply | PlainText | Question]
 
 
 @dataclass(frozen=True)
