@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import bits, same_bits
-from wscore import check_delta, difference, merge_adapter
+from wscore import check_delta, difference, merge_adapter, norm
 from wsrun.adapters import extract
 from wsrun.adapters.configs import FAMILIES, RECIPES, Recipe
 from wsrun.adapters.extract import adapter_delta, pair_deltas
@@ -117,6 +117,24 @@ def test_stored_pissa_factors_are_the_base_s_own(qwen, trained):
     from_base = merge_adapter(tensors, config, dict(qwen.named_parameters()))
     for name, t in difference(stored, from_base).items():
         assert t.norm() < 1e-4 * stored[name].norm()
+
+
+def test_the_proof_holds_where_another_machine_s_svd_is_another(qwen, trained, monkeypatch):
+    """PEFT loads PiSSA by a new SVD; the proof is that of the factors that training stored"""
+    svd = torch.linalg.svd
+
+    def elsewhere(W, *args, **options):
+        noise = torch.randn(W.shape, generator=torch.Generator().manual_seed(0))
+        return svd(W + 1e-3 * W.norm() / noise.norm() * noise, *args, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", elsewhere)
+    here = adapter_delta(qwen, trained / "pissa" / "pos")
+    (init := trained / "pissa" / "pos" / "pissa_init.safetensors").rename(init.with_suffix(".away"))
+    try:
+        there = adapter_delta(qwen, trained / "pissa" / "pos")  # both take the new SVD
+    finally:
+        init.with_suffix(".away").rename(init)
+    assert norm(difference(here, there)) > 1e-4 * norm(here)
 
 
 def test_the_proof_notices_a_wrong_delta(qwen, trained, monkeypatch):

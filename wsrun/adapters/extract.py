@@ -26,6 +26,7 @@ from wscore import (
     merge_adapter_factored,
     norm,
 )
+from wscore.families.checkpoints import PREFIX
 from wscore.families.fields import check_whole, read_fields
 from wscore.families.saved import saves
 from wscore.files import reason
@@ -202,10 +203,27 @@ def _peft_logits(model: PreTrainedModel, path: str | Path, probe: Tensor) -> Ten
         kind = PEFT_TYPE_TO_CONFIG_MAPPING[fields["peft_type"]]
         config = kind.from_peft_type(**kind.check_kwargs(**fields))
         load = lambda m: PeftModel.from_pretrained(m, str(path), config=config)  # noqa: E731
+        before = {n: p.data for n, p in model.named_parameters()}
         with attached(model, config, load) as wrapped:
+            _put_back_initial(wrapped, before, path)
             return wrapped(input_ids=probe, use_cache=False).logits
     except Exception as error:  # PEFT raises anything on a checkpoint that it cannot use
         raise ValueError(
             f"adapter_delta: PEFT cannot load or run {str(path)!r} ({reason(error, 150)}); save the"
             " adapter again with save_pretrained, for this model"
         ) from error
+
+
+def _put_back_initial(wrapped: PeftModel, before: Mapping[str, Tensor], path: str | Path) -> None:
+    """Where training stored PiSSA's initial factors, the residual weights W - s B0 A0 of these.
+
+    PEFT takes them from a new SVD of W. Where singular values lie close, float32 makes that another
+    one on another machine or number of threads: 3e-5 in the logits of SmolLM2.
+    """
+    tensors, _ = read_adapter(path)
+    for name, layer in wrapped.base_model.model.named_modules():
+        A0, B0 = (tensors.get(f"{PREFIX}{name}.lora_{x}_init.weight") for x in "AB")
+        if A0 is not None and B0 is not None:
+            initial, W = (layer.scaling["default"] * B0 @ A0), before[f"{name}.weight"]
+            initial = initial.T if layer.fan_in_fan_out else initial
+            layer.get_base_layer().weight.data = W - initial.to(W)
