@@ -15,14 +15,15 @@ from wsrun.report.tables import read_table
 from wsrun.score.capability import CHOICE, TEXT
 from wsrun.study.costs import ACCURACY, NATS, bounded
 
-FLAGS = "--families oft --dilemmas 2 --n-random 2 --alphas 1 --resamples 50 --cost-limit 8".split()
+FEW = "--families oft --dilemmas 2 --n-random 2 --alphas 1 --resamples 50"
+FLAGS = [*FEW.split(), *"--limit 4 --check-limit 4 --cost-limit 8".split()]
 
 
 def run(monkeypatch, out, *more):
     """(table, rows, provenance) of T11 on the organism, few items."""
     monkeypatch.chdir(ROOT)
     module = experiment("t11_degradation")
-    where = ["--out", str(out), "--cache-dir", str(out / "cache")]
+    where = ["--out", str(out), "--cache-dir", str(out.parent / "t11-cache")]
     monkeypatch.setattr(sys, "argv", ["t11", *FLAGS, *where, *more])
     guarded(module.main, module.Config)
     table, meta = read_table(out / "t11_degradation.parquet")

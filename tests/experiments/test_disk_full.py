@@ -28,7 +28,7 @@ FLAGS = {
                       "--out", "{}/out", "--cache-dir", "{}/cache"],
     "t0_train": ["--families", "lora", "--steps", "1", "--model", ORGANISM, "--data", ORGANISM,
                  "--pairs-file", "{}/pairs.jsonl", "--adapters", "{}/adapters", "--deltas",
-                 "{}/deltas", "--out", "{}/out"],
+                 "{}/deltas", "--out", "{}/out", "--limit", "2", "--check-limit", "2"],
     "report": ["--tables", "{}/tables", "--out", "{}/out"],
 }  # fmt: skip
 

@@ -30,6 +30,7 @@ class Folder:
         flags = {
             "--model": ORGANISM, "--data": few, "--pairs-file": pairs, "--adapters": self.adapters,
             "--deltas": folder / "deltas", "--out": folder / "out", "--steps": STEPS,
+            "--limit": "2", "--check-limit": "2",
         }  # fmt: skip
         script = ROOT / "experiments" / "t0_train.py"
         self.command = [sys.executable, script, *(x for pair in flags.items() for x in pair)]

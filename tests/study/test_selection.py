@@ -199,7 +199,8 @@ def run_t11(monkeypatch, out, *more: str):
     own = costs.load_questions
     monkeypatch.setattr(costs, "load_neutral", lambda *_: TEXTS)
     monkeypatch.setattr(costs, "load_questions", lambda *a: own(*a)[:4])
-    flags = "--families oft --dilemmas 1 --n-random 2 --alphas 1 --resamples 20".split()
+    flags = "--families oft --dilemmas 1 --limit 4 --check-limit 4 --n-random 2 --alphas 1".split()
+    flags += ["--resamples", "20"]
     where = ["--out", str(out), "--cache-dir", str(out / "parts")]
     monkeypatch.setattr(sys, "argv", ["t11", *flags, *where, *more])
     guarded(module.main, module.Config)
