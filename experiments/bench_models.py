@@ -9,8 +9,9 @@ Prediction: memory is that of the weights and of one group of logits; time grows
 Models have random weights of the named shape, at two depths; what is printed for the whole model is
 the line through both. Each work runs in a fresh process of one thread: `load`, the model alone;
 `train`, LoRA by recipe `smollm2`, a batch of 16 answers a step; `score`, one steered variant of
-questions with two answers each. Seconds are CPU seconds. Texts are given pairs of answers, under
-the tokenizer of --model: the embedded model's makes twice the tokens of a language model's.
+questions with two answers each. `cpu_seconds` are those of one step, or of 100 questions under one
+variant; `seconds` those of the whole process. Texts are given pairs of answers, under the tokenizer
+of --model: the embedded model's makes twice the tokens of a language model's.
 """
 
 from wsrun.script import guarded
@@ -106,7 +107,7 @@ def load(cfg: Config, shape: str, depth: int) -> dict[str, float]:
     """The model alone: its parameters, in thousand millions, and the memory of its weights."""
     parameters = list(random_model(shape, cfg.dtype, num_hidden_layers=depth).parameters())
     numbers, size = sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
-    return {"parameters_1e9": numbers / 1e9, "weights_gib": size / GIB, "cpu_seconds": 0.0}
+    return {"parameters_1e9": numbers / 1e9, "weights_gib": size / GIB}
 
 
 def train(cfg: Config, shape: str, depth: int) -> dict[str, float]:

@@ -78,9 +78,9 @@ def main(cfg: Config) -> None:
         raise ValueError("t2: --alphas needs one that is not 0, got 0")
     run_shards(cfg)
     source = cfg.source or cfg.data
-    dilemmas, to_check = (
-        load_dose_items(source, cfg.dilemmas, n) for n in (cfg.limit, cfg.check_limit)
-    )
+    dilemmas = to_check = load_dose_items(source, cfg.dilemmas, cfg.limit)
+    if cfg.check_limit != cfg.limit:
+        to_check = load_dose_items(source, cfg.dilemmas, cfg.check_limit)
     session = load_session(cfg, Asked(dilemmas.items, to_check.items))
     session = session._replace(reads=with_honesty_read(session.reads))
     pairs = read_pairs(session.model, cfg)

@@ -31,7 +31,7 @@ from wscore.families.fields import check_whole, read_fields
 from wscore.families.saved import saves
 from wscore.files import reason
 from wsrun.adapters.base import BaseWarning, base_note, check_base
-from wsrun.adapters.checkpoint import read_adapter, read_config
+from wsrun.adapters.checkpoint import PISSA_INIT, read_adapter, read_config
 from wsrun.steer.weights import steered
 
 PEFT_VERSION = "0.21"  # the version that tests compare every family with
@@ -220,6 +220,8 @@ def _put_back_initial(wrapped: PeftModel, before: Mapping[str, Tensor], path: st
     PEFT takes them from a new SVD of W. Where singular values lie close, float32 makes that another
     one on another machine or number of threads: 3e-5 in the logits of SmolLM2.
     """
+    if not (Path(path) / PISSA_INIT).is_file():
+        return
     tensors, _ = read_adapter(path)
     for name, layer in wrapped.base_model.model.named_modules():
         A0, B0 = (tensors.get(f"{PREFIX}{name}.lora_{x}_init.weight") for x in "AB")

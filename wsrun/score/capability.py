@@ -31,12 +31,12 @@ from wsrun.models.code import code_sha256
 from wsrun.models.machine import model_state, unkeyed
 from wsrun.score.readings import Asked, Plan
 from wsrun.score.scorer import TOKENS, Engines, Levers, Scorer
-from wsrun.score.variants import BASE, Variant, completed, labelled
+from wsrun.score.variants import BASE, REPLY_STYLE, Variant, completed, labelled
 from wsrun.steer.held import Held
 from wsrun.steer.interventions import Intervention
 
 TEXT, CHOICE = "neutral text", "multiple choice"
-CHAT_STYLE, PLAIN_STYLE = "chat-reply-1", "plain-text-1"
+PLAIN_STYLE = "plain-text-1"
 CODE = ("data/plain.py", "score/capability.py")  # beside that of the scorer's results
 Entries = Sequence[Reply | PlainText | Question]
 
@@ -159,7 +159,7 @@ class Capability:
             plain = is_plain(entries)
             if not (plain and system is not None):
                 scores = self._under(dataset, system).at(intervention, alpha)
-                style = PLAIN_STYLE if plain else CHAT_STYLE
+                style = PLAIN_STYLE if plain else REPLY_STYLE
                 frames.append(scores.with_columns(prompt_style=pl.lit(style)))
         return pl.concat(frames)
 

@@ -28,15 +28,13 @@ from wsrun.score.scorer import (
     check_fits,
     choose_engine,
 )
-from wsrun.score.variants import BASE, Variant, completed, labelled
+from wsrun.score.variants import BASE, REPLY_STYLE, Variant, completed, labelled
 from wsrun.steer.held import Held
 from wsrun.steer.interventions import Intervention, WeightDelta
 from wsrun.steer.weights import Rounding, rounding_error, touched_parameters
 
 MIN_MASS = 0.5
 MIN_COSINE = 0.99
-REPLY_STYLE = "chat-reply-1"
-"""prompt_style of rows whose answers are replies; PROMPT_STYLE is that of answers of one token"""
 
 
 Variants = Iterable[Variant] | Mapping[str, Mapping[str, Tensor] | Intervention]

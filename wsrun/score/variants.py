@@ -50,6 +50,8 @@ class Base(Intervention):
 
 
 BASE = Variant("base", Base())
+REPLY_STYLE = "chat-reply-1"
+"""prompt_style of rows about replies in the chat template; PROMPT_STYLE: about one token"""
 
 
 def labelled(frame: pl.DataFrame, variant: Variant, alpha: float) -> pl.DataFrame:
