@@ -13,6 +13,7 @@ from wscore.files import quoted, refusing
 from wscore.hashes import as_bytes
 from wsrun.models.checkpoint import COPY_ANEW, INDEX, WEIGHTS
 
+BROKEN = (OSError, SafetensorError, ValueError, KeyError)
 BLOCK = 2**25  # bytes of a tensor that are held at once
 ROWS = 64  # of a block, or a multiple: so vector instructions meet each number as in the whole
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -20,57 +21,53 @@ CODES = {dtype: code for code, dtype in FLOATS.items()}
 
 
 class Stored(NamedTuple):
-    """One tensor of a weight file, not read yet."""
+    """One tensor of a safetensors file, not read yet: its type and shape, its bytes' place."""
 
-    file: Any
+    path: Path
     name: str
     code: str
     shape: tuple[int, ...]
-    bytes_each: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.bytes_each * torch.Size(self.shape).numel()
+    start: int
+    nbytes: int
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, tensor) of all rows in turn; a tensor that is small, or has no rows, in one."""
-        part, rows = self.file.get_slice(self.name), self.shape[0] if self.shape else 0
+        """(rows, tensor) of all rows in turn, all at once where they are few; bytes where the type
+        is no float.
+
+        Read, not mapped: pages of a mapped file count as this process's memory. safetensors' own
+        slices read the whole tensor for each.
+        """
+        rows, dtype = self.shape[0] if self.shape else 1, FLOATS.get(self.code)
         step = max(ROWS, rows * BLOCK // max(self.nbytes, 1) // ROWS * ROWS)
-        what = f"export: {quoted(self.name)} cannot be read"
-        with refusing(what, COPY_ANEW, SafetensorError, OSError):
-            if self.nbytes <= BLOCK or rows < 2:
-                yield slice(None), self.file.get_tensor(self.name)
-                return
-            for start in range(0, rows, step):
-                end = min(start + step, rows)
-                yield slice(start, end), part[start:end]
+        each, what = self.nbytes // max(rows, 1), f"export: {quoted(self.name)} cannot be read"
+        with refusing(what, COPY_ANEW, OSError, ValueError), self.path.open("rb") as file:
+            file.seek(self.start)
+            for first in range(0, max(rows, 1), step):
+                last = min(first + step, rows)
+                raw = bytearray((last - first) * each)
+                if file.readinto(raw) != len(raw):
+                    raise ValueError(f"{str(self.path)!r} ends within it")
+                kind = dtype or torch.uint8
+                flat = torch.frombuffer(raw, dtype=kind) if raw else torch.empty(0, dtype=kind)
+                shape = (last - first, *self.shape[1:]) if self.shape else ()
+                yield slice(first, last), flat.reshape(shape) if dtype else flat
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, Stored]:
-    """name -> tensor of the weight files of a model, in their order, none of them read.
-
-    Pages of a file that is mapped would count as this process's memory, so files are read.
-    """
+    """name -> tensor of the safetensors files of a model, in their order, none of them read."""
     found: dict[str, Stored] = {}
     for path in files:
         what = f"export: {str(path)!r} cannot be read"
-        with refusing(what, COPY_ANEW, OSError, SafetensorError, ValueError, KeyError):
-            sizes = _sizes(path)
-            file = safe_open(path, framework="pt", backend="pread")
-            for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name)
-                shape = tuple(part.get_shape())
-                each = sizes[name] // max(torch.Size(shape).numel(), 1)
-                found[name] = Stored(file, name, part.get_dtype(), shape, each)
+        with refusing(what, COPY_ANEW, *BROKEN), safe_open(path, framework="pt", backend="pread"):
+            with path.open("rb") as file:  # a header that safetensors takes
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            header.pop("__metadata__", None)
+            for name, x in header.items():
+                start, end = x["data_offsets"]
+                at = 8 + size + start
+                found[name] = Stored(path, name, x["dtype"], tuple(x["shape"]), at, end - start)
     return found
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    """name -> bytes in a safetensors file, whose header is one JSON object behind its length."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    header.pop("__metadata__", None)
-    return {name: x["data_offsets"][1] - x["data_offsets"][0] for name, x in header.items()}
 
 
 class Planned(NamedTuple):
