@@ -26,7 +26,6 @@ from wscore import effect_table, geometry, save_delta, tensors_sha256
 from wscore.stats.schema import KEYS
 from wsrun.adapters.extract import PairDelta, pair_deltas
 from wsrun.data.items import items_sha256
-from wsrun.data.source import load_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, effects, grid, progress
 from wsrun.report.tables import check_writable, provenance, write_table
@@ -36,8 +35,9 @@ from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.answers import answers, check_answering, read_sources
 from wsrun.study.next_command import say_next
+from wsrun.study.options import check_limits
 from wsrun.study.session import Session, marked
-from wsrun.study.start import checked_reads
+from wsrun.study.start import checked_reads, read_asked
 from wsrun.study.training import (
     HEADS,
     Training,
@@ -60,6 +60,8 @@ class Config(Training):
     """doses at which dW is tried on held-out items"""
     limit: int | None = None
     """how many clusters of held-out items, dilemmas aside, drawn by a hash; None for all"""
+    check_limit: int | None = None
+    """how many of these clusters the instrument check reads, whatever --limit says; None for all"""
     deltas: Path = Path("artifacts/deltas")
     """folder that receives <family>-s<seed>.safetensors, the dW"""
     out: Path = Path("artifacts/tables")
@@ -79,14 +81,13 @@ def main(cfg: Config) -> None:
     cfg = with_recipe(cfg)
     if not cfg.alphas or not all(isfinite(a) and a for a in cfg.alphas):
         raise ValueError("t0_train: --alphas must be finite and not 0, which is the base")
-    if cfg.limit is not None and cfg.limit < 1:
-        raise ValueError(f"t0_train: --limit must be at least 1, got {cfg.limit}")
+    check_limits(cfg, "t0_train")
     for folder in (cfg.adapters, cfg.deltas, cfg.out, cfg.cache_dir):
         check_writable(folder)
-    items, sources = load_items(cfg.data, "test", limit=cfg.limit), read_sources(cfg)
+    (items, to_check, _), sources = read_asked(cfg, cfg.data), read_sources(cfg)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    session = Session(model, tok, items)
+    session = Session(model, tok, to_check)
     reads = checked_reads(session, cfg.data, cfg.pos, cfg.neg, cache_dir=cfg.cache_dir)
     base = tensors_sha256(dict(model.named_parameters()))
     cells = [(seed, family) for seed in cfg.seeds for family in cfg.families]

@@ -51,7 +51,7 @@ from wsrun.study.session import (
     save_figure,
     write_tables,
 )
-from wsrun.study.start import load_session, run_shards
+from wsrun.study.start import Asked, load_session, run_shards
 
 EXPERIMENT = "t2_dilemmas"
 QUESTION = "How does the honesty of the answers follow the dose of dW?"
@@ -77,8 +77,11 @@ def main(cfg: Config) -> None:
     if not any(cfg.alphas):
         raise ValueError("t2: --alphas needs one that is not 0, got 0")
     run_shards(cfg)
-    dilemmas = load_dose_items(cfg.source or cfg.data, cfg.dilemmas, cfg.limit)
-    session = load_session(cfg, items=dilemmas.items)
+    source = cfg.source or cfg.data
+    dilemmas, to_check = (
+        load_dose_items(source, cfg.dilemmas, n) for n in (cfg.limit, cfg.check_limit)
+    )
+    session = load_session(cfg, Asked(dilemmas.items, to_check.items))
     session = session._replace(reads=with_honesty_read(session.reads))
     pairs = read_pairs(session.model, cfg)
     rows = run_sweep(cfg, EXPERIMENT, session, variants(pairs, planted_bias(cfg, session)))
@@ -91,8 +94,9 @@ def main(cfg: Config) -> None:
         for d in table["dataset"].unique().sort()
         for f in sorted(cfg.families)
     ]
-    source = {"source": cfg.source or cfg.data, "revision": dilemmas.revision}
-    record = run_record(cfg, session, pairs, dilemmas=source)
+    record = run_record(
+        cfg, session, pairs, dilemmas={"source": source, "revision": dilemmas.revision}
+    )
     path = write_tables(cfg, EXPERIMENT, rows, table, record, verdicts)
     print_doses(rows, table, dilemmas)
     for v in verdicts:

@@ -30,7 +30,7 @@ import polars as pl
 from wscore import tensors_sha256
 from wsrun.data.items import Item
 from wsrun.data.named import named
-from wsrun.data.source import load_items, read_items
+from wsrun.data.source import load_items
 from wsrun.report.console import console, grid, strong
 from wsrun.report.wording import with_interval
 from wsrun.score.variants import Variant
@@ -39,7 +39,7 @@ from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
 from wsrun.study.scoring import run_sweep
 from wsrun.study.session import Pairs, Session, marked, read_pairs, run_record, write_tables
-from wsrun.study.start import checked_reads, load_session, run_shards
+from wsrun.study.start import checked_reads, load_session, read_asked, run_shards
 from wsrun.study.transfer import CONTROL, DW, judged, summary, with_words
 
 EXPERIMENT = "transfer"
@@ -87,21 +87,21 @@ def main(cfg: Config) -> None:
 
 def sessions(cfg: Config) -> list[Session]:
     """The test items of each set with what they can read; ValueError for two sets of one name."""
-    readings = {source: read_items(source, "test", cfg.dilemmas, cfg.limit) for source in cfg.sets}
-    names = {i.dataset for i in load_items(cfg.data, "test", cfg.dilemmas, cfg.limit)}
-    for source, reading in readings.items():
-        console.print(*reading.left_out, sep="\n", end="\n" * bool(reading.left_out))
-        if twice := names & {i.dataset for i in reading.items}:
+    first, *others = (read_asked(cfg, source, cfg.dilemmas) for source in (cfg.data, *cfg.sets))
+    names = {i.dataset for i in first.items}
+    for source, asked in zip(cfg.sets, others, strict=True):
+        console.print(*asked.left_out, sep="\n", end="\n" * bool(asked.left_out))
+        if twice := names & {i.dataset for i in asked.items}:
             raise ValueError(
                 f"{EXPERIMENT}: --sets gives {sorted(twice)[0]!r} twice, again with {source!r}; "
                 "name each set once"
             )
-        names |= {i.dataset for i in reading.items}
-    found = [load_session(cfg)]
-    for source, reading in readings.items():
-        one = found[0]._replace(items=reading.items)
+        names |= {i.dataset for i in asked.items}
+    found = [load_session(cfg, first)]
+    for source, asked in zip(cfg.sets, others, strict=True):
+        one = found[0]._replace(items=asked.to_check)
         reads = checked_reads(one, source, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
-        found.append(one._replace(reads=reads))
+        found.append(one._replace(items=asked.items, reads=reads))
     return found
 
 

@@ -43,6 +43,17 @@ def small_data(folder: Path, clusters: int = 3, wordings: int = 5, **more) -> Pa
     return folder
 
 
+def truthfulqa_like(folder: Path) -> str:
+    """truthfulqa:PATH of a file of that form, with questions of every split."""
+    lines, names = ["Category,Question,Best Answer,Incorrect Answers"], ("doves", "cooks", "ships")
+    names += ("trees", "kings", "rocks")
+    for n in range(24):
+        lines.append(f"Law,What do {names[n % 6]} number{n} do?,They rest {n},They run; They fly")
+    path = folder / "TruthfulQA.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return f"truthfulqa:{path}"
+
+
 def tiny_folder(
     folder: Path, make, tok, template: str = REFUSES_SYSTEM, families=("lora",), seeds=(0,)
 ) -> dict[str, Path]:

@@ -55,6 +55,16 @@ def test_training_leaves_the_model_bit_identical(qwen, tok, tmp_path, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_in_half_precision(tok, tmp_path, family):
+    """an adapter trained on a bfloat16 base is read back with the same proof, 1e-5 in float32"""
+    model = tiny_qwen3(vocab_size=len(tok)).to(torch.bfloat16)
+    before = bits(model)
+    train_adapter(model, tok, PAIRS, "pos", family, RECIPE, tmp_path)
+    assert same_bits(model, before)
+    assert any(t.any() for t in adapter_delta(model, tmp_path).values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_training_fits_its_responses(qwen, tok, tmp_path, family):
     """30 steps on two responses lower their mean loss"""
     rates = dict.fromkeys(FAMILIES, 3e-2) | {"delora": 0.2}

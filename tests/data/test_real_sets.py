@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from wsrun.data.cost_sets import read_cost_sets
 from wsrun.data.items import Item
 from wsrun.data.named import DATA_SETS, named_pairs, read
 from wsrun.data.places import SHARES
+from wsrun.data.plain import PlainText
 from wsrun.data.surface import word_accuracy
 
 FOLDER = os.environ.get("WSCORE_DATA")
@@ -108,3 +110,27 @@ def test_every_set_has_a_file_here():
     assert {text.partition(":")[0] for text in COUNTS} == {*DATA_SETS} - {
         "pairs"
     }  # this project's own
+
+
+COSTS = {  # file: entries, clusters
+    "wikitext:valid.txt": (506, 57),
+    "arc:in_house_dev.jsonl": (567, 567),
+    "blimp:anaphor_number_agreement.jsonl": (1000, 1000),
+    "blimp:irregular_past_participle_verbs.jsonl": (1000, 1000),
+}
+
+
+@pytest.mark.parametrize("text", COSTS)
+def test_sets_of_costs(text):
+    """entries and clusters; texts of 30 words or more without a mark of tokens, four options"""
+    name = text.partition(":")[0]
+    found = read_cost_sets([f"{name}:{path_of(text)}"])[name]
+    assert (len(found.entries), len({e.cluster for e in found.entries})) == COSTS[text]
+    assert not found.left_out
+    for e in found.entries:
+        if isinstance(e, PlainText):
+            marks = ("<unk>", "@", " ,", " .", "( ", " )", "= ")
+            assert e.text.endswith((".", "!", "?", '"')) and 30 <= len(e.text.split()) <= 128
+            assert not [m for m in marks if m in e.text], e.text
+        else:
+            assert len(e.options) == (2 if name == "blimp" else 4)

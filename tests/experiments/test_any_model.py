@@ -6,12 +6,11 @@ import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM, ROOT, experiment, read_command
-from tests.folders import small_data, tiny_folder
+from tests.folders import small_data, tiny_folder, truthfulqa_like
 from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3
 from wsrun.report.tables import read_table
 
-NAMES = ("doves", "cooks", "ships", "trees", "kings", "rocks")
 FEW = MappingProxyType(dict(dilemmas=2, resamples=100))
 ONE, BOTH = {"families": ("lora",)}, {"families": ("lora", "dora")}
 ANALYSIS = MappingProxyType(FEW | dict(nulls=2))
@@ -50,12 +49,7 @@ REPLIES = {
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
     """A file of TruthfulQA's form, with questions of every split."""
-    lines = ["Category,Question,Best Answer,Incorrect Answers"]
-    for n in range(24):
-        lines.append(f"Law,What do {NAMES[n % 6]} number{n} do?,They rest {n},They run; They fly")
-    path = tmp_path_factory.mktemp("set") / "TruthfulQA.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return f"truthfulqa:{path}"
+    return truthfulqa_like(tmp_path_factory.mktemp("set"))
 
 
 @pytest.mark.parametrize("script", REPLIES)

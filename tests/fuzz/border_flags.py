@@ -30,7 +30,7 @@ TEXTS = ("", " ", "x", "[/x]", "é", "\x1b[31m", "a" * 3000, "a" * 300, "../..",
          "{x}", "%s", "\udcff", "\n")  # fmt: skip
 NOT_VARIED = ("model", "executor", "device", "deltas", "full")
 COUNTS = ("resamples", "steps", "n_random", "draws", "K", "max_new_tokens", "dilemmas", "members",
-          "workers", "top", "wordings")  # fmt: skip
+          "workers", "top", "wordings", "cost_limit")  # fmt: skip
 
 
 def prepare(_: Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.fuzz.cases import Border, Case, damaged_bytes, damaged_value
+from wsrun.data.multiple_choice import load_questions as load_choices
 from wsrun.data.pairs import load_pairs, load_questions
 from wsrun.data.personas import load_personas
 from wsrun.data.replies import load_neutral
-from wsrun.score.capability import load_questions as load_choices
 
 SPLITS = ("train", "test")
 

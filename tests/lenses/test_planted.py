@@ -3,30 +3,38 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
 import torch
 from scipy.stats import binomtest
 
-from tests.conftest import ORGANISM, bits, experiment, same_bits
+from tests.conftest import ORGANISM, ROOT, bits, experiment, same_bits
+from tests.folders import tiny_folder, truthfulqa_like
 from wscore import Band, Verdict, crop, drop, inner, keep, norm, site, svd
 from wscore.sealed_json import seal
-from wsrun.adapters.configs import FAMILIES, Recipe
+from wsrun.adapters.configs import FAMILIES, RECIPES, Recipe
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.train import train_adapter
 from wsrun.data.pairs import Pair
 from wsrun.lenses import cuts, planting, plants
 from wsrun.lenses.coordinates import BANDS, DISJOINT
 from wsrun.lenses.decoys import slices_of
+from wsrun.lenses.weights import base_of, subspace_sizes
 from wsrun.models.tiny import tiny_qwen3
-from wsrun.report.tables import read_table
-from wsrun.study.planted import confusion, judged, outputs, places
+from wsrun.report.tables import read_table, write_table
+from wsrun.report.verdicts import planted as planted_sentences
+from wsrun.study import planted_start
+from wsrun.study.planted import PLACES, confusion, judged, outputs, places
+from wsrun.study.planted_report import side_by_side
 
 RECIPE = Recipe("test", 8, 16, dict.fromkeys(FAMILIES, 5e-3), 3, 2, 16, (0.25, 0.75))
 PAIRS = [Pair("Is it so?", "It is so.", "It is not.", "a"), Pair("And now?", "Yes.", "No.", "b")]
 t13 = experiment("t13_planted")
-CFG = t13.Config(K=(8,), seeds=(0,))
+CFG = t13.Config(seeds=(0,))
+SVG = "{http://www.w3.org/2000/svg}"
 WRITES = ("o_proj", "down_proj")
 
 
@@ -34,7 +42,7 @@ WRITES = ("o_proj", "down_proj")
 def tiny(tok):
     """(model, its band): 4 layers of which 2 and 3 are in [0.3, 0.8), d_model 64."""
     model = tiny_qwen3(vocab_size=len(tok))
-    return model, plants.base_of(model, 3)
+    return model, base_of(model, 3, RECIPES["organism"])
 
 
 def targets(at, base):
@@ -230,9 +238,9 @@ def test_only_stacked_writes_show_a_crossed_core(tiny):
     assert inside["stacked"] > 0.7 > 0.5 > inside["shared"]
 
 
-def line(plant, rule, outcome, part=None, truth=None, seed=0):
+def line(plant, rule, outcome, part=None, truth=None, seed=0, dataset="claims"):
     at = plants.Instance(plant, seed, truth)
-    return judged(at, rule, Verdict(outcome, "as it is", part))
+    return judged(dataset, at, rule, Verdict(outcome, "as it is", part))
 
 
 def test_a_wrong_slice_is_no_detection():
@@ -271,6 +279,80 @@ def test_confusion_counts():
     assert ends[2] == (None, None)
 
 
+def test_runs_side_by_side(tmp_path):
+    """a column per model and data set, with its own counts; a dash where a rule did not run"""
+    paths = []
+    for model, rules in (("a", ("layers", "modules")), ("b", ("layers",))):
+        lines = [line("one-layer", r, "supported", "layer_2", "layer_2") for r in rules]
+        if model == "b":
+            lines.append(line("one-layer", "layers", "refuted", dataset="replies"))
+        counts = confusion(pl.DataFrame(lines, infer_schema_length=None))
+        path = tmp_path / f"{model}.confusion.parquet"
+        paths.append(str(write_table(counts, path, {"config": {"model": model}})))
+    table = side_by_side(paths)
+    cells = {c.header: list(c.cells) for c in table.columns}
+    assert cells == {
+        "plant": ["one-layer"] * 2,
+        "rule": ["layers", "modules"],
+        "claim": ["true", "open"],
+        "a, claims": ["1 / 0 / 0; 1 of 1 right", "1 / 0 / 0"],
+        "b, claims": ["1 / 0 / 0; 1 of 1 right", "-"],
+        "b, replies": ["0 / 1 / 0; 0 of 1 right", "-"],
+    }
+    other = write_table(pl.DataFrame({"plant": ["p"]}), tmp_path / "x.parquet", {})
+    with pytest.raises(ValueError, match="x.parquet.*give .*confusion.parquet"):
+        side_by_side([str(other)])
+
+
+@pytest.fixture(scope="module")
+def replies(tmp_path_factory, tok):
+    """One seed of two plants on a random Qwen3 that reads replies; returns (folder, config)."""
+    folder = tmp_path_factory.mktemp("replies")
+    model = tiny_folder(folder, tiny_qwen3, tok, families=())["model"]
+    data = truthfulqa_like(folder)
+    cfg = t13.Config(
+        seeds=(0,), plants=("divergent-basins", "one-layer"), members=2, steps=1, nulls=2,
+        lenses=("shared", "own", "layers"), resamples=50, limit=2, recipe="organism",
+        model=str(model), data=data, adapters=folder / "adapters", out=folder,
+        pairs_cache=folder / "pairs", cache_dir=folder / "parts",
+    )  # fmt: skip
+    return folder, cfg
+
+
+def test_replies_of_a_public_set(replies, monkeypatch):
+    """a stopped training goes on with the members that are not finished; then a verdict per data
+    set, plant and rule, what the check says of each, and rank, K and steps in the record"""
+    folder, cfg = replies
+    monkeypatch.chdir(ROOT)  # personas of data/english
+    real, trained = planted_start.train_member, []
+
+    def stopped(into, learn, at, *more):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(at)
+        return real(into, learn, at, *more)
+
+    monkeypatch.setattr(planted_start, "train_member", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        t13.main(cfg)
+    assert [p.name for p in cfg.adapters.iterdir()] == ["divergent-basins-s0-m0"]
+    monkeypatch.setattr(planted_start, "train_member", lambda *a: trained.append(a[2]) or real(*a))
+    t13.main(cfg)
+    assert [at.plant for at in trained] == ["divergent-basins"] * 2 + ["one-layer"]
+    both = {"truthfulqa", "truthfulqa per token"}
+    summary, meta = read_table(folder / "t13_planted.parquet")
+    assert set(summary["dataset"]) == both and summary["reads"].is_not_null().all()
+    assert set(meta["reads"]) == both and meta["config"]["K"] == [8, 16]
+    assert (meta["config"]["recipe"], meta["config"]["steps"]) == ("organism", 1)
+    verdicts = read_table(folder / "t13_planted.verdicts.parquet")[0]
+    claims = [("divergent-basins", r) for r in ("shared core", "basin divergence", "layers")]
+    claims.append(("one-layer", "layers"))
+    for dataset in both:
+        assert verdicts.filter(dataset=dataset).select("plant", "rule").rows() == claims
+    assert len(read_table(folder / "t13_planted.confusion.parquet")[0]) == 2 * len(claims)
+    assert {s.partition(":")[0] for s in planted_sentences(verdicts)} == both
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """One seed of three plants at two steps and eight claims; returns (folder, config)."""
@@ -286,7 +368,8 @@ def run(tmp_path_factory):
     cfg = t13.Config(
         seeds=(0,), plants=("shared-core", "one-module", "nothing"), members=2, K=(8,), steps=2,
         nulls=2, resamples=50, model=str(ORGANISM), data=str(data),
-        adapters=folder / "adapters", out=folder, cache_dir=folder / "parts",
+        adapters=folder / "adapters", out=folder, pairs_cache=folder / "pairs",
+        cache_dir=folder / "parts",
     )  # fmt: skip
     t13.main(cfg)
     return folder, cfg
@@ -295,7 +378,7 @@ def run(tmp_path_factory):
 def test_a_second_run_trains_nothing(run, tmp_path, monkeypatch):
     """equal settings reuse the adapters, and give the same tables bit for bit; others do not"""
     folder, cfg = run
-    monkeypatch.setattr(t13, "train_member", None)
+    monkeypatch.setattr(planted_start, "train_member", None)
     t13.main(replace(cfg, out=tmp_path, cache_dir=tmp_path / "parts"))
     for name in ("rows", "verdicts", "confusion"):
         a, b = (read_table(d / f"t13_planted.{name}.parquet")[0] for d in (folder, tmp_path))
@@ -347,7 +430,9 @@ def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch):
 def test_the_figure_says_what_a_blank_cell_is(run):
     """T6's rules have no cell where there is one adapter, and the caption says why"""
     pytest.importorskip("matplotlib")
-    assert "Blank: the rule was not run" in (run[0] / "t13_planted.confusion.svg").read_text()
+    parts = ElementTree.parse(run[0] / "t13_planted.confusion.svg").iter(f"{SVG}text")
+    words = " ".join(" ".join("".join(part.itertext()) for part in parts).split())
+    assert "Blank: the rule was not run" in words and "Data set claims." in words
 
 
 @pytest.mark.parametrize(
@@ -358,7 +443,20 @@ def test_the_figure_says_what_a_blank_cell_is(run):
         (dict(seeds=()), "--seeds .* got nothing"),
         (dict(seeds=(1, 1)), "--seeds .* got 1 1"),
         (dict(members=1), "--members must be of 2 to 19, .* got 1"),
-        (dict(steps=0), "--steps .* got 0"),
+        (dict(steps=0), "--steps must be at least 1, got 0"),
+        (dict(lr=-1.0), "--lr must be above 0, got -1"),
+        (dict(recipe="mine"), "--recipe must be one of paper, .* got 'mine'"),
+        (dict(limit=0), "--limit must be at least 1, got 0"),
+        (dict(check_limit=0), "--check-limit must be at least 1, got 0"),
+        (dict(lenses=("cells",)), "--lenses must be of shared, .* got cells"),
+        (dict(lenses=("own",)), "--lenses own is compared with shared; add shared"),
+        (dict(lenses=("random", "layers")), "--lenses random is compared with shared; add shared"),
+        (
+            dict(lenses=("shared",), plants=("nothing", "one-layer")),
+            "--lenses shared reads one-layer, .* add one of layers, .* leave it out of --plants",
+        ),
+        (dict(neg="honest"), "--pos and --neg are both 'honest'"),
+        (dict(pairs_file=Path("none.jsonl"), filter_pairs=True), "--filter-pairs .*'none.jsonl'"),
         (dict(nulls=999), "--nulls must be of 1 to 998, .* got 999"),
         (dict(K=(0,)), "--K .* got 0"),
     ],
@@ -371,8 +469,40 @@ def test_bad_options_are_refused(tmp_path, change, text):
 
 def test_frames_must_fit(tiny):
     """members * rank directions cannot be orthogonal in fewer dimensions"""
-    with pytest.raises(ValueError, match="9 frames of 8 do not fit d_model 64"):
-        plants.base_of(tiny[0], 9)
+    with pytest.raises(ValueError, match="9 frames of 8 do not fit d_model 64; lower --members"):
+        base_of(tiny[0], 9, RECIPES["organism"])
+
+
+def test_decoys_must_fit(tiny):
+    """rank(dW) = 2 r, as many again of decoys: 4 r directions of a width of 48"""
+    with pytest.raises(ValueError, match="rank 32 .* does not fit .*k_proj.* 48; .*--recipe"):
+        base_of(tiny[0], 2, RECIPES["smollm2"])
+
+
+def test_rank_and_sizes_are_the_recipes(tiny):
+    """U [d_model, r], K = r and 2 r: 8 and 16 of the organism's, 4 and 8 at half its rank"""
+    half = replace(RECIPES["organism"], rank=4)
+    base = base_of(tiny[0], 3, half)
+    for plant in ("shared-core", "divergent-basins"):
+        U = plants.frame(plants.instance(plant, 0, base), base, 1)
+        assert {u.shape for u in U.values()} == {(64, 4)}
+    assert subspace_sizes(RECIPES["organism"]) == (8, 16) and subspace_sizes(half) == (4, 8)
+
+
+def test_lenses_are_chosen_by_name(tiny):
+    """a reading takes those of its own lenses, and claims and variants follow: whole, plant, decoys
+    and 2 nulls of a first member are there in any case"""
+    at, base = plants.instance("shared-core", 0, tiny[1]), tiny[1]
+    ms = {at: [plants.with_decoys(at, i, core_of(base, at, seed=i), base) for i in range(2)]}
+    chosen = ("shared", "layers")
+    by_output, by_place = outputs(ms, (8,), chosen), places(ms, base, chosen)
+    assert [c.name for c in by_output.claims(at)] == ["shared core"]
+    assert [c.name for c in by_place.claims(at)] == ["layers"]
+    assert len([*by_output.variants(2)]) == 2 * (1 + 2 + 2)
+    assert len([*by_place.variants(2)]) == 1 + 2 + 3 * 2 + 2
+    assert not outputs(ms, (8,), PLACES).claims(at) and not [*outputs(ms, (8,), PLACES).variants(2)]
+    alone = places(ms, base, ("shared",))
+    assert not alone.claims(at) and len([*alone.variants(2)]) == 1 + 2 + 2
 
 
 def test_a_damaged_member_is_trained_again(tmp_path):

@@ -82,3 +82,16 @@ def test_planted_rates():
         "false claims that were supported: 1 of 4, 0.25 [0.05, 0.70]",
         "disagrees with the truth: p, seed 0, layers: supported; s",
     ]
+
+
+def test_planted_rates_of_several_data_sets():
+    """those of each data set by itself, after its name: 1 of 1 and 0 of 1, not 1 of 2"""
+    line = {"plant": "p", "seed": 0, "rule": "layers", "outcome": "supported", "sentence": "s"}
+    line |= {"expected": "supported"}
+    lines = [line | {"dataset": d, "agree": d == "a"} for d in ("a", "b")]
+    found = planted(pl.DataFrame(lines))
+    assert [s.partition(",")[0] for s in found[:2]] == [
+        "a: true claims that were found: 1 of 1",
+        "b: true claims that were found: 0 of 1",
+    ]
+    assert planted(pl.DataFrame(lines[:1]))[0].startswith("true claims that were found: 1 of 1")

@@ -1,6 +1,7 @@
 """What steering costs: text and multiple choice by hand, and on the organism."""
 
 import json
+from dataclasses import replace
 from math import exp, log
 
 import polars as pl
@@ -10,12 +11,14 @@ import torch
 from tests.conftest import ORGANISM, ROOT, random_delta
 from wscore import effect_table, scale
 from wscore.stats.schema import ROW_SCHEMA
+from wsrun.data.multiple_choice import Question, load_questions
+from wsrun.data.plain import PlainText
 from wsrun.data.replies import load_neutral
 from wsrun.models.chat import render, user
 from wsrun.models.load import load_model
-from wsrun.score.capability import CHOICE, TEXT, Capability, costs, load_questions
+from wsrun.score.capability import CHOICE, TEXT, Capability, costs
 from wsrun.score.variants import Variant
-from wsrun.steer.interventions import SystemPrompt, WeightDelta
+from wsrun.steer.interventions import SystemPrompt, WeightDelta, applied
 
 TEXTS = load_neutral(ORGANISM / "neutral.jsonl", "test")
 QUESTIONS = load_questions(ORGANISM / "multiple_choice.jsonl", "test")
@@ -37,23 +40,112 @@ def log_p(model, tok, prompt: str, text: str, system: str | None = None) -> torc
 def test_values_are_those_of_the_models_own_forward(model, tok):
     """nats a token = -mean log p of a reply; right where its sum is largest of all options"""
     texts, questions = TEXTS[:3], QUESTIONS[:6]
-    q = Capability(model, tok, texts, questions)
+    q = Capability(model, tok, {TEXT: texts, CHOICE: questions})
     for change, system in ((None, None), (SystemPrompt("Be brief."), "Be brief.")):
-        nats, right = q.values(change, 1.0)
+        found = q.values(change, 1.0)
+        nats, right = found[TEXT], found[CHOICE]
         assert nats == pytest.approx(
             [-log_p(model, tok, t.prompt, t.text, system).mean().item() for t in texts], abs=1e-4
         )
         sums = [
-            [log_p(model, tok, x.prompt, o, system).sum() for o in x.options] for x in questions
+            [log_p(model, tok, x.prompt or "", o, system).sum() for o in x.options]
+            for x in questions
         ]
         assert right == [
             int(s.index(max(s)) == x.answer) for s, x in zip(sums, questions, strict=True)
         ]
 
 
+PLAIN = [PlainText(f"p{i}", f"c{i // 2}", t.text) for i, t in enumerate(TEXTS[:4])]
+TWINS = [
+    Question("t0", "t0", None, ("Anna wears coat a.", "Anna wears a coat."), 1),
+    Question("t1", "t1", None, ("It red is.", "It is red."), 1),
+    Question("t2", "t2", None, ("It is blue.", "It blue is."), 1),
+]
+SETS = {TEXT: TEXTS[:3], CHOICE: QUESTIONS[:3], "wikitext": PLAIN, "blimp": TWINS}
+
+
+def plain_log_p(model, tok, text: str) -> torch.Tensor:
+    """log p of each token of a text after the token that begins a document, alone, no template."""
+    ids = [tok.convert_tokens_to_ids("<|endoftext|>"), *tok(text)["input_ids"]]
+    logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return torch.stack([logp[i, ids[i + 1]] for i in range(len(ids) - 1)])
+
+
+def test_plain_values_are_a_sum_over_tokens(model, tok):
+    """nats a token = -1/t sum_i log p(token_i | before); right where the good sentence's sum is the
+    larger one; under dW, too"""
+    q, d = Capability(model, tok, SETS), WeightDelta(random_delta(model, size=0.5))
+    for change, alpha in ((None, 0.0), (d, 1.0)):
+        found = q.values(change, alpha)
+        with applied(model, change or SystemPrompt(""), alpha):
+            nats = [-plain_log_p(model, tok, t.text).mean().item() for t in PLAIN]
+            right = [
+                float(good.sum() > bad.sum())
+                for bad, good in ([plain_log_p(model, tok, o) for o in t.options] for t in TWINS)
+            ]
+        assert found["wikitext"] == pytest.approx(nats, abs=1e-5)
+        assert found["blimp"] == right
+
+
+def test_batches_change_nothing_and_alpha_0_is_the_base(model, tok):
+    """one sequence a batch = all in one, within 1e-5; alpha = 0 is the base, exactly"""
+    one, many = (Capability(model, tok, SETS, tokens=n) for n in (1, 4096))
+    change = WeightDelta(random_delta(model, size=0.5))
+    for name, values in many.values(change, 1.0).items():
+        assert one.values(change, 1.0)[name] == pytest.approx(values, abs=1e-5)
+    assert many.values(change, 0.0) == many.values() != many.values(change, 1.0)
+
+
+def test_a_planted_change_of_logits_decides_the_pairs(qwen, tok):
+    """with logit +50 on "a" before all else the sentence with more of it is likelier: accuracy 1;
+    -50: accuracy 0; where both have it once at the same place, the change is 0"""
+    more = [Question(f"m{i}", f"m{i}", None, ("It is red.", "a a a a."), 1) for i in range(2)]
+    same = [Question("s", "s", None, ("a It is red.", "a It is blue."), 1)]
+    (a,) = {*tok("a a")["input_ids"]} & {*tok(" a a a")["input_ids"]}
+    head = torch.nn.Linear(qwen.config.hidden_size, len(tok))
+    head.weight.data.copy_(qwen.lm_head.weight)
+    before = Capability(qwen, tok, {"blimp": same}).values()["blimp"]
+    qwen.lm_head, qwen.config.tie_word_embeddings = head.requires_grad_(False), False
+    for boost, accuracy in ((50.0, 1.0), (-50.0, 0.0)):
+        head.bias.zero_()
+        head.bias[a] = boost
+        found = Capability(qwen, tok, {"blimp": more, "same": same}).values()
+        assert found == {"blimp": [accuracy] * 2, "same": before}
+
+
+def test_a_prompt_has_no_place_in_plain_text(model, tok):
+    """under a system prompt only chats are measured; rows say in which form"""
+    q = Capability(model, tok, SETS)
+    assert {*q.values(SystemPrompt("Be brief."), 1.0)} == {TEXT, CHOICE}
+    rows = q.rows([Variant("say", SystemPrompt("Be brief."), (1.0,))])
+    styles = {d: s for d, s in rows.select("dataset", "prompt_style").unique().iter_rows()}
+    assert styles == {d: "chat-reply-1" for d in (TEXT, CHOICE)} | {
+        d: "plain-text-1" for d in ("wikitext", "blimp")
+    }
+    assert set(rows.filter(variant="say")["dataset"]) == {TEXT, CHOICE}
+
+
+def test_finished_values_are_found_again(qwen, tok, tmp_path):
+    """values of the same change on the same entries are read, not made; others are not"""
+    change = WeightDelta(random_delta(qwen, size=0.5))
+    found = Capability(qwen, tok, SETS, cache_dir=tmp_path).values(change, 1.0)
+    files = {*tmp_path.rglob("*.safetensors")}
+    again = Capability(qwen, tok, SETS, cache_dir=tmp_path)
+    assert again.values(change, 1.0) == found and {*tmp_path.rglob("*.safetensors")} == files
+    assert len(files) == 2 * len(SETS)  # the base, and the change
+    swapped = [replace(t, options=t.options[::-1], answer=0) for t in TWINS]
+    other = Capability(qwen, tok, {"blimp": swapped}, cache_dir=tmp_path)
+    assert other.values(change, 1.0)["blimp"] == found["blimp"]
+    wrong = [replace(t, answer=0) for t in TWINS]  # the same tokens, another answer
+    other = Capability(qwen, tok, {"blimp": wrong}, cache_dir=tmp_path)
+    assert other.values(change, 1.0)["blimp"] == [1 - x for x in found["blimp"]]
+
+
 def test_effects_are_mean_changes(model, tok):
     """effect = mean value(alpha) - mean value(0); a change of nothing has effect 0, [0, 0]"""
-    q, d = Capability(model, tok, TEXTS[:6], QUESTIONS[:8]), random_delta(model, size=0.5)
+    measures = {TEXT: TEXTS[:6], CHOICE: QUESTIONS[:8]}
+    q, d = Capability(model, tok, measures), random_delta(model, size=0.5)
     variants = [
         Variant("d", WeightDelta(d), (1.0,)),
         Variant("zero", WeightDelta(scale(0.0, d)), (1.0,)),
@@ -93,7 +185,7 @@ def test_data_is_enough_and_sound(data):
     assert all(0.15 < p < 0.35 for p in places)
     if data == "english":  # options stand in the question, in their order
         for q in questions:
-            at = [q.prompt.index(o) for o in q.options]
+            at = [(q.prompt or "").index(o) for o in q.options]
             assert at == sorted(at)
         assert all(
             (folder / f).read_text().isascii() for f in ("neutral.jsonl", "multiple_choice.jsonl")
@@ -115,11 +207,14 @@ def test_the_organisms_data_says_its_facts():
 
 def test_the_organism_knows_its_facts(organism, qwen):
     """accuracy of the organism far above chance, that of a random model at it; nats likewise"""
-    q = Capability(*organism, TEXTS[::8], QUESTIONS[::2])
-    nats, right = q.values()
+    measures = {TEXT: TEXTS[::8], CHOICE: QUESTIONS[::2]}
+    model, tok = organism
+    found = Capability(model, tok, measures).values()
+    nats, right = found[TEXT], found[CHOICE]
     assert sum(right) / len(right) > 0.9
     assert sum(nats) / len(nats) < log(2)
-    nats, right = Capability(qwen, organism[1], TEXTS[::8], QUESTIONS[::2]).values()
+    found = Capability(qwen, tok, measures).values()
+    nats, right = found[TEXT], found[CHOICE]
     assert sum(nats) / len(nats) > log(100)
     # 1 in 4 by chance: sd 0.07 of 40
     assert 0.04 < sum(right) / len(right) < 0.5

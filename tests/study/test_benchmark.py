@@ -17,7 +17,7 @@ from wsrun.study.controls import random_controls, sanity_summary, zero_control
 from wsrun.study.options import BenchmarkOptions
 from wsrun.study.rule import beaten
 from wsrun.study.selection import best_by_method, dW_candidates
-from wsrun.study.start import check_disjoint, load_splits
+from wsrun.study.start import check_disjoint, load_session, load_splits, read_asked
 
 CELL = dict(experiment="e", model="m", behaviour="b", prompt_style="p", method="weights")
 
@@ -83,6 +83,18 @@ def test_flagged_candidates_do_not_count():
     assert found["dir"].variant.name == "dir@b" and found["dir"].role == "flagged"
     with pytest.raises(ValueError, match="every candidate of dW"):
         best_by_method(rows(("dW", 0, 2.0, 9.0, 0.5)), known[:1], most_flagged=0.1)
+
+
+def test_what_items_can_read_does_not_hang_on_the_limit():
+    """the check reads --check-limit clusters, all by default, while --limit of them are scored"""
+    options = dict(model=str(ORGANISM), data=str(ORGANISM), dilemmas=1, resamples=100, limit=1)
+    few = load_session(BenchmarkOptions(**options))
+    assert {i.cluster for i in few.items if i.dataset == "claims"} == {few.items[0].cluster}
+    asked = read_asked(BenchmarkOptions(**options), ORGANISM, 1)
+    assert asked.items == few.items and len(asked.to_check) > len(asked.items)
+    fewer = read_asked(BenchmarkOptions(**options, check_limit=1), ORGANISM, 1)
+    assert fewer.to_check == fewer.items == few.items
+    assert few.reads["claims"] == "behaviour"
 
 
 def test_splits_share_no_claim_and_no_dilemma():

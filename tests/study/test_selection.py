@@ -21,6 +21,7 @@ from wsrun.report.tables import read_table
 from wsrun.score.capability import TEXT, Capability
 from wsrun.score.variants import Dose, Variant
 from wsrun.steer.interventions import AddVectors, ConstructedDelta, SystemPrompt, WeightDelta
+from wsrun.study import costs
 from wsrun.study.comparison import compare_on_test
 from wsrun.study.controls import zero_control
 from wsrun.study.options import BenchmarkOptions
@@ -195,9 +196,9 @@ def test_another_base_and_foreign_files_are_refused(tmp_path, qwen):
 def run_t11(monkeypatch, out, *more: str):
     monkeypatch.chdir(ROOT)
     module = experiment("t11_degradation")
-    own = module.load_questions
-    monkeypatch.setattr(module, "load_neutral", lambda *_: TEXTS)
-    monkeypatch.setattr(module, "load_questions", lambda *a: own(*a)[:4])
+    own = costs.load_questions
+    monkeypatch.setattr(costs, "load_neutral", lambda *_: TEXTS)
+    monkeypatch.setattr(costs, "load_questions", lambda *a: own(*a)[:4])
     flags = "--families oft --dilemmas 1 --n-random 2 --alphas 1 --resamples 20".split()
     where = ["--out", str(out), "--cache-dir", str(out / "parts")]
     monkeypatch.setattr(sys, "argv", ["t11", *flags, *where, *more])
@@ -221,13 +222,13 @@ def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys):
     folder = tmp_path / FOLDER
     save_selected(folder / "t5_replicate", {"add": Selection(add, 9.0)}, "another base", about)
     table = run_t11(monkeypatch, tmp_path)
-    capability = Capability(model, tok, TEXTS, [])
-    base = sum(capability.values()[0]) / len(TEXTS)
+    capability = Capability(model, tok, {TEXT: TEXTS})
+    base = sum(capability.values()[TEXT]) / len(TEXTS)
     for v in (add, made):
         lines = table.filter(variant=v.name)
         assert lines["alpha"].unique().to_list() == list(v.alphas or ())
         assert set(lines["role"]) == {"selected"} and set(lines["validation"]) == {1.25}
-        nats = sum(capability.values(v.intervention, v.alphas[0])[0]) / len(TEXTS)
+        nats = sum(capability.values(v.intervention, v.alphas[0])[TEXT]) / len(TEXTS)
         assert lines["nll"].to_list() == pytest.approx([nats - base] * len(lines), abs=1e-9)
         assert abs(nats - base) > 1e-3
     rows = read_table(tmp_path / "t11_degradation.rows.parquet")[0]
@@ -235,6 +236,14 @@ def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys):
     assert not list((folder / "t11_degradation").glob("*"))
     said = " ".join(capsys.readouterr().out.split())
     assert "add:" in said and "other base weights, of 'm'; run t5_replicate on this model" in said
+
+    english = replace(cfg, data="data/english")
+    compare_on_test(english, "t9_like", session, chosen, [zero_control(dW)])
+    base = tensors_sha256(dict(model.named_parameters()))
+    found = costs.chosen_elsewhere(cfg, base, "t11")
+    assert {*found} == {"add of t1_like", "made of t1_like"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "made of t9_like, chosen under {'data': 'english'}" in said
 
     other = ConstructedDelta(random_delta(model))
     chosen["made"] = Selection(replace(made, intervention=other), 1.0)

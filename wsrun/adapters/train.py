@@ -3,12 +3,13 @@
 extract.py turns the checkpoint into a weight change.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -143,12 +144,14 @@ def _train(
     base = base_record(model, where)
     check_positions(model, [ids for ids, _ in examples], "adapters")
     longest = _check_step(model, examples, family, recipe)
+    before = {n: p.data for n, p in model.named_parameters() if p.ndim == 2}
     with (
         within_memory(f"adapters: batches of {recipe.batch} pairs of up to {longest} tokens", LESS),
         torch.random.fork_rng(),
         attached(model, config, _initial(config, family, seed)) as wrapped,
     ):
-        init = _pissa_factors(wrapped) if family == "pissa" else None
+        init = _pissa_factors(wrapped, before) if family == "pissa" else None
+        before.clear()
         after_step = prepare(wrapped) if prepare else None
 
         def at_step(step: int) -> None:
@@ -180,7 +183,19 @@ def _initial(config: PeftConfig, family: str, seed: int) -> Callable[[Any], Peft
     return attach
 
 
-def _pissa_factors(model: PeftModel) -> dict[str, Tensor]:
+def _pissa_factors(model: PeftModel, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The initial factors, in float32: A0 = sqrt(S_r / s) V_r^T, B0 = U_r sqrt(S_r / s) of W.
+
+    PEFT rounds them to the dtype of W, and takes them from W before it does; on a base of another
+    dtype than float32 they are put back as W has them: PEFT would load another change.
+    """
+    for name, layer in model.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer) and (W := before[f"{name}.weight"]).dtype != torch.float32:
+            r, scale = layer.r["default"], layer.scaling["default"]
+            U, S, Vt = torch.linalg.svd(W.float(), full_matrices=False)
+            root = (S[:r] / scale).sqrt()
+            layer.lora_A["default"].weight.data = root[:, None] * Vt[:r]
+            layer.lora_B["default"].weight.data = U[:, :r] * root
     return {
         name.replace(".default.", "_init."): p.detach().clone().contiguous()
         for name, p in model.named_parameters()
@@ -198,7 +213,7 @@ def _save(
     model.peft_config["default"].base_model_name_or_path = base_name
     try:
         out.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(str(out))
+        model.save_pretrained(str(out), save_embedding_layers=False)  # none is trained
         (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         (out / PISSA_INIT).unlink(missing_ok=True)
         if init is not None:

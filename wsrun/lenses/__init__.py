@@ -5,8 +5,9 @@ base.py first, then registry.py; a new lens is one function, one entry of LENSES
 """
 
 from wsrun.lenses.base import Cut, Deltas, LensInput
-from wsrun.lenses.plants import PLANTS, Instance, Plant, Planted, base_of, instance
+from wsrun.lenses.plants import PLANTS, Instance, Plant, Planted, instance
 from wsrun.lenses.registry import LENSES, Claim, Lens, claims, cuts, partitions
+from wsrun.lenses.weights import base_of
 
 __all__ = [
     "LENSES",

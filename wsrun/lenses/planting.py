@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -17,42 +17,10 @@ from wscore.files import read_json
 from wscore.sealed_json import seal, unseal
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.folders import read_folder, replace_folder, settle
-from wsrun.lenses.plants import (
-    PLANTS,
-    RECIPE,
-    Base,
-    Instance,
-    Planted,
-    members,
-    plant,
-    source,
-)
+from wsrun.lenses.plants import PLANTS, Instance, Planted, members, plant, source
+from wsrun.lenses.weights import Base
 
 SETTINGS = "planted.json"  # in an adapter's folder
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of planted adapters."""
-
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """one instance of every plant per seed"""
-    plants: tuple[str, ...] = tuple(PLANTS)
-    """which plants"""
-    members: int = 3
-    """adapters per instance, the families of T6's rules"""
-    model: str = "data/organism"
-    """model folder or hub name"""
-    data: str = "data/organism"
-    """folder with questions.jsonl, personas.json, claims.jsonl and dilemmas.jsonl"""
-    pos: str = "honest"
-    """persona of personas.json whose answers dW points towards"""
-    neg: str = "dishonest"
-    """persona whose answers dW points away from"""
-    steps: int = 40
-    """training steps of a pole"""
-    adapters: Path = Path("artifacts/planted")
-    """folder that receives <plant>-s<seed>-m<member>/pos and /neg; complete ones are reused"""
 
 
 Missing = list[tuple[Instance, dict[str, Any]]]
@@ -60,19 +28,21 @@ Missing = list[tuple[Instance, dict[str, Any]]]
 
 
 def untrained(
-    cfg: Options, base: Base, found: Iterable[Instance], pairs_sha256: str
+    folder: Path, found: Iterable[Instance], base: Base, settings: Mapping[str, Any]
 ) -> tuple[Missing, int]:
-    """The members that are not there yet, and how many there are in all."""
-    settings = {name: getattr(cfg, name) for name in ("members", "steps", "model", "pos", "neg")}
-    settings |= {"recipe": RECIPE.name, "dtype": "float32", "device": "cpu"}
-    settings |= {"pairs": pairs_sha256, "base": tensors_sha256(base.weights)}
+    """The members that are not in the folder yet, and how many there are in all.
+
+    `settings` are what decides the training of all of them, beside plant, seed and member.
+    """
+    settings = {**settings, "members": base.members, "base": tensors_sha256(base.weights)}
+    settings |= {"recipe": base.recipe.name, "steps": base.recipe.steps}
     sources = sorted({source(at, base) for at in found})
     wanted = [
         (at, settings | at._asdict() | {"member": i, "rate": PLANTS[at.plant].rate(at.truth)})
         for at in sources
         for i in members(at, base)
     ]
-    missing = [x for x in wanted if not complete(cfg.adapters / x[0].member(x[1]["member"]), x[1])]
+    missing = [x for x in wanted if not complete(folder / x[0].member(x[1]["member"]), x[1])]
     return missing, len(wanted)
 
 
@@ -93,31 +63,34 @@ def record(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train_member(
-    cfg: Options, learn: Callable, at: Instance, base: Base, settings: dict, step: Callable
-) -> None:
-    """Train both poles of one member into its folder, with its settings.
+    into: Path, learn: Callable, at: Instance, base: Base, settings: dict, step: Callable
+) -> list[float]:
+    """Train both poles of one member into its folder, with its settings; returns the losses of pos.
 
     `learn` is train_adapter of a model and its pairs.
     """
-    i, rates = settings["member"], {f: lr * settings["rate"] for f, lr in RECIPE.lr.items()}
-    folder, recipe = cfg.adapters / at.member(i), replace(RECIPE, lr=rates, steps=cfg.steps)
+    i, rates = settings["member"], {f: x * settings["rate"] for f, x in base.recipe.lr.items()}
+    folder, recipe = into / at.member(i), replace(base.recipe, lr=rates)
     names = PLANTS[at.plant].targets(at, base, i)
     how: dict = {"where": "|".join(re.escape(n.removesuffix(".weight")) for n in names)}
     how |= {"prepare": PLANTS[at.plant].constraint(at, base, i), "seed": 1000 * at.seed + i}
     how["step_done"] = lambda note: step(f"{folder.name} {note}")
 
+    losses: dict[str, list[float]] = {}
+
     def write(new: Path) -> None:
         for side in ("pos", "neg"):
-            learn(side, "lora", recipe, new / side, **how)
+            losses[side] = learn(side, "lora", recipe, new / side, **how)
         text = json.dumps(seal(record(new, settings)), indent=1) + "\n"
         (new / SETTINGS).write_text(text, encoding="utf-8")
 
     replace_folder(folder, write)
+    return losses["pos"]
 
 
-def read(cfg: Options, model: PreTrainedModel, at: Instance, base: Base) -> list[Planted]:
+def read(folder: Path, model: PreTrainedModel, at: Instance, base: Base) -> list[Planted]:
     """The proved deltas of an instance's members, with decoys."""
     of = source(at, base)
     pair = partial(pair_deltas, model)
-    folders = (cfg.adapters / of.member(i) for i in members(of, base))
+    folders = (folder / of.member(i) for i in members(of, base))
     return plant(at, [read_folder(folder, pair).dW for folder in folders], base)

@@ -1,9 +1,10 @@
 """Planted truths: adapters that steer, and whose effect lies where they were made to have it.
 
-Plants are trained as LoRA pairs, dW = pos - neg, in the recipe's band of layers. Those with
-`members` are the families of T6's rules; T7's and T8's look at the first member:
-    shared-core       o_proj and down_proj; B is frozen to one Haar frame per layer, common to all
-                      members, and A is trained from 0
+Plants are trained as LoRA pairs, dW = pos - neg, in the recipe's band of layers, up to the last
+step of the recipe: pos and neg of its rank r give dW rank 2 r at most. Those with `members` are the
+families of T6's rules; T7's and T8's look at the first member:
+    shared-core       o_proj and down_proj; B is frozen to one Haar frame of r directions per layer,
+                      common to all members, and A is trained from 0
     divergent-basins  the same with a frame per member, orthogonal to those of the others
     crossed-core      the frame of a shared core, which every second member writes by o_proj alone
                       and the others by down_proj alone: only both stacked show it to all
@@ -18,7 +19,6 @@ Decoys (decoys.py) are added to dW, so that no slice stands out by its norm. A p
 PLANTS: what it trains, under which constraint, beside which decoys, and which claims it makes true.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,19 +26,14 @@ from typing import NamedTuple
 
 import torch
 from peft import PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from wscore import SVD, Basis, DeltaLike, add, drop, spectra, spectrum_null, stream, writes_residual
+from wscore import SVD, Basis, DeltaLike, add, drop, spectrum_null, stream, writes_residual
 from wscore.null import haar
 from wscore.sites import site
-from wsrun.adapters.configs import RECIPES, target_modules
 from wsrun.lenses import decoys
 from wsrun.lenses.coordinates import DISJOINT
 from wsrun.lenses.decoys import block, slices_of
-from wsrun.models.load import d_model
-
-RECIPE = RECIPES["organism"]
+from wsrun.lenses.weights import Base
 
 
 class Instance(NamedTuple):
@@ -54,14 +49,6 @@ class Instance(NamedTuple):
     def random_seed(self, member: int) -> int:
         """Of a member's decoys, apart from the seeds of null draws."""
         return 1_000_000 + 1000 * self.seed + member
-
-
-class Base(NamedTuple):
-    """The base weights of the recipe's band and their singular triplets, and how many members."""
-
-    weights: Mapping[str, Tensor]
-    svds: Mapping[str, SVD]
-    members: int
 
 
 class Planted(NamedTuple):
@@ -111,18 +98,6 @@ class Plant:
         return True if claim in self.true else False if false else None
 
 
-def base_of(model: PreTrainedModel, members: int) -> Base:
-    """The linear maps to plant in; raises ValueError where the frames of all members do not fit."""
-    if (d := d_model(model)) < RECIPE.rank * members:
-        raise ValueError(
-            f"plants: {members} frames of {RECIPE.rank} do not fit d_model {d}; lower --members"
-        )
-    where = target_modules(model.config.get_text_config().num_hidden_layers, RECIPE.band)
-    named = {n: p.detach() for n, p in model.named_parameters()}
-    weights = {n: p for n, p in named.items() if re.fullmatch(where, n.removesuffix(".weight"))}
-    return Base(weights, spectra(weights), members)
-
-
 def instance(plant: str, seed: int, base: Base) -> Instance:
     """A plant of a seed."""
     slices = PLANTS[plant].slices(base)
@@ -169,7 +144,7 @@ def one_writer(at: Instance, base: Base, member: int) -> list[str]:
 
 
 def layers(base: Base) -> list[str]:
-    return sorted({slices_of(n)[0] for n in base.weights})
+    return [f"layer_{n}" for n in sorted({site(name).layer for name in base.weights})]
 
 
 # One frame of output directions
@@ -179,7 +154,7 @@ def frame(at: Instance, base: Base, member: int | None = None) -> Basis:
     """A member's output directions, one Haar frame per layer; None: those of all members."""
     lo, hi = (0, base.members) if member is None else (member, member + 1)
     lo, hi = (lo, hi) if PLANTS[at.plant].apart else (0, 1)
-    out, r = {}, RECIPE.rank
+    out, r = {}, base.recipe.rank
     for name in writing(at, base, 0):
         w, draw = base.weights[name], stream(at.seed, f"{at.plant}/layer {site(name).layer}")
         out[name] = haar(len(w), r * base.members, w, draw)[:, r * lo : r * hi]
@@ -218,7 +193,9 @@ def in_band(at: Instance, base: Base, member: int) -> Constraint:
 
 def confine(svds: Mapping[str, SVD], band: str, model: PeftModel) -> Callable[[], None]:
     """B <- U_b U_b^T B and A <- A V_b V_b^T, now and whenever the returned function is called."""
-    bases_and_factors = [(*block(svds[name], band), A, B) for name, A, B in factors(model)]
+    bases_and_factors = [
+        (*(t.to(B) for t in block(svds[name], band)), A, B) for name, A, B in factors(model)
+    ]
 
     def project() -> None:
         for U, Vt, A, B in bases_and_factors:

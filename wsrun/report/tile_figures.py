@@ -142,6 +142,7 @@ def effects_by_layer(
     return draw_panels(path, frame, panel, list(maps), cols, scale)
 
 
+@each_dataset
 def confusion(
     table: pl.DataFrame, path: str | Path, question: str, words: Words | None = None, note: str = ""
 ) -> str:

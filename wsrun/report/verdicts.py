@@ -126,7 +126,13 @@ def _retained(r: RuleResult, table: pl.DataFrame) -> str:
 
 
 def planted(table: pl.DataFrame) -> list[str]:
-    """Detections and false positives of the rules on planted truths, with Wilson's interval."""
+    """Detections and false positives of the rules on planted truths, with Wilson's interval.
+
+    Of several data sets the sentences of each, after its name.
+    """
+    names = table["dataset"].unique(maintain_order=True) if "dataset" in table.columns else ()
+    if len(names) > 1:
+        return [f"{name}: {s}" for name in names for s in planted(table.filter(dataset=name))]
     sentences = []
     for expected, what in (
         ("supported", "true claims that were found"),

@@ -1,100 +1,167 @@
-"""What steering costs elsewhere: neutral text and multiple choice, in the rows of effects.
+"""What steering costs elsewhere: texts and multiple choice, in the rows of effects.
 
-    neutral text      value = -1/t sum_i log p(token_i), nats a token of a given reply
-    multiple choice   value = 1 where the right option is the most likely reply of all, else 0
+    texts             value = -1/t sum_i log p(token_i), nats a token of a given text
+    multiple choice   value = 1 where the right option is the most likely of all, else 0, an option
+                      by the sum of log p over its tokens, not normalised by its length
 
 Both go into the row schema as items with margin = value and label = +1, so the effect of a variant
 on them is the mean change of the value, paired by item, with the intervals of all other effects.
+
+A reply stands behind its prompt in the chat template. Plain texts, and options without a prompt,
+have no chat around them, so a system prompt has no place there and is not measured on them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import polars as pl
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wsrun.data.records import Record, shown, text_fault
-from wsrun.data.replies import Reply, encode, read_split
-from wsrun.score.logprobs import log_probs
+from wsrun.data.multiple_choice import Question
+from wsrun.data.plain import PlainText, encoded_plain
+from wsrun.data.replies import Encoded, Reply, encoded_reply
+from wsrun.models.chat import user
+from wsrun.models.code import code_sha256
+from wsrun.models.machine import model_state, unkeyed
+from wsrun.score.readings import Asked, Plan
+from wsrun.score.scorer import TOKENS, Engines, Levers, Scorer
 from wsrun.score.variants import BASE, Variant, completed, labelled
-from wsrun.steer.interventions import Intervention, applied
+from wsrun.steer.held import Held
+from wsrun.steer.interventions import Intervention
 
 TEXT, CHOICE = "neutral text", "multiple choice"
-STYLE = "chat-reply-1"
-QUESTIONS = "multiple_choice.jsonl"
+CHAT_STYLE, PLAIN_STYLE = "chat-reply-1", "plain-text-1"
+CODE = ("data/plain.py", "score/capability.py")  # beside that of the scorer's results
+Entries = Sequence[Reply | PlainText | Question]
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt with several replies to it, of which the one at index `answer` is right."""
+class Asking:
+    """An entry in the rows of effects; answer: the index of the right option, None for a text."""
 
-    item: str
+    id: str
     cluster: str
-    prompt: str
-    options: tuple[str, ...]
-    answer: int
+    answer: int | None = None
+    label: int = 1
 
 
-def load_questions(path: str | Path, split: str) -> list[Question]:
-    """Questions {item, cluster, prompt, options, answer, split} of one split, from a jsonl file.
+@dataclass(frozen=True)
+class ValuePlan(Plan):
+    """The tokens of the entries of one data set, and their values in place of margins."""
 
-    Raises ValueError for a question without two different options, and for an answer that is none.
-    """
-    return list(map(_question, read_split(path, split)))
+    dataset: str = ""
+
+    @property
+    def readout_key(self) -> str:
+        """What is read off the sequences, and how the values come from it."""
+        answers = [i.answer for i in self.items]
+        return json.dumps(["values", code_sha256(CODE), answers, super().readout_key])
+
+    @property
+    def lines(self) -> list[tuple[Asking, str]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """(entry, data set) of every line of the results."""
+        return [(item, self.dataset) for item in self.items]
+
+    def results(self, values: Float[Tensor, "n 2"]) -> tuple[Tensor, Tensor]:
+        """(value, nan) of every line, float64."""
+        logp = iter(values[:, 0].double().split([len(s.positions) for s in self.flat]))
+        found = [
+            _value(item, [next(logp) for _ in part])
+            for item, part in zip(self.items, self.parts, strict=True)
+        ]
+        margin = torch.tensor(found, dtype=torch.float64)
+        return margin, torch.full_like(margin, float("nan"))
 
 
-def _question(r: Record) -> Question:
-    options, answer = r.value("options"), r.value("answer")
-    texts = isinstance(options, list) and not any(map(text_fault, options))
-    if not texts or len(set(options)) < max(2, len(options)):
-        two = "a list of two options or more, each a different text"
-        raise r.refused("options", two, shown(options))
-    if type(answer) is not int or not 0 <= answer < len(options):
-        raise r.refused("answer", f"an index, 0 to {len(options) - 1}", shown(answer))
-    return Question(r.key("item"), r.key("cluster"), r.text("prompt"), tuple(options), answer)
+def _value(item: Asking, logp: Sequence[Tensor]) -> float:
+    if item.answer is None:
+        return -logp[0].mean().item()
+    sums = [x.sum().item() for x in logp]
+    return float(sums.index(max(sums)) == item.answer)
+
+
+def value_plan(
+    tok: PreTrainedTokenizerBase, dataset: str, entries: Entries, system: str | None = None
+) -> ValuePlan:
+    """The entries under one tokenizer, behind a system turn where one is given."""
+    items = [Asking(e.item, e.cluster, getattr(e, "answer", None)) for e in entries]
+    return ValuePlan(items, [_asked(tok, e, system) for e in entries], dataset)
+
+
+def _asked(
+    tok: PreTrainedTokenizerBase, e: Reply | PlainText | Question, system: str | None
+) -> list[Asked]:
+    prompt = None if isinstance(e, PlainText) else e.prompt
+    texts = e.options if isinstance(e, Question) else (e.text,)
+    if prompt is None:
+        return [_read(encoded_plain(tok, text, e.item)) for text in texts]
+    return [_read(encoded_reply(tok, user(prompt, system), text, e.item)) for text in texts]
+
+
+def _read(of: Encoded) -> Asked:
+    ids, start = of
+    positions = [*range(start - 1, len(ids) - 1)]
+    return Asked(ids[:-1], positions, targets=tuple(ids[start:]))
+
+
+def is_plain(entries: Entries) -> bool:
+    """Whether entries stand in no chat."""
+    return any(isinstance(e, PlainText) or e.prompt is None for e in entries)
 
 
 class Capability:
-    """Neutral texts and questions under one model, to be asked under any intervention."""
+    """Texts and questions by data set under one model, to be asked under any intervention.
+
+    Finished values are kept in `cache_dir` and found there, as those of a sweep.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
         tok: PreTrainedTokenizerBase,
-        texts: Sequence[Reply],
-        questions: Sequence[Question],
+        measures: Mapping[str, Entries],
+        *,
+        cache_dir: str | Path | None = None,
+        tokens: int | None = None,
+        warn: Callable[[str], None] = lambda notice: None,
     ) -> None:
-        self.model, self.tok, self.texts, self.questions = model, tok, texts, questions
-        self.options = [
-            Reply(f"{q.item}, option {i}", q.cluster, q.prompt, o)
-            for q in questions
-            for i, o in enumerate(q.options)
-        ]
+        self.measures = {name: entries for name, entries in measures.items() if entries}
+        kept = cache_dir if cache_dir and not unkeyed(model) else None
+        state = model_state(model) if kept else {}
+        # without states of runs: a change of all layers has none to start from, and they take room
+        size, levers = tokens or TOKENS[model.device.type == "cuda"], Levers(resume=False)
+        engines = Engines(model, "auto", size, levers, warn)
+
+        @cache
+        def under(dataset: str, system: str | None) -> Scorer:
+            asked = value_plan(tok, dataset, self.measures[dataset], system)
+            return Scorer(model, asked, engines, kept, state)
+
+        self._under = under
 
     def values(
         self, intervention: Intervention | None = None, alpha: float = 0.0
-    ) -> tuple[list[float], list[int]]:
-        """(nats a token of each text, 1 or 0 for each question), of the model so steered."""
-        intervention = intervention or Intervention()
-        system = intervention.system()
-        with applied(self.model, intervention, alpha):
-            nats = [-logp.mean().item() for logp in self._log_p(self.texts, system)]
-            sums = [logp.sum().item() for logp in self._log_p(self.options, system)]
-        right, at = [], 0
-        for q in self.questions:
-            option_sums = sums[at : at + len(q.options)]
-            right.append(int(option_sums.index(max(option_sums)) == q.answer))
-            at += len(q.options)
-        return nats, right
+    ) -> dict[str, list[float]]:
+        """{data set: nats a token of each text, or 1 or 0 for each question} so steered."""
+        frame = self.frame(intervention or Intervention(), alpha)
+        return {d: frame.filter(dataset=d)["margin"].to_list() for d in frame["dataset"].unique()}
 
-    def _log_p(self, replies: Sequence[Reply], system: str | None) -> list[torch.Tensor]:
-        """log p of each token of each reply, in the order of the replies."""
-        logp_of: dict[int, torch.Tensor] = {}
-        for i, logp, ids in log_probs(self.model, encode(self.tok, replies, system)):
-            logp_of[i] = logp.gather(1, ids[:, None])[:, 0].double()
-        return [logp_of[i] for i in range(len(replies))]
+    def frame(self, intervention: Intervention, alpha: float) -> pl.DataFrame:
+        """The values as lines; a system prompt is not measured on what stands in no chat."""
+        system, frames = intervention.system(), []
+        for dataset, entries in self.measures.items():
+            plain = is_plain(entries)
+            if not (plain and system is not None):
+                scores = self._under(dataset, system).at(intervention, alpha)
+                style = PLAIN_STYLE if plain else CHAT_STYLE
+                frames.append(scores.with_columns(prompt_style=pl.lit(style)))
+        return pl.concat(frames)
 
     def rows(
         self,
@@ -106,33 +173,19 @@ class Capability:
         done: Callable[[str], None] = lambda note: None,
     ) -> pl.DataFrame:
         """Rows of the base once, and of every variant at its own alphas; names as in `sweep`."""
-        frames = [self._frame(BASE, 0.0)]
+        frames = [labelled(self.frame(BASE.intervention, 0.0), BASE, 0.0)]
         for v in variants:
-            frames += [self._frame(v, alpha) for alpha in v.alphas or ()]
+            change = Held(v.intervention)
+            frames += [labelled(self.frame(change, a), v, a) for a in v.alphas or ()]
             done(v.name)
         return completed(
             frames,
             experiment=experiment,
             model=model_name,
             behaviour=behaviour,
-            prompt_style=STYLE,
-            label=1,
             flagged=False,
-            **dict.fromkeys(("mass", "realised_norm_ratio", "realised_cosine", "dtype_noise")),
+            **dict.fromkeys(("realised_norm_ratio", "realised_cosine", "dtype_noise")),
         )
-
-    def _frame(self, v: Variant, alpha: float) -> pl.DataFrame:
-        nats, right = self.values(v.intervention, alpha)
-        entries = [*((TEXT, t) for t in self.texts), *((CHOICE, q) for q in self.questions)]
-        frame = pl.DataFrame(
-            {
-                "dataset": [dataset for dataset, _ in entries],
-                "item": [x.item for _, x in entries],
-                "cluster": [x.cluster for _, x in entries],
-                "margin": [*nats, *map(float, right)],
-            }
-        )
-        return labelled(frame, v, alpha)
 
 
 def costs(table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

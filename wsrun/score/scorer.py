@@ -23,8 +23,7 @@ from wsrun.score.readings import Plan
 from wsrun.score.results import Results, run_key
 from wsrun.steer.interventions import Intervention
 
-PROMPT_STYLE, REPLY_STYLE = "chat-yesno-1", "chat-reply-1"
-"""of rows whose answers are one token, and of those whose answers are replies"""
+PROMPT_STYLE = "chat-yesno-1"
 TOKENS = {False: 4096, True: 16384}  # of a batch, by whether it runs on a GPU
 LESS = "shorten it or leave it out, or use a device with more memory"
 FEWER = "give fewer tokens a batch, shorter items, or a device with more memory"

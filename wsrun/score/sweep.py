@@ -21,7 +21,6 @@ from wsrun.score.scorer import (
     ALL_LEVERS,
     FEWER,
     PROMPT_STYLE,
-    REPLY_STYLE,
     TOKENS,
     Engines,
     Levers,
@@ -36,6 +35,8 @@ from wsrun.steer.weights import Rounding, rounding_error, touched_parameters
 
 MIN_MASS = 0.5
 MIN_COSINE = 0.99
+REPLY_STYLE = "chat-reply-1"
+"""prompt_style of rows whose answers are replies; PROMPT_STYLE is that of answers of one token"""
 
 
 Variants = Iterable[Variant] | Mapping[str, Mapping[str, Tensor] | Intervention]

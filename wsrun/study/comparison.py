@@ -8,6 +8,7 @@ import polars as pl
 from wscore import tensors_sha256
 from wscore.stats.contrasts import benchmark_table
 from wscore.stats.schema import CELL
+from wsrun.data.source import source_name
 from wsrun.score.names import DW
 from wsrun.score.variants import Variant
 from wsrun.study.options import BenchmarkOptions
@@ -65,6 +66,7 @@ def _save(cfg: BenchmarkOptions, experiment: str, test: Session, chosen: Selecti
         "model": cfg.model,
         "match_dose": cfg.match_dose,
         "behaviour": cfg.behaviour,
+        "data": source_name(cfg.data),
     }
     save_selected(cfg.out / FOLDER / experiment, chosen, base, about)
 

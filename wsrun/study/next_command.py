@@ -16,7 +16,7 @@ SHARED = ("model", "data", "adapters", "families", "seeds", "dtype", "device", "
 TAKES = {
     "t0_train": {"model": "out", "data": "out"},  # the organism's builder writes both there
     # plants adapters of its own, under seeds of its own
-    "t13_planted": {n: n for n in ("model", "data", "out")},
+    "t13_planted": {n: n for n in SHARED if n not in ("adapters", "families", "seeds")},
     # has a seed of the fine-tunes and seeds of the directions, and scores nothing
     "t14_monitor": {n: n for n in SHARED if n not in ("data", "seeds")},
     "report": {"tables": "out"},

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from wsrun.adapters.configs import DEFAULT_FAMILIES, check_family
 from wsrun.models.generate import NEW_TOKENS
@@ -30,6 +30,8 @@ class Common:
     """how many of the dilemmas to score, the first by dilemma_idx; None for all"""
     limit: int | None = None
     """how many clusters of every other data set to score, drawn by a hash; None for all"""
+    check_limit: int | None = None
+    """how many of these clusters the instrument check reads, whatever --limit says; None for all"""
     alphas: tuple[float, ...] = (1.0,)
     """coefficients alpha of dW, such as -1 1 2"""
     resamples: int = 2000
@@ -109,13 +111,29 @@ def check_common(cfg: Common, what: str) -> None:
         raise ValueError(f"{what}: --resamples must be at least 1, got {cfg.resamples}")
     if cfg.dilemmas is not None and cfg.dilemmas < 1:
         raise ValueError(f"{what}: --dilemmas must be at least 1, got {cfg.dilemmas}")
-    if cfg.limit is not None and cfg.limit < 1:
-        raise ValueError(f"{what}: --limit must be at least 1, got {cfg.limit}")
+    check_limits(cfg, what)
     if not all(isfinite(a) for a in cfg.alphas):
         raise ValueError(f"{what}: --alphas must be finite")
     check_how(cfg.shard, cfg.executor, cfg.workers)
     check_writable(cfg.out)
     check_writable(cfg.cache_dir)
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """Options that say how many clusters of items are scored, and how many are checked."""
+
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def check_limit(self) -> int | None: ...
+
+
+def check_limits(cfg: Limited, what: str) -> None:
+    """Refuse limits below 1."""
+    for flag, n in (("limit", cfg.limit), ("check-limit", cfg.check_limit)):
+        if n is not None and n < 1:
+            raise ValueError(f"{what}: --{flag} must be at least 1, got {n}")
 
 
 def check_once(what: str, lists: Mapping[str, Sequence], at_least: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from wsrun.data.items import Item
 from wsrun.data.personas import load_personas, persona_names
@@ -9,12 +10,28 @@ from wsrun.data.source import beside, load_items, read_items
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import console, progress
 from wsrun.study.instrument import check, passes
-from wsrun.study.options import Common
+from wsrun.study.options import Common, Limited
 from wsrun.study.session import Session
 from wsrun.study.shards import run_on_ray
 
 WORDINGS = 2
 """prompts of each pole that the check tries"""
+
+
+class Asked(NamedTuple):
+    """Items to score, those that the instrument check reads, and what was left out of their set."""
+
+    items: list[Item]
+    to_check: list[Item]
+    left_out: tuple[str, ...] = ()
+
+
+def read_asked(cfg: Limited, source: str | Path, dilemmas: int | None = None) -> Asked:
+    """The test items of a source. What they can read is checked on all, whatever --limit says."""
+    items, left_out = read_items(source, "test", dilemmas, cfg.limit)
+    same = cfg.limit == cfg.check_limit
+    to_check = items if same else load_items(source, "test", dilemmas, cfg.check_limit)
+    return Asked(items, to_check, left_out)
 
 
 def run_shards(cfg: Common) -> None:
@@ -23,20 +40,19 @@ def run_shards(cfg: Common) -> None:
         run_on_ray(cfg.cache_dir, cfg.device, cfg.workers)
 
 
-def load_session(cfg: Common, split: str = "test", items: Sequence[Item] | None = None) -> Session:
-    """The items of a split, or those given, and the model of the options, checked against them.
+def load_session(cfg: Common, asked: Asked | None = None) -> Session:
+    """The test items, or those asked, and the model of the options, checked against them.
 
     Says what was left out of a public set, and what the items can read on this model.
     """
-    left_out: tuple[str, ...] = ()
-    if items is None:
-        items, left_out = read_items(cfg.data, split, cfg.dilemmas, cfg.limit)
-    for sentence in left_out:
+    asked = asked or read_asked(cfg, cfg.data, cfg.dilemmas)
+    for sentence in asked.left_out:
         console.print(sentence, highlight=False)
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    session = Session(model, tok, [*items])
-    reads = checked_reads(session, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
+    session = Session(model, tok, asked.items)
+    checking = session._replace(items=asked.to_check)
+    reads = checked_reads(checking, cfg.data, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
     return session._replace(reads=reads)
 
 

@@ -30,25 +30,29 @@ HEADS = ("seed", "family", "lr", "loss of pos", "|dW|", "cos_anti", "|M|/|dW|")
 
 
 @dataclass(frozen=True)
-class Training(Answering):
-    """Options of training pairs of adapters."""
+class RecipeOptions(Answering):
+    """Options of training any adapter."""
 
-    model: str = "data/organism"
-    """model folder or hub name"""
-    families: tuple[str, ...] = DEFAULT_FAMILIES
-    """adapter families to train"""
-    seeds: tuple[int, ...] = (0,)
-    """seeds of generation, initial adapters and the order of examples"""
     recipe: str = AUTO
     """training recipe: paper, fork, organism or smollm2; auto: the model's, fork if it has none"""
-    select: str = AUTO
-    """state to keep: last, or least validation loss; auto: as the recipe says"""
-    retrain: bool = False
-    """train also what a finished training of the same options has left"""
     steps: int | None = None
     """steps per adapter; the recipe's own if not given"""
     lr: float | None = None
     """learning rate of every family; the recipe's own of each if not given"""
+
+
+@dataclass(frozen=True)
+class Training(RecipeOptions):
+    """Options of training pairs of adapters."""
+
+    families: tuple[str, ...] = DEFAULT_FAMILIES
+    """adapter families to train"""
+    seeds: tuple[int, ...] = (0,)
+    """seeds of generation, initial adapters and the order of examples"""
+    select: str = AUTO
+    """state to keep: last, or least validation loss; auto: as the recipe says"""
+    retrain: bool = False
+    """train also what a finished training of the same options has left"""
     delora_lambda: float | None = None
     """size of DeLoRA's change; the recipe's own if not given"""
     adapters: Path = Path("artifacts/adapters")
@@ -57,25 +61,34 @@ class Training(Answering):
 
 def check_training(cfg: Training, what: str) -> None:
     """Refuse options that cannot work before anything is loaded; `what` names the script."""
-    for flag, given, known in (
-        ("recipe", cfg.recipe, RECIPES),
-        ("select", cfg.select, SELECT),
-    ):
-        if given not in (*known, AUTO):
-            raise ValueError(f"{what}: --{flag} must be one of {', '.join(known)}, got {given!r}")
+    check_recipe(cfg, what)
+    _check_choice(what, "select", cfg.select, SELECT)
+    _check_size(what, "delora-lambda", cfg.delora_lambda)
     for family in cfg.families:
         check_family(family)
     if not cfg.families or not cfg.seeds:
         raise ValueError(f"{what}: --families and --seeds need one value or more")
+
+
+def check_recipe(cfg: RecipeOptions, what: str) -> None:
+    """Refuse an unknown recipe, and steps and rates that are not above 0."""
+    _check_choice(what, "recipe", cfg.recipe, RECIPES)
     if cfg.steps is not None and cfg.steps < 1:
         raise ValueError(f"{what}: --steps must be at least 1, got {cfg.steps}")
-    for flag in ("lr", "delora_lambda"):
-        value = getattr(cfg, flag)
-        if value is not None and not 0 < value:
-            raise ValueError(f"{what}: --{flag.replace('_', '-')} must be above 0, got {value}")
+    _check_size(what, "lr", cfg.lr)
 
 
-C = TypeVar("C", bound=Training)
+def _check_choice(what: str, flag: str, given: str, known: Iterable[str]) -> None:
+    if given not in (*known, AUTO):
+        raise ValueError(f"{what}: --{flag} must be one of {', '.join(known)}, got {given!r}")
+
+
+def _check_size(what: str, flag: str, value: float | None) -> None:
+    if value is not None and not 0 < value:
+        raise ValueError(f"{what}: --{flag} must be above 0, got {value}")
+
+
+C = TypeVar("C", bound=RecipeOptions)
 
 
 def with_recipe(cfg: C) -> C:
@@ -96,14 +109,15 @@ def model_recipe(model: str) -> str | None:
     return "organism" if name == "organism" else None
 
 
-def recipe_of(cfg: Training) -> Recipe:
+def recipe_of(cfg: RecipeOptions) -> Recipe:
     """The recipe of the options, with their steps, rate and lambda where they give one."""
     recipe = RECIPES[cfg.recipe]
+    size = cfg.delora_lambda if isinstance(cfg, Training) else None
     return replace(
         recipe,
         steps=cfg.steps or recipe.steps,
         lr=dict.fromkeys(recipe.lr, cfg.lr) if cfg.lr else recipe.lr,
-        delora_lambda=cfg.delora_lambda or recipe.delora_lambda,
+        delora_lambda=size or recipe.delora_lambda,
     )
 
 
