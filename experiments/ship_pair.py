@@ -120,7 +120,13 @@ def written(
             for side, tau in (("pos", pair.pos), ("neg", pair.neg)):
                 out = work / name / side
                 save_lora(
-                    session.model, tau, out, rank=rank, dtype=DTYPES[dtype], base_name=cfg.model
+                    session.model,
+                    tau,
+                    out,
+                    rank=rank,
+                    dtype=DTYPES[dtype],
+                    max_error=None,
+                    base_name=cfg.model,
                 )
             yield name, work / name
 

@@ -17,7 +17,7 @@ FILES = {
 ROOMS = [n for n, p in FILES.items() if p.name == "__init__.py" and "." in n]
 SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))
 MOST_LEVELS = 8
-MOST_LINES, MOST_OF_A_MODULE, MOST_OF_A_SCRIPT = 3800, 300, 150
+MOST_LINES, MOST_OF_A_MODULE, MOST_OF_A_SCRIPT = 3850, 300, 150
 
 
 def lines(path: Path) -> int:

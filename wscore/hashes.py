@@ -1,6 +1,6 @@
 """sha256 of tensors and of deltas: what tables, caches and files know them by."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 import torch
@@ -17,11 +17,19 @@ def as_bytes(w: Tensor) -> memoryview:
 
 def tensors_sha256(d: Mapping[str, Tensor]) -> str:
     """sha256 over sorted names, dtypes, shapes and bytes: the same whatever the order of keys."""
+    read = ((name, d[name]) for name in sorted(d))  # each read once
+    return blocks_sha256((name, w.dtype, w.shape, (w,)) for name, w in read)
+
+
+def blocks_sha256(
+    named: Iterable[tuple[str, torch.dtype, Iterable[int], Iterable[Tensor]]],
+) -> str:
+    """`tensors_sha256` of (name, dtype, shape, blocks of rows), sorted by name; none is held."""
     digest = sha256()
-    for name in sorted(d):
-        w = d[name]
-        digest.update(f"{name}\0{w.dtype}\0{list(w.shape)}\0".encode())
-        digest.update(as_bytes(w))
+    for name, dtype, shape, blocks in named:
+        digest.update(f"{name}\0{dtype}\0{list(shape)}\0".encode())
+        for block in blocks:
+            digest.update(as_bytes(block))
     return digest.hexdigest()
 
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsrun.adapters import adapter_delta, checkpoint_delta, pair_deltas, train_adapter
     from wsrun.data import Item, load_items
-    from wsrun.export import save_lora
+    from wsrun.export import (
+        load_vectors,
+        save_gguf_lora,
+        save_lora,
+        save_merged,
+        save_vectors,
+    )
     from wsrun.models import choice_ids, load_model, render
     from wsrun.score import Variant, score, sweep
     from wsrun.steer import (
@@ -34,15 +40,16 @@ ROOMS = {
         "applied", "load_intervention", "steered",
     ),
     "adapters": ("adapter_delta", "checkpoint_delta", "pair_deltas", "train_adapter"),
-    "export": ("save_lora",),
+    "export": ("load_vectors", "save_gguf_lora", "save_lora", "save_merged", "save_vectors"),
     "score": ("Variant", "sweep"),  # `score` itself is the room, which can be called
     "study": ("check",),
 }  # fmt: skip
 __all__ = [
     "AddVectors", "ConstructedDelta", "DirectionalAblation", "Item", "SystemPrompt", "Variant",
     "WeightDelta", "adapter_delta", "applied", "check", "checkpoint_delta", "choice_ids",
-    "load_intervention", "load_items", "load_model", "pair_deltas", "render", "save_lora", "score",
-    "steered", "sweep", "train_adapter",
+    "load_intervention", "load_items", "load_model", "load_vectors", "pair_deltas", "render",
+    "save_gguf_lora", "save_lora", "save_merged", "save_vectors", "score", "steered", "sweep",
+    "train_adapter",
 ]  # fmt: skip
 
 

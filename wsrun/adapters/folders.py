@@ -57,12 +57,12 @@ def replace_folder(path: str | Path, write: Callable[[Path], Any]) -> Path:
     return path
 
 
-def check_replaceable(path: str | Path, mark: str) -> None:
+def check_replaceable(path: str | Path, mark: str, what: str = "adapter") -> None:
     """Raises ValueError for a folder of something else: not empty, and without the file `mark`."""
     path = Path(path)
     if path.exists() and not (path / mark).exists() and (path.is_file() or any(path.iterdir())):
         raise ValueError(
-            f"{str(path)!r} exists and holds no adapter ({mark} is not there); it would be lost: "
+            f"{str(path)!r} exists and holds no {what} ({mark} is not there); it would be lost: "
             "name another folder"
         )
 

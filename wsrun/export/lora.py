@@ -3,22 +3,23 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wscore import norm, svd
-from wscore.delta import length
+from wscore import tensors_sha256
 from wscore.families.checkpoints import PREFIX
 from wsrun.adapters.base import base_record, write_record
 from wsrun.adapters.checkpoint import CONFIG, WEIGHTS
-from wsrun.adapters.folders import check_replaceable, replace_folder
+from wsrun.adapters.folders import replace_folder
+from wsrun.export.lowrank import MAX_ERROR, WEIGHT, LowRank, check_linear, linear_factors, low_rank
+from wsrun.export.record import Card, base_of, check_export, check_same_base, write_export
 
-WEIGHT = ".weight"
+WHO = "save_lora"
 
 
 def save_lora(
@@ -26,68 +27,69 @@ def save_lora(
     delta: Mapping[str, Tensor],
     out: str | Path,
     *,
-    rank: int,
+    rank: int | None = None,
+    alpha: float = 1.0,
+    max_error: float | None = MAX_ERROR,
     dtype: torch.dtype = torch.float32,
     base_name: str = "",
+    about: Mapping[str, Any] = {},
 ) -> float:
-    """Write a LoRA of scale 1 whose B A is the best approximation of each weight's change.
+    """Write a PEFT LoRA whose change at scale 1 is alpha dW: s B A, s = lora_alpha / r = alpha.
 
-        B = U_k sqrt(S_k), A = sqrt(S_k) V_k^T, k = rank (Eckart and Young 1936)
-
-    Returns |delta - B A| / |delta|, of the numbers as written in `dtype`. It is 0 up to rounding
-    where no change has a higher rank: 2r for the difference of two LoRAs of rank r. The folder
-    holds PEFT's two files and a record of the weights of `model` it is for, and is put in place
-    whole. Raises ValueError for a rank below 1, for a change of anything but a matrix of the model,
-    for a folder that holds something else than an adapter, and for one that cannot be written.
+    B A = dW where the delta holds factors or is of low rank, without a rank: rank 2r for the
+    difference of two factor adapters of rank r. With a lower rank the best of it, by SVD. Returns
+    |dW - B A| / |dW| of the numbers as written in `dtype`; above `max_error` it is refused, unless
+    that is None. about: recipe, effect, cost, instrument check, for card and manifest. The folder
+    holds PEFT's files and a record of the weights of `model`, and is put in place whole. Raises
+    ValueError for a rank below 1, a full-rank change without one, an alpha of 0, what is no linear
+    weight of the model, and for a folder that holds something else than an adapter.
     """
-    if rank < 1:
-        raise ValueError(f"save_lora: rank must be at least 1, got {rank}")
-    check_replaceable(out, CONFIG)
-    _check(model, delta)
+    alpha = check_export(WHO, out, alpha, about, mark=CONFIG)
+    turned = check_linear(WHO, model, delta)
+    base = base_of(model, base_name)
+    check_same_base(WHO, delta, base.sha256)
+    cut = low_rank(WHO, delta, rank, max_error, dtype)
     tensors: dict[str, Tensor] = {}
-    lost = 0.0
-    for name in delta:
-        B, A = (x.to(dtype) for x in low_rank(delta[name], rank))
+    for name, x in cut.factors.items():
+        B, A = linear_factors(x, turned[name])
         tensors[f"{PREFIX}{name.removesuffix(WEIGHT)}.lora_A.weight"] = A
         tensors[f"{PREFIX}{name.removesuffix(WEIGHT)}.lora_B.weight"] = B
-        lost += length(delta[name] - B.float() @ A.float()) ** 2
     where = "|".join(re.escape(n.removesuffix(WEIGHT)) for n in delta)
+    scaled = alpha * cut.rank
     config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=where, task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name, inference_mode=True,
+        r=cut.rank, lora_alpha=int(scaled) if scaled == int(scaled) else scaled,  # type: ignore
+        target_modules=where, task_type="CAUSAL_LM", base_model_name_or_path=base_name,
+        inference_mode=True, fan_in_fan_out=any(turned.values()),
     )  # fmt: skip
 
     def write(new: Path) -> None:
         config.save_pretrained(str(new))
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         write_record(new, base_record(model, where))
+        facts = dict(rank=cut.rank, relative_error=cut.error, exact=cut.exact)
+        sha256, card = tensors_sha256(delta), _card(base.name, alpha, cut, about)
+        write_export(new, "lora", base, sha256, alpha, card, about, **facts)
 
     replace_folder(out, write)
-    return lost**0.5 / norm(delta)
+    return cut.error
 
 
-def low_rank(
-    W: Float[Tensor, "d_out d_in"], rank: int
-) -> tuple[Float[Tensor, "d_out {rank}"], Float[Tensor, "{rank} d_in"]]:
-    """(B, A) with B A = U_k S_k V_k^T, balanced: |B| = |A|; zeros beyond the rank of W."""
-    U, S, Vt = svd(W)
-    root = S[:rank].sqrt()
-    B, A = W.new_zeros(W.shape[0], rank), W.new_zeros(rank, W.shape[1])
-    B[:, : len(root)] = U[:, :rank] * root
-    A[: len(root)] = root[:, None] * Vt[:rank]
-    return B, A
+def _card(base: str, alpha: float, cut: LowRank, about: Mapping[str, Any]) -> Card:
+    return Card(
+        f"A LoRA for PEFT and servers that take one: W' = W + alpha dW with alpha = {alpha:g}, "
+        f"folded into lora_alpha, so that a server's scale of 1 is this alpha.",
+        "    from peft import PeftModel\n"
+        f"    model = PeftModel.from_pretrained(base, folder)  # base: {base}",
+        (*approximation(cut, about), "For the base named above only; base.json knows its weights."),
+    )
 
 
-def _check(model: PreTrainedModel, delta: Mapping[str, Tensor]) -> None:
-    base = dict(model.named_parameters(remove_duplicate=False))
-    for name in delta:
-        if name not in base or base[name].shape != delta[name].shape:
-            raise ValueError(
-                f"save_lora: the model has no {name!r} of this shape; use its own base"
-            )
-        if not name.endswith(WEIGHT) or delta[name].ndim != 2:
-            raise ValueError(
-                f"save_lora: {name!r} is no matrix, which a LoRA changes; leave it out"
-            )
-    if not norm(delta):
-        raise ValueError("save_lora: the change is zero; there is nothing to write")
+def approximation(cut: LowRank, about: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a card says of the rank."""
+    if cut.exact:
+        return (f"Exact: dW has rank {cut.rank} or less, and nothing was cut off.",)
+    known = "effect_kept" in about
+    return (
+        f"Rank {cut.rank} and rounding leave out {cut.error:.2%} of dW's norm; what that costs the "
+        + ("effect is in the table." if known else "effect was not measured."),
+    )

@@ -105,7 +105,7 @@ def _check_implementation(path: Path, key: str, value: Any) -> None:
 def read_headers(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
     """name -> dtype and shape of all tensors of the folder's weight files."""
     found: dict[str, Header] = {}
-    for path in _weight_files(folder, config):
+    for path in weight_files(folder, config):
         with refusing(
             f"load_model: {str(path)!r} cannot be read", COPY_ANEW, OSError, SafetensorError
         ), safe_open(path, framework="pt", backend="pread") as file:  # fmt: skip
@@ -120,7 +120,7 @@ def read_headers(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
     return found
 
 
-def _weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """The files that transformers reads, all of them there."""
     given = config.get("transformers_weights")
     name = given or (WEIGHTS if (folder / WEIGHTS).is_file() else INDEX)
@@ -167,11 +167,11 @@ def check_sizes(folder: Path, config: PreTrainedConfig, headers: Mapping[str, He
 
     transformers would draw them at random before it refuses them; here nothing is allocated.
     """
-    if (model := _outline(config)) is None:
+    if (model := outline(config)) is None:
         return
     expected = model.state_dict()
     for name, header in headers.items():
-        here = _own_name(name, expected, model)
+        here = own_name(name, expected, model)
         if here in expected and _size(header.shape) != expected[here].numel():
             raise ValueError(
                 f"load_model: {reason(repr(name), 100)} has shape {header.shape} in the weight "
@@ -187,7 +187,7 @@ def check_sizes(folder: Path, config: PreTrainedConfig, headers: Mapping[str, He
         )
 
 
-def _outline(config: PreTrainedConfig) -> PreTrainedModel | None:
+def outline(config: PreTrainedConfig) -> PreTrainedModel | None:
     """The model of a configuration without memory; None where building it that way fails."""
     try:
         with torch.device("meta"), no_init_weights():
@@ -203,7 +203,7 @@ def _size(shape: Iterable[int]) -> int:
     return size
 
 
-def _own_name(name: str, expected: Collection[str], model: PreTrainedModel) -> str:
+def own_name(name: str, expected: Collection[str], model: PreTrainedModel) -> str:
     """What the model calls a tensor that may be stored with or without its decoder's name."""
     prefix = f"{model.base_model_prefix}."
     names = (name, prefix + name, name.removeprefix(prefix))
@@ -222,7 +222,7 @@ def check_loaded(
     _none(report["unexpected_keys"], f"{at} has tensors that its config.json has no place for")
     mismatched = [m[0] for m in report["mismatched_keys"]]
     _none(mismatched, f"{at} has tensors of another shape than by its config.json")
-    names = {name: _own_name(name, expected, model) for name in headers}
+    names = {name: own_name(name, expected, model) for name in headers}
     integers = [n for n, h in headers.items() if h.dtype not in FLOATS]
     odd = [n for n in integers if _is_weight(expected.get(names[n]), names[n], model)]
     _none(odd, f"{at} has weights that are not float32, bfloat16, float16 or float64")

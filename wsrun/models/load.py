@@ -57,7 +57,7 @@ def load_model(
 def _load(
     name: str | Path, dtype: str, device: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    folder, local = _folder(name), Path(name).is_dir()
+    folder, local = files_folder(name), Path(name).is_dir()
     config = check_config(folder)
     if local:  # what the Hub gives is there after loading
         headers = read_headers(folder, config)
@@ -121,7 +121,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tok
 
 
-def _folder(name: str | Path) -> Path:
+def files_folder(name: str | Path) -> Path:
     """The folder with config.json: the one given, or where the Hub's files are kept."""
     if (Path(name) / ADAPTER).is_file():
         raise ValueError(

@@ -5,6 +5,7 @@ by `unkeyed`; nothing of such a model is cached.
 """
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ FLAGS: dict[str, Callable[[], object]] = {
     ),
 }
 """switches of torch that change numbers"""
+PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 LOOKS_ONLY = "transformers.utils.output_capturing"  # whose hooks keep states and change none
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -68,6 +70,18 @@ def model_state(model: PreTrainedModel) -> dict[str, str]:
         "attention": str(model.config._attn_implementation),
         "dtype": str(model.dtype),
     }
+
+
+def versions(*more: str) -> dict[str, str | None]:
+    """The installed packages that decide numbers, and `more`; None for what is not there."""
+    return {p: _version(p) for p in (*PACKAGES, *more)} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _precision(own: str) -> str:

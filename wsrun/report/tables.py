@@ -1,8 +1,6 @@
 """Tables: parquet written whole or not at all, with the provenance of the run in its metadata."""
 
-import importlib.metadata
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,8 +14,8 @@ import torch
 
 from wscore.files import parse_json, write_whole
 from wsrun.data.parquet import read_parquet
+from wsrun.models.machine import versions
 
-PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
 METADATA_KEY, SHA256_KEY = "wscore", "wscore.sha256"
 AGAIN = "run its script again, or remove it"
 WRITTEN: list[Path] = []  # tables of this process, in order: what a stopped script leaves behind
@@ -87,7 +85,7 @@ def provenance(config: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         "argv": sys.argv,
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in config.items()},
         "commit": commit(),
-        "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         **more,
     }
@@ -108,10 +106,3 @@ def commit() -> str | None:
 def _git(folder: Path, *args: str) -> str:
     result = subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True)
     return result.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

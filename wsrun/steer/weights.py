@@ -49,7 +49,7 @@ def steered(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> Iterator
             for name, param in params.items():
                 before[name] = param.data, ledger.terms.get(name, ())
                 original = ledger.originals.setdefault(name, param.data)
-                ledger.terms[name] = (*before[name][1], (alpha, _term(d, name)))
+                ledger.terms[name] = (*before[name][1], (alpha, term(d, name)))
                 param.data = weight_sum(original, ledger.terms[name]).to(original.dtype)
         yield model
     finally:
@@ -61,7 +61,8 @@ def steered(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> Iterator
                 ledger.originals.pop(name, None)
 
 
-def _term(d: Any, name: str) -> Tensor | Factors:
+def term(d: Any, name: str) -> Tensor | Factors:
+    """What `weight_sum` takes for one entry: its factors where the delta has them."""
     return d.factors(name) if isinstance(d, Factored) else d[name]
 
 
@@ -95,7 +96,7 @@ def rounding_error(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> R
     realised = wanted = inner = 0.0
     for name, param in touched_parameters(model, d).items():
         original = param.detach()
-        steered_weight = weight_sum(original, ((alpha, _term(d, name)),)).to(param.dtype)
+        steered_weight = weight_sum(original, ((alpha, term(d, name)),)).to(param.dtype)
         R = steered_weight.double() - original.double()
         alpha_dW = alpha * d[name].to(original.device).double()
         realised += float(R.square().sum())
@@ -107,37 +108,39 @@ def rounding_error(model: nn.Module, d: Mapping[str, Tensor], alpha: float) -> R
     return Rounding((realised / wanted) ** 0.5, cosine)
 
 
-def touched_parameters(model: nn.Module, d: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """The model's parameters that d changes, by name.
+def touched_parameters(
+    model: nn.Module, d: Mapping[str, Tensor], who: str = "steered"
+) -> dict[str, nn.Parameter]:
+    """The model's parameters that d changes, by name; `who` asks, which opens refusals.
 
     Raises ValueError for an empty d, entries that are not float32 or float64, names that the model
     does not have, other shapes, weights that are no floats, and two names of one (tied) weight.
     """
     if not d:
-        raise ValueError("steered: the delta is empty; give at least one weight change")
+        raise ValueError(f"{who}: the delta is empty; give at least one weight change")
     # blocks of experts are 3-D, which is no delta for the algebra, but a change of a weight
     shapes = {name: _change(name, meta(d, name)).shape for name in d}
     touched = {name: _parameter(model, name) for name in d}
     unknown = [name for name, p in touched.items() if p is None]
     if unknown:
         raise ValueError(
-            f"steered: {format_keys(unknown)} of the delta are not parameters of the model; take"
+            f"{who}: {format_keys(unknown)} of the delta are not parameters of the model; take"
             " the delta from an adapter trained on this model"
         )
     params = {name: p for name, p in touched.items() if p is not None}
     for name, p in params.items():
         if shapes[name] != p.shape:
             raise ValueError(
-                f"steered: {quoted(name)} has shape {tuple(shapes[name])} in the delta and "
+                f"{who}: {quoted(name)} has shape {tuple(shapes[name])} in the delta and "
                 f"{tuple(p.shape)} in the model; the delta belongs to another model"
             )
         if not p.is_floating_point():
             raise ValueError(
-                f"steered: {quoted(name)} is {p.dtype} in the model; load it without quantisation"
+                f"{who}: {quoted(name)} is {p.dtype} in the model; load it without quantisation"
             )
     if len({id(p) for p in params.values()}) < len(params):
         raise ValueError(
-            "steered: two keys of the delta name one tied weight; keep one of them "
+            f"{who}: two keys of the delta name one tied weight; keep one of them "
             f"({[n for n in params if 'layers.' not in n][:3]})"
         )
     return params
