@@ -17,7 +17,9 @@ import torch
 from wscore.files import parse_json, write_whole
 from wsrun.data.parquet import read_parquet
 
-PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
+PACKAGES = (
+    "weight-steering", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers",
+)  # fmt: skip
 METADATA_KEY, SHA256_KEY = "wscore", "wscore.sha256"
 AGAIN = "run its script again, or remove it"
 WRITTEN: list[Path] = []  # tables of this process, in order: what a stopped script leaves behind
