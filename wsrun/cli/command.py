@@ -1,4 +1,4 @@
-"""Weight steering: check a model, train dW, compare and locate it, talk to the steered model."""
+"""Weight steering: check a model, train dW, compare it, locate it, talk to it."""
 
 from wsrun.script import guarded, importing
 
@@ -15,7 +15,12 @@ from wsrun.cli import options
 # name: (its options, where the function is that takes them). A new subcommand is one line here
 # and one class of options.
 COMMANDS: dict[str, tuple[type[options.Model] | type, str]] = {
+    "check": (options.Check, "wsrun.cli.steps:check"),
+    "train": (options.Train, "wsrun.cli.steps:train"),
+    "compare": (options.Compare, "wsrun.cli.steps:compare"),
+    "locate": (options.Locate, "wsrun.cli.steps:locate"),
     "chat": (options.Chat, "wsrun.cli.chat:chat"),
+    "report": (options.Report, "wsrun.cli.steps:report"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The joined page from the tables of all scripts: which are read, how they are joined, what is said."""
+"""The joined page: which tables are read, how they are joined, and what is said of them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

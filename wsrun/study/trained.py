@@ -1,4 +1,4 @@
-"""Training of pairs from options to adapters, dW, tables, and what each dW does on held-out items."""
+"""Training of pairs: from options to adapters, dW, tables, and each dW tried on held-out items."""
 
 from dataclasses import asdict, dataclass
 from math import isfinite
