@@ -33,7 +33,8 @@ def _stop_early(*_: Any) -> None:
 
 
 def _is_ours(main: Path) -> bool:
-    return main.parent.name == "experiments" or main.stem == "wsrun" or main.parent.name == "cli"
+    module = main.parts[-3:] == ("wsrun", "cli", "__main__.py")
+    return main.parent.name == "experiments" or main.stem == "wsrun" or module
 
 
 def _begin() -> bool:

@@ -68,10 +68,12 @@ class Comparison(Benchmark[CompareOptions]):
         return *super().verdicts(), *activation.beside_random(self.rows, self.table)
 
     def notes(self) -> dict[str, Any]:
-        vectors = activation.vectors_sha256(self.vectors)
         return {
-            "answers": items_sha256(self.answered), "vectors": vectors, "wordings": self.wordings,
-        }  # fmt: skip
+            "answers": items_sha256(self.answered),
+            "vectors": activation.vectors_sha256(self.vectors),
+            "wordings": self.wordings,
+            "layers": self.cfg.layers,
+        }
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
         super().report([v for v in verdicts if not v.claim.endswith(activation.IS_DIRECTION)])
