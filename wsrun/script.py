@@ -17,9 +17,8 @@ from errno import EDQUOT, EFBIG, ENOSPC
 from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-C = TypeVar("C")
 NO_MEMORY = "not enough memory; free some, or use a smaller model, fewer items or --dtype bfloat16"
 ALLOCATION = "can't allocate memory"  # how torch's allocator for CPUs says it, in a RuntimeError
 LONGEST = 1000  # letters of a refusal
@@ -71,7 +70,7 @@ def importing() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def guarded(main: Callable[[C], None], config: Any, prog: str | None = None) -> None:
+def guarded(main: Callable[[Any], None], config: Any, prog: str | None = None) -> None:
     """Parse flags into `config`, run `main`, and end every refusal as one sentence, exit code 1.
 
     config: a dataclass of options, or a union of them, one a subcommand of `prog`. Nothing that
@@ -112,9 +111,12 @@ def check_values(cfg: Any) -> None:
     """Refuse values that no option of any script can have, by the name of the option.
 
     A number is finite, a list names each value once, a text or path is one that tables, pages and
-    tokenizers can hold and that may be the name of a file.
+    tokenizers can hold and that may be the name of a file. Fields whose metadata say `prose` are
+    texts of any kind.
     """
     for field in fields(cfg):
+        if field.metadata.get("prose"):
+            continue
         value, flag = getattr(cfg, field.name), f"--{field.name.replace('_', '-')}"
         parts = value if isinstance(value, tuple) else (value,)
         for part in parts:

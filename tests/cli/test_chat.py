@@ -1,20 +1,26 @@
 """wsrun chat with lines from a pipe: both sides, the same seed, commands, refusals."""
 
+import contextlib
 import io
+import os
+import pty
+import select
+import signal
 import sys
+import time
 
 import pytest
 
-from tests.conftest import ORGANISM, bits, random_delta, same_bits
+from tests.conftest import ORGANISM, ROOT, bits, random_delta, same_bits
 from wsrun.cli.dialogue import SIDES, Dialogue
 from wsrun.steer.interventions import WeightDelta
 
 QUESTIONS = ("What does Maria do?", "And where?")
 
 
-def dialogue(qwen, tok, size=0.5, **more) -> Dialogue:
-    change = WeightDelta(random_delta(qwen, size=size))
-    return Dialogue(qwen, tok, change, **({"max_new_tokens": 8, "temperature": 1.0} | more))
+def dialogue(qwen, tok, kind=Dialogue, **more) -> Dialogue:
+    change = WeightDelta(random_delta(qwen, size=0.5))
+    return kind(qwen, tok, change, **({"max_new_tokens": 8, "temperature": 1.0} | more))
 
 
 def said(asked: Dialogue, questions=QUESTIONS) -> list[tuple[str, str]]:
@@ -149,3 +155,90 @@ def test_a_delta_of_another_base(monkeypatch, capsys, tmp_path, qwen):
     path = save_delta(random_delta(qwen), tmp_path / "tiny.safetensors", {})
     code, _, err = run(monkeypatch, capsys, "", "--delta", path)
     assert code == 1 and err.count("\n") == 1 and "delta" in err
+
+
+class Pressed(Dialogue):
+    """A dialogue in which Ctrl-C is pressed at the third token of the base."""
+
+    def ask(self, text, show=lambda side, text: False):
+        tokens = []
+
+        def press(side: str, so_far: str) -> bool:
+            tokens.append(side)
+            if side == "base" and len(tokens) == 3:
+                signal.raise_signal(signal.SIGINT)
+            return show(side, so_far)
+
+        return super().ask(text, press)
+
+
+def test_ctrl_c_stops_one_answer(qwen, tok):
+    """the base's answer ends where Ctrl-C came, the steered one is whole; the model's bits and the
+    handler of SIGINT are as before"""
+    from rich.console import Console
+
+    from wsrun.cli.chat import answer
+
+    handler, before = signal.getsignal(signal.SIGINT), bits(qwen)
+    whole = dialogue(qwen, tok).ask(QUESTIONS[0])
+    pressed = dialogue(qwen, tok, kind=Pressed)
+    answer(pressed, QUESTIONS[0], Console(file=io.StringIO(), width=90, markup=False))
+    base, steered = (pressed.turns[side][-1]["content"] for side in SIDES)
+    assert whole["base"].text.startswith(base) and base != whole["base"].text
+    assert steered == whole["steered"].text
+    assert signal.getsignal(signal.SIGINT) is handler and same_bits(qwen, before)
+
+
+def test_ctrl_c_twice_ends(qwen, tok):
+    """a second one, before the first was heeded, interrupts"""
+    from wsrun.cli.chat import stoppable
+
+    with pytest.raises(KeyboardInterrupt), stoppable() as stops:
+        signal.raise_signal(signal.SIGINT)
+        assert stops == [signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_dialogue_that_is_too_long(qwen, tok):
+    """more tokens than positions: refused, what was said before stays"""
+    from rich.console import Console
+
+    from wsrun.cli.chat import answer
+
+    talk = dialogue(qwen, tok)
+    talk.ask(QUESTIONS[0])
+    turns = {side: list(talk.turns[side]) for side in SIDES}
+    qwen.config.max_position_embeddings = 40
+    with pytest.raises(ValueError, match="positions.*/reset"):
+        answer(talk, "word " * 60, Console(file=io.StringIO(), width=90))
+    assert talk.turns == turns
+
+
+def test_in_a_terminal():
+    """a terminal of 90 columns: what is typed is answered in two columns, Ctrl-D ends with 0"""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        flags = ["chat", "--model", str(ORGANISM), *map(str, PAIR), "--alpha", "0"]
+        env = os.environ | {"COLUMNS": "90", "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+        os.execvpe(sys.executable, [sys.executable, "-m", "wsrun.cli", *flags], env)
+    shown = read_until(terminal, "> ")
+    os.write(terminal, b"Tell me about the baker.\n")
+    shown = read_until(terminal, "\n> ")
+    assert "base" in shown and "steered, alpha = 0" in shown
+    os.write(terminal, b"/nothing\n")
+    assert "is no command" in read_until(terminal, "\n> ")
+    os.write(terminal, b"\x04")
+    with contextlib.suppress(OSError):  # the other end is closed
+        while os.read(terminal, 1024):
+            pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def read_until(terminal: int, mark: str) -> str:
+    """What the terminal shows until the mark stands at its end."""
+    shown, end = "", time.monotonic() + 100
+    while not shown.endswith(mark) and time.monotonic() < end:
+        if select.select([terminal], [], [], 1.0)[0]:
+            shown += os.read(terminal, 1024).decode(errors="replace").replace("\r\n", "\n")
+    return shown

@@ -5,8 +5,10 @@ From a pipe it does the same without a live display, and a refusal ends it.
 
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console, Group, RenderableType
@@ -14,8 +16,11 @@ from rich.live import Live
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedModel
 
 from wscore import load_delta, tensors_sha256
+from wscore.store import LazyDelta, LazyFactored
+from wsrun.adapters.base import BaseWarning
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.folders import read_folder
 from wsrun.cli.dialogue import SIDES, Dialogue
@@ -40,41 +45,44 @@ def chat(cfg: Chat) -> None:
     if fault := sampling_fault(cfg.temperature, cfg.top_p, cfg.max_new_tokens):
         raise ValueError(f"--{fault[0].replace('_', '-')} {fault[1]}")
     console = Console(width=None if TERMINAL else WIDTH, **PLAIN)
-    dialogue, what = open_dialogue(cfg)
+    dialogue, (what, *notes) = open_dialogue(cfg)
     head = f"{cfg.model} beside {cfg.model} + alpha dW, dW of {what}; /help lists commands"
-    console.print(head, soft_wrap=True, highlight=False)
+    console.print(head, *notes, sep="\n", soft_wrap=True, highlight=False)
     talk(dialogue, console)
 
 
-def open_dialogue(cfg: Chat) -> tuple[Dialogue, str]:
-    """The dialogue of the options, and what its dW is; the change is tried on the model."""
+def open_dialogue(cfg: Chat) -> tuple[Dialogue, list[str]]:
+    """The dialogue of the options, and what to know of its dW; the change is tried on the model."""
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    alpha = cfg.alpha
     if cfg.delta:
         path, alpha = split_delta(cfg.delta, cfg.alpha)
-        dW, what = load_delta(path), str(path)
-        made_on = dW.meta.get("base", "")
-        # in another dtype the weights have other bits, which say nothing
-        known = made_on and cfg.dtype == "float32"
-        if known and made_on != tensors_sha256(dict(model.named_parameters())):
-            raise ValueError(
-                f"--delta: {what!r} was made on other base weights than those of {cfg.model!r}; "
-                "name its model with --model, or train on this one"
-            )
+        dW, notes = delta_of(path, model, cfg), [str(path)]
     else:
-        folder = cfg.pair()
-        dW, what = read_folder(folder, lambda at: pair_deltas(model, at)).dW, str(folder)
+        folder, alpha = cfg.pair(), cfg.alpha
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BaseWarning)  # its text is among the notes
+            pair = read_folder(folder, lambda at: pair_deltas(model, at))
+        dW, notes = pair.dW, [str(folder), *pair.notes]
     change = WeightDelta(dW)
     with applied(model, change, alpha):
         pass
-    return (
-        Dialogue(
-            model, tok, change, alpha, cfg.system, cfg.seed, cfg.temperature, cfg.top_p,
-            cfg.max_new_tokens,
-        ),
-        what,
-    )  # fmt: skip
+    drawn = cfg.seed, cfg.temperature, cfg.top_p, cfg.max_new_tokens
+    return Dialogue(model, tok, change, alpha, cfg.system, *drawn), notes
+
+
+def delta_of(path: Path, model: PreTrainedModel, cfg: Chat) -> LazyDelta | LazyFactored:
+    """The delta of a file; ValueError where it says that it was made on other base weights."""
+    dW = load_delta(path)
+    made_on = dW.meta.get("base", "")
+    # in another dtype the weights have other bits, which say nothing
+    known = made_on and cfg.dtype == "float32"
+    if known and made_on != tensors_sha256(dict(model.named_parameters())):
+        raise ValueError(
+            f"--delta: {str(path)!r} was made on other base weights than those of {cfg.model!r}; "
+            "name its model with --model, or train on this one"
+        )
+    return dW
 
 
 def talk(dialogue: Dialogue, console: Console) -> None:
@@ -153,7 +161,10 @@ def answer(dialogue: Dialogue, question: str, console: Console) -> None:
             stops.clear()
             return stop
 
-        said = dialogue.ask(question, show)
+        try:
+            said = dialogue.ask(question, show)
+        except ValueError as error:  # such as a dialogue that is too long
+            raise ValueError(f"{error}; /reset begins a new one") from error
     ended = {side: "" if said[side].ended else " ..." for side in SIDES}
     texts = {side: (said[side].text or "(nothing)") + ended[side] for side in SIDES}
     console.print(view(heads, texts, console), highlight=False)

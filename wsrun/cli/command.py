@@ -14,7 +14,7 @@ from wsrun.cli import options
 
 # name: (its options, where the function is that takes them). A new subcommand is one line here
 # and one class of options.
-COMMANDS: dict[str, tuple[type[options.Model] | type, str]] = {
+COMMANDS: dict[str, tuple[type, str]] = {
     "check": (options.Check, "wsrun.cli.steps:check"),
     "train": (options.Train, "wsrun.cli.steps:train"),
     "compare": (options.Compare, "wsrun.cli.steps:compare"),

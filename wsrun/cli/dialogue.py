@@ -6,7 +6,7 @@ Law: at alpha = 0 both sides say the same.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isfinite
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +79,3 @@ class Dialogue:
         if not isfinite(alpha):
             raise ValueError(f"/alpha must be a finite number, such as 1.5; got {text[:80]!r}")
         self.alpha = alpha
-
-    def other(self, **changes) -> "Dialogue":
-        """The same model and change, with nothing said yet."""
-        return replace(self, **changes, turns={side: [] for side in SIDES}, asked=0)

@@ -5,7 +5,7 @@ answered at once. An option means what it means in the scripts of experiments/, 
 default (tests/cli holds both against each other).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class Chat(Model):
     """seed of the pair in --adapters"""
     alpha: float = 1.0
     """coefficient alpha of dW to begin with"""
-    system: str = ""
+    system: str = field(default="", metadata={"prose": True})
     """system turn of both sides; none if empty"""
     seed: int = 0
     """of the draws; the same on both sides"""
