@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from tyro.conf import subcommand
 
 from wsrun.cli import options
+from wsrun.cli.chat_options import Chat
 
 # name: (its options, where the function is that takes them). A new subcommand is one line here
 # and one class of options.
@@ -19,7 +20,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train": (options.Train, "wsrun.cli.steps:train"),
     "compare": (options.Compare, "wsrun.cli.steps:compare"),
     "locate": (options.Locate, "wsrun.cli.steps:locate"),
-    "chat": (options.Chat, "wsrun.cli.chat:chat"),
+    "chat": (Chat, "wsrun.cli.chat:chat"),
     "report": (options.Report, "wsrun.cli.steps:report"),
 }
 
