@@ -1,5 +1,7 @@
 """What each subcommand calls in wsrun.study, with which options; imported late, by name."""
 
+from wsrun.script import importing
+
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any
@@ -58,4 +60,5 @@ def adapted(cfg: Adapted) -> dict[str, Any]:
 
 def study(module: str) -> Any:
     """A module of wsrun.study, imported when its subcommand runs."""
-    return import_module(f"wsrun.study.{module}")
+    with importing():
+        return import_module(f"wsrun.study.{module}")
