@@ -46,6 +46,11 @@ SCRIPTS = {
     "t14_monitor": Script("How far does a fine-tune move along a behaviour direction?"),
     "samples": Script("What does the model say at each dose?", "answers"),
 }
+SHORT = {
+    "compare": Script("Does dW beat prompts and one direction, in the short form?", "benchmark")
+}
+"""read where none of LONG is there, whose lines it has in fewer settings"""
+LONG = {"t1_activation", "t3_prompts"}
 LABELS = {name: METHODS[name].label for name in ("prompt", "activation")}  # these come first
 LABELS |= {name: method.label for name, method in METHODS.items()}
 
@@ -67,6 +72,8 @@ def run_report(cfg: ReportOptions) -> None:
     if cfg.resamples < 1:
         raise ValueError(f"report: --resamples must be at least 1, got {cfg.resamples}")
     sources = read_sources(cfg.tables, SCRIPTS)
+    if not LONG & sources.keys():
+        sources = read_sources(cfg.tables, SHORT) | sources
     if not sources:
         raise ValueError(
             f"report: none of the tables is in {str(cfg.tables)!r}; run python "
