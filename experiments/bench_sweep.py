@@ -29,7 +29,7 @@ random rank-8 changes of its middle layers and is asked about English dilemmas; 
 reads the model from disk, as a multiple of its weights.
 """
 
-from wsrun.script import guarded
+from wsrun.script import guarded, keep_freed_memory
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -45,7 +45,7 @@ from wscore import effect_table
 from wsrun.adapters.extract import pair_deltas
 from wsrun.data.items import load_dilemmas
 from wsrun.data.source import load_items
-from wsrun.models.load import DTYPES, keep_freed_memory, limit_threads, load_model, load_tokenizer
+from wsrun.models.load import DTYPES, limit_threads, load_model, load_tokenizer
 from wsrun.report.console import progress
 from wsrun.report.tables import check_writable
 from wsrun.score.scorer import Levers

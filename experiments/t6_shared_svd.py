@@ -22,81 +22,20 @@ shared part), and 20 null deltas with the singular values of the residual part i
 
 from wsrun.script import guarded
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import polars as pl
-
-from wscore import writes_residual
-from wsrun.report.retained_figures import retained_by_family
-from wsrun.study.ablation import Options, Study, run_ablation
-from wsrun.study.options import check_once
-
-NAMES = {
-    "keep_shared": "kept: shared subspace",
-    "drop_shared": "removed: shared subspace",
-    "keep_own": "kept: own top directions",
-    "drop_own": "removed: own top directions",
-    "keep_random_matched": "kept: random subspace, same norm",
-}
+from wsrun.study.ablation import run_ablation
+from wsrun.study.located import SubspaceOptions, subspaces
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(SubspaceOptions):
     """Options of T6."""
-
-    K: tuple[int, ...] = (8, 32, 64)
-    """sizes of the subspace, one or several"""
-    lenses: tuple[str, ...] = ("shared", "shared_incl", "own", "random")
-    """which subspaces"""
 
 
 def main(cfg: Config) -> None:
     """Cut the residual-writing part of every dW by subspaces."""
-    check_once("t6", {"families": cfg.families}, 2)  # one is left out
-    check_once("t6", {"K": cfg.K})
-    run_ablation(
-        cfg,
-        Study(
-            "t6_shared_svd",
-            cfg.lenses,
-            lambda name: None if name in ("shared_incl", "random_matched") else name,
-            "keep_shared",
-            pictures,
-            ("t7_sites", "the same question of layers and modules"),
-            where=writes_residual,
-            whole="residual_full",
-            K=cfg.K,
-            columns=columns,
-            notes=overlaps,
-        ),
-    )
-
-
-def columns(table: pl.DataFrame) -> pl.DataFrame:
-    """Null draws have the residual part's spectrum: full has more tensors, zero none of it."""
-    other = pl.col("variant").is_in(["full", "zero"])
-    return table.with_columns(pl.when(~other).then("null_percentile"))
-
-
-def overlaps(table: pl.DataFrame) -> Iterator[str]:
-    """Whether the own directions of families meet, per K."""
-    mean_overlaps = table.filter(variant="keep_own").group_by("k").agg(pl.col("^overlap.*$").mean())
-    for r in mean_overlaps.sort("k").iter_rows(named=True):
-        seeds = r["overlap_seeds"]
-        yield (
-            f"own top-{r['k']} directions of two families overlap {r['overlap']:.2f}"
-            + ("" if seeds is None else f", two seeds of one family {seeds:.2f}")
-            + f" (random subspaces of the same sizes: {r['overlap_random']:.2f})"
-        )
-
-
-def pictures(cfg: Config, table: pl.DataFrame, path: Path, _: list[str]) -> Iterator[str]:
-    question = "Does a subspace found from other adapter families carry a family's effect?"
-    yield retained_by_family(
-        table, path, question, NAMES, "residual_full", cfg.limits, k=max(cfg.K)
-    )
+    run_ablation(cfg, subspaces(cfg))
 
 
 if __name__ == "__main__":

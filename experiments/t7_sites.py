@@ -20,62 +20,22 @@ dW's own singular values in random directions, `null %` ranks an effect among th
 
 from wsrun.script import guarded
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import polars as pl
+from wsrun.study.ablation import run_ablation
+from wsrun.study.located import LENSES, SiteOptions, sites
 
-from wsrun.report.retained_figures import retained_by_slice
-from wsrun.report.tile_figures import retained_by_layer_and_module
-from wsrun.study.ablation import Options, Study, run_ablation
-
-LENSES = ("layers", "thirds", "blocks", "sides", "modules", "groups")
-WORDS = {
-    "early": "early third of the layers",
-    "middle": "middle third",
-    "late": "late third",
-    "attention": "attention (q, k, v, o)",
-    "mlp": "MLP (gate, up, down)",
-    "writes": "writing side (o, down)",
-    "reads": "reading side (all others)",
-    "qkv": "q, k and v",
-    "up_gate": "up and gate",
-}
+__all__ = ["LENSES", "Config", "main"]
 
 
 @dataclass(frozen=True)
-class Config(Options):
+class Config(SiteOptions):
     """Options of T7."""
-
-    cells: bool = True
-    """score every module of every layer too, for the heat map"""
 
 
 def main(cfg: Config) -> None:
     """Cut every dW by layers and modules."""
-    run_ablation(
-        cfg,
-        Study(
-            "t7_sites",
-            LENSES + (("cells",) if cfg.cells else ()),
-            lambda name: None if name.startswith("cell_") else name.removesuffix("_proj"),
-            "keep_mlp",
-            pictures,
-            ("t8_coordinates", "the same question of directions"),
-        ),
-    )
-
-
-def pictures(cfg: Config, table: pl.DataFrame, path: Path, names: list[str]) -> Iterator[str]:
-    """Per data set, the slices with intervals, and the layer x module map."""
-    question = "Which slice of dW keeps the effect, and what is left without it?"
-    words = {s: WORDS.get(s, s.replace("_", " ")) for s in names if not s.startswith("cell_")}
-    yield retained_by_slice(table, path, question, words, whole="full", thresholds=cfg.limits)
-    if cfg.cells:
-        cells = table.filter(pl.col("layer").is_not_null() & (pl.col("keep_or_drop") == "keep"))
-        question = "What does one module of one layer keep of the effect?"
-        yield retained_by_layer_and_module(cells, path.with_suffix(".cells.parquet"), question)
+    run_ablation(cfg, sites(cfg))
 
 
 if __name__ == "__main__":

@@ -2,55 +2,53 @@
 
 adapter checkpoint -> delta -> difference -> (select | keep/drop | crop | null) -> ... -> effect
 
-The statistics (wscore.stats) load polars and scipy, and are imported when one of them is asked for.
+The names below are imported when one of them is asked for, so `import wscore` is cheap; the
+statistics (wscore.stats) load polars and scipy.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wscore.basis import overlap, own_basis, random_basis, shared_basis, weight_basis
-from wscore.delta import (
-    Basis,
-    Delta,
-    DeltaLike,
-    Geometry,
-    add,
-    cosine,
-    difference,
-    geometry,
-    inner,
-    norm,
-    scale,
-)
-from wscore.entries import check_delta
-from wscore.factored import Factored, Factors, subset
-from wscore.families import (
-    FAMILIES,
-    Family,
-    family,
-    family_coordinates,
-    merge_adapter,
-    merge_adapter_factored,
-)
-from wscore.hashes import entries_sha256, tensors_sha256
-from wscore.null import gaussian_null, match_norm, spectrum_null, stream
-from wscore.project import drop, energy, keep
-from wscore.sites import (
-    Site,
-    Where,
-    layers,
-    omit,
-    projections,
-    reads_residual,
-    select,
-    site,
-    writes_residual,
-)
-from wscore.spectrum import BOTTOM, MIDDLE, SVD, TOP, Band, crop, crop_rest, spectra, svd
-from wscore.store import load_delta, save_delta
-from wscore.svd_cache import cached_spectra
-
 if TYPE_CHECKING:
+    from wscore.basis import overlap, own_basis, random_basis, shared_basis, weight_basis
+    from wscore.delta import (
+        Basis,
+        Delta,
+        DeltaLike,
+        Geometry,
+        add,
+        cosine,
+        difference,
+        geometry,
+        inner,
+        norm,
+        scale,
+    )
+    from wscore.entries import check_delta
+    from wscore.factored import Factored, Factors, subset
+    from wscore.families import (
+        FAMILIES,
+        Family,
+        family,
+        family_coordinates,
+        merge_adapter,
+        merge_adapter_factored,
+    )
+    from wscore.hashes import entries_sha256, tensors_sha256
+    from wscore.null import gaussian_null, match_norm, spectrum_null, stream
+    from wscore.project import drop, energy, keep
+    from wscore.sites import (
+        Site,
+        Where,
+        layers,
+        omit,
+        projections,
+        reads_residual,
+        select,
+        site,
+        writes_residual,
+    )
+    from wscore.spectrum import BOTTOM, MIDDLE, SVD, TOP, Band, crop, crop_rest, spectra, svd
     from wscore.stats import (
         BasinDivergence,
         Locus,
@@ -77,6 +75,24 @@ if TYPE_CHECKING:
         verdict,
         wilson,
     )
+    from wscore.store import load_delta, save_delta
+    from wscore.svd_cache import cached_spectra
+
+MODULES = {
+    "basis": "overlap own_basis random_basis shared_basis weight_basis",
+    "delta": "Basis Delta DeltaLike Geometry add cosine difference geometry inner norm scale",
+    "entries": "check_delta",
+    "factored": "Factored Factors subset",
+    "families": "FAMILIES Family family family_coordinates merge_adapter merge_adapter_factored",
+    "hashes": "entries_sha256 tensors_sha256",
+    "null": "gaussian_null match_norm spectrum_null stream",
+    "project": "drop energy keep",
+    "sites": "Site Where layers omit projections reads_residual select site writes_residual",
+    "spectrum": "BOTTOM MIDDLE SVD TOP Band crop crop_rest spectra svd",
+    "store": "load_delta save_delta",
+    "svd_cache": "cached_spectra",
+}
+"""where the names of the algebra live; all others are those of wscore.stats"""
 
 __all__ = [
     "BOTTOM", "FAMILIES", "MIDDLE", "SVD", "TOP", "Band", "BasinDivergence", "Basis", "Delta",
@@ -97,10 +113,11 @@ __all__ = [
 if not TYPE_CHECKING:  # or any name would pass
 
     def __getattr__(name: str) -> Any:
-        """A name of wscore.stats, which is imported the first time one is asked for."""
+        """A public name, imported from its module the first time it is asked for."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module("wscore.stats"), name)
+        module = next((m for m, names in MODULES.items() if name in names.split()), "stats")
+        value = globals()[name] = getattr(import_module(f"wscore.{module}"), name)
         return value
 
 

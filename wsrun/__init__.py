@@ -1,8 +1,8 @@
 """wsrun: everything that knows models, prompts, PEFT or files. The algebra is in wscore.
 
-models < data < steer < adapters < export < score < lenses < report < study: each room imports
-earlier ones only. The names below are imported when one of them is asked for, so `import wsrun` is
-cheap.
+models < data < steer < adapters < export < score < lenses < report < study < cli: each room
+imports earlier ones only. The names below are imported when one of them is asked for, so
+`import wsrun` is cheap.
 """
 
 from importlib import import_module

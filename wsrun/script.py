@@ -1,24 +1,24 @@
-"""A script: how it starts and ends.
+"""A script or a command: how it starts and ends.
 
 Imported before all else, so that Ctrl-C ends in one line while the other imports, which take
 seconds, are at work; nothing but the standard library is imported here.
 """
 
+import ctypes
 import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from errno import EDQUOT, EFBIG, ENOSPC
 from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-C = TypeVar("C")
 NO_MEMORY = "not enough memory; free some, or use a smaller model, fewer items or --dtype bfloat16"
 ALLOCATION = "can't allocate memory"  # how torch's allocator for CPUs says it, in a RuntimeError
 LONGEST = 1000  # letters of a refusal
@@ -31,36 +31,56 @@ def _stop_early(*_: Any) -> None:
     os._exit(130)
 
 
-def _begin() -> None:
-    """Where this process is a script of experiments/: Ctrl-C in one line, no stream is None.
+def _is_ours(main: Path) -> bool:
+    module = main.parts[-3:] == ("wsrun", "cli", "__main__.py")
+    return main.parent.name == "experiments" or main.stem == "wsrun" or module
 
-    A stream that was closed gets its number back, or the next file opened would have it.
+
+def _begin() -> bool:
+    """In a script of experiments/ and in wsrun: Ctrl-C ends in one line, no stream is None.
+
+    A stream that was closed gets its number back, or the next file opened would have it. Returns
+    whether Ctrl-C was taken.
     """
     main = getattr(sys.modules["__main__"], "__file__", None)
-    if main is None or Path(main).absolute().parent.name != "experiments":
-        return
+    if main is None or not _is_ours(Path(main).absolute()):
+        return False
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop_early)
+        return True
+    return False
 
 
-_begin()
+_started = _begin()
 
 
-def guarded(main: Callable[[C], None], config: type[C]) -> None:
+@contextmanager
+def importing() -> Iterator[None]:
+    """Inside, Ctrl-C of a script ends it in one line, as libraries that load may swallow it."""
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler and _started
+    try:
+        if ours:
+            signal.signal(signal.SIGINT, _stop_early)
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def guarded(main: Callable[[Any], None], config: Any, prog: str | None = None) -> None:
     """Parse flags into `config`, run `main`, and end every refusal as one sentence, exit code 1.
 
+    config: a dataclass of options, or a union of them, one a subcommand of `prog`. Nothing that
+    takes long to import is imported before the flags are parsed.
     A ValueError is a refusal: its message goes to stderr. So are too little memory and a disk that
     is full, also behind stdout; where the reader of stdout has gone nothing is said. Ctrl-C ends
     with exit code 130 and says which tables were written before it. Any other exception is a defect
     and keeps its traceback.
     """
     import tyro
-
-    from wsrun.models.load import keep_freed_memory
-    from wsrun.report.tables import WRITTEN
 
     doc = main.__globals__.get("__doc__") or ""
     # a blank line before each label, or the help would run them together
@@ -69,18 +89,18 @@ def guarded(main: Callable[[C], None], config: type[C]) -> None:
     warnings.filterwarnings("ignore", module=r"peft\.tuners\.boft")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     _prepare_streams()
-    WRITTEN.clear()
+    _tables().clear()
     cfg = None
     try:
         if signal.getsignal(signal.SIGINT) is _stop_early:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        cfg = tyro.cli(config, description=doc)
+        cfg = tyro.cli(config, prog=prog, description=doc)
         check_values(cfg)
         keep_freed_memory()
         main(cfg)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _end(130, "", _what_was_written(cfg, WRITTEN))
+        _end(130, "", _what_was_written(cfg, _tables()))
     except (ValueError, MemoryError, OSError, RuntimeError) as error:
         if (sentence := refusal(error)) is None:
             raise
@@ -91,9 +111,12 @@ def check_values(cfg: Any) -> None:
     """Refuse values that no option of any script can have, by the name of the option.
 
     A number is finite, a list names each value once, a text or path is one that tables, pages and
-    tokenizers can hold and that may be the name of a file.
+    tokenizers can hold and that may be the name of a file. Fields whose metadata say `prose` are
+    texts of any kind.
     """
     for field in fields(cfg):
+        if field.metadata.get("prose"):
+            continue
         value, flag = getattr(cfg, field.name), f"--{field.name.replace('_', '-')}"
         parts = value if isinstance(value, tuple) else (value,)
         for part in parts:
@@ -152,6 +175,26 @@ def _fails(stream: Any) -> bool:
     return False
 
 
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what is freed, up to a gigabyte, in place of giving it back at once.
+
+    Every operation frees the activations of a batch and allocates new ones; with the defaults each
+    allocation pays its page faults anew, about a third of a narrow model's time. No effect on
+    other C libraries.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 2**30)
+        libc.mallopt(mmap_threshold, 2**25)
+
+
+def _tables() -> list[Path]:
+    """The tables that this process has written; none where what writes them was not loaded."""
+    module = sys.modules.get("wsrun.report.tables")
+    return module.WRITTEN if module else []
+
+
 def _what_was_written(cfg: Any, tables: list[Path]) -> str:
     names = ", ".join(path.name for path in tables)
     message = f"stopped after {names}" if names else "stopped; no table was written"
@@ -165,8 +208,6 @@ def _end(code: int, label: str, sentence: str) -> NoReturn:
     from rich.console import Console
     from rich.text import Text
 
-    from wsrun.report.console import silence
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
     with suppress(OSError):
         text = Text.assemble((label, "bold red"), sentence)
@@ -174,5 +215,7 @@ def _end(code: int, label: str, sentence: str) -> NoReturn:
             Console(stderr=True, soft_wrap=True).print(text, highlight=False)
     for stream in (sys.stdout, sys.stderr):
         if _fails(stream):
+            from wsrun.report.console import silence
+
             silence(stream)
     sys.exit(code)

@@ -408,7 +408,7 @@ def test_without_matplotlib(kind, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     assert not frames.has_matplotlib()
     assert draw(kind, tmp_path / "t.parquet") == frames.MISSING
-    assert "pip install 'wscore[plot]'" in frames.MISSING and not list(tmp_path.iterdir())
+    assert "pip install 'weight-steering[plot]'" in frames.MISSING and not list(tmp_path.iterdir())
 
 
 def test_matplotlib_is_asked_for_late():

@@ -194,3 +194,15 @@ def test_names_of_folders_are_no_markup(tmp_path, capsys):
     save(tmp_path, "t1_activation", WEIGHTS | VECTORS)
     run(tmp_path, tmp_path / "a[/x]" / ":smile:")
     assert "a[/x]/:smile:/report.md" in capsys.readouterr().out
+
+
+def test_the_short_form_stands_in_for_the_long(tmp_path):
+    """tables of wsrun compare answer the first question alone, and not beside those of T3"""
+    tables, out = tmp_path / "tables", tmp_path / "out"
+    tables.mkdir()
+    save(tables, "compare", WEIGHTS | PROMPTS | VECTORS)
+    text, _ = run(tables, out)
+    assert "compare: Does dW beat prompts" in text and "dW loses to strong" in text
+    save(tables, "t3_prompts", WEIGHTS | PROMPTS)
+    text, _ = run(tables, out)
+    assert "compare: Does dW" not in text and "dW loses to strong" in text

@@ -14,6 +14,7 @@ SCRIPTS = {s.stem: s.read_text() for s in sorted((ROOT / "experiments").glob("*.
 NAMED = re.compile(r'(?:(?:say_next|following)\(cfg, |following = )"(\w+)"')
 LINKS = [(script, to) for script, text in SCRIPTS.items() for to in NAMED.findall(text)]
 LINKS.append(("t5_replicate", Replication.following[0]))
+LINKS.append(("t0_train", "t6_shared_svd"))  # named in wsrun/study/trained.py
 OTHER = {"report": {"out"}, "t0_train": {"out"}}
 OTHER |= {"t13_planted": {"adapters", "seeds"}}  # options of one name and another meaning
 OWN = {

@@ -171,7 +171,7 @@ def test_ray_missing(call, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit):
         call("--executor", "ray")
-    assert "pip install 'wscore[ray]'" in " ".join(capsys.readouterr().err.split())
+    assert "pip install 'weight-steering[ray]'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_read_shard():

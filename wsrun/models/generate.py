@@ -43,6 +43,7 @@ def generate(
     max_new_tokens: int = 64,
     batch_size: int = BATCH,
     step_done: Callable[[str], None] = lambda note: None,
+    watch: Callable[[list[list[int]]], bool] = lambda new: False,
 ) -> list[Answer]:
     """One answer a conversation, in their order: tokens drawn from softmax(logits / temperature).
 
@@ -51,8 +52,9 @@ def generate(
     the nucleus is drawn from: the most likely tokens, as few as hold top_p of the probability
     (Holtzman et al. 2019, arXiv 1904.09751). An answer is not ended where no end of turn came
     within `max_new_tokens`; its text is empty where nothing was said beside thoughts. `step_done`
-    is called `n_steps` times. Raises ValueError for values outside of their range, and for prompts
-    that leave the model no positions.
+    is called `n_steps` times. `watch` is called after each step with the new tokens of each
+    conversation of the batch, and ends their answers where it returns True. Raises ValueError for
+    values outside of their range, and for prompts that leave the model no positions.
     """
     if fault := sampling_fault(temperature, top_p, max_new_tokens):
         raise ValueError(f"generate: {' '.join(fault)}")
@@ -63,7 +65,7 @@ def generate(
         torch.manual_seed(seed)
         for order in _by_length(sequences, batch_size):
             ids, mask = _left_padded([sequences[i] for i in order])
-            steps = _Steps(step_done)
+            steps = _Steps(step_done, lambda so_far, n=ids.shape[1]: watch(so_far[:, n:].tolist()))
             new = model.generate(  # type: ignore[operator]
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -83,15 +85,16 @@ def generate(
 
 
 class _Steps(StoppingCriteria):
-    """Stops nothing; tells each token of a batch."""
+    """Tells each token of a batch, and stops it where the watcher asks for that."""
 
-    def __init__(self, step_done: Callable[[str], None]) -> None:
-        self.done, self.step_done = 0, step_done
+    def __init__(self, step_done: Callable[[str], None], watch: Callable[[Tensor], bool]) -> None:
+        self.done, self.step_done, self.watch = 0, step_done, watch
 
     def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Any:
         self.done += 1
         self.step_done("")
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        stop = self.watch(input_ids)
+        return torch.full((len(input_ids),), stop, dtype=torch.bool, device=input_ids.device)
 
 
 def sampling_fault(temperature: float, top_p: float, max_new_tokens: int) -> tuple[str, str] | None:

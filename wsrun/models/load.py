@@ -1,10 +1,9 @@
 """Models: load one with its tokenizer and an explicit dtype, from a folder or the Hub."""
 
-import ctypes
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -219,17 +218,3 @@ def limit_threads(model: PreTrainedModel, below: int = 512) -> None:
     """One thread for a narrow model on CPU: its matrices lose more to threads than they gain."""
     if model.device.type == "cpu" and d_model(model) < below:
         torch.set_num_threads(1)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what is freed, up to a gigabyte, in place of giving it back at once.
-
-    Every operation frees the activations of a batch and allocates new ones; with the defaults each
-    allocation pays its page faults anew, about a third of a narrow model's time. No effect on
-    other C libraries.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    with suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, 2**30)
-        libc.mallopt(mmap_threshold, 2**25)

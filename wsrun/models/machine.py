@@ -47,7 +47,9 @@ FLAGS: dict[str, Callable[[], object]] = {
     ),
 }
 """switches of torch that change numbers"""
-PACKAGES = ("wscore", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers")
+PACKAGES = (
+    "weight-steering", "torch", "transformers", "peft", "polars", "safetensors", "tokenizers",
+)  # fmt: skip
 LOOKS_ONLY = "transformers.utils.output_capturing"  # whose hooks keep states and change none
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from wscore.files import write_whole
 
-MISSING = "figures need matplotlib: pip install 'wscore[plot]'"
+MISSING = "figures need matplotlib: pip install 'weight-steering[plot]'"
 WIDTH, EDGE = 6.4, 0.06  # inches: of a figure, and of its margin
 STYLE: Any = {
     "axes.titlesize": 10,

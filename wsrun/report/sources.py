@@ -58,8 +58,9 @@ class Source(NamedTuple):
     @property
     def command(self) -> str:
         """The command that made the tables, as their provenance has it."""
-        argv = self.meta.get("argv")
-        return shlex.join(["python", *map(str, argv)]) if argv else "unknown"
+        argv = [str(word) for word in self.meta.get("argv") or ()]
+        python = [] if argv[:1] == ["wsrun"] else ["python"]
+        return shlex.join([*python, *argv]) if argv else "unknown"
 
     @property
     def sha256(self) -> str:

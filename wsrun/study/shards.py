@@ -115,7 +115,8 @@ def _ray() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ValueError(
-            "--executor ray: ray is not installed; pip install 'wscore[ray]', or leave it local"
+            "--executor ray: ray is not installed; pip install 'weight-steering[ray]', or leave it "
+            "local"
         ) from error
 
 

@@ -1,0 +1,96 @@
+"""The command wsrun: help, what it imports, options that mean what they mean in scripts."""
+
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+
+import pytest
+
+from tests.conftest import ROOT
+from wsrun.cli import options
+from wsrun.cli.command import COMMANDS
+
+LIGHT = """
+import sys
+from wsrun.cli.command import run
+try:
+    run()
+except SystemExit as end:
+    code = end.code
+heavy = {"torch", "transformers", "peft", "polars", "scipy", "datasets"} & set(sys.modules)
+print("exit", code, *sorted(heavy))
+"""
+
+
+def start(*flags) -> tuple[str, str]:
+    """(stdout, stderr) of the command; stdout ends in the exit code and what it imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *map(str, flags)], cwd=ROOT, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each(name):
+    """--help: every option, no line above 80 columns, nothing heavy imported"""
+    out, _ = start(name, "--help")
+    assert out.splitlines()[-1] == "exit 0"
+    for field in fields(COMMANDS[name][0]):
+        assert f"--{field.name.replace('_', '-')}" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (("chat", "--alhpa", "1"), "--alhpa"),
+        (("chta",), "chta"),
+        (("chat", "--delta", "no.safetensors"), "no.safetensors"),
+        (("check", "--data", "/no/such"), "/no/such"),
+        (("check", "--model", "./no"), "./no"),
+        (("locate", "--adapters", "/no/such"), "/no/such"),
+        (("report", "--tables", "/no/such"), "/no/such"),
+    ],
+)
+def test_mistakes_are_told_at_once(flags, word):
+    """a typo, and a path that is not there: not 0, named, nothing heavy imported"""
+    out, err = start(*flags)
+    end, code, *heavy = out.splitlines()[-1].split()
+    assert end == "exit" and code in "12" and not heavy and word in out + err
+
+
+def of_study():
+    from wsrun.study import checking, compared, located, page, trained
+
+    return {
+        "check": checking.CheckOptions,
+        "train": trained.TrainOptions,
+        "compare": compared.CompareOptions,
+        "locate": located.SiteOptions,
+        "report": page.ReportOptions,
+    }
+
+
+OWN = {"families", "adapters", "alpha", "K"}  # short forms: all that is there, one value
+
+
+@pytest.mark.parametrize("name", ["check", "train", "compare", "locate", "report"])
+def test_options_are_those_of_the_study(name):
+    """each option is one of the study's, with its default"""
+    theirs = {f.name: f.default for f in fields(of_study()[name])}
+    for field in fields(COMMANDS[name][0]):
+        assert field.default is not MISSING
+        if field.name not in OWN:
+            assert theirs[field.name] == field.default, field.name
+
+
+def test_families_are_those_that_are_there(tmp_path):
+    """families of every seed asked for, by the names of folders"""
+    for name in ("lora-s0", "lora-s1", "oft-s0"):
+        (tmp_path / name).mkdir()
+    adapted = options.Locate(adapters=tmp_path, seeds=(0,), data=str(tmp_path))
+    assert adapted.found() == (tmp_path, ("lora", "oft"))
+    assert options.Locate(adapters=tmp_path, seeds=(0, 1)).found()[1] == ("lora",)
+    with pytest.raises(ValueError, match="--adapters.*seeds 7"):
+        options.Locate(adapters=tmp_path, seeds=(7,)).found()
