@@ -191,6 +191,34 @@ class Locate(Adapted):
 
 
 @dataclass(frozen=True)
+class Dose(Adapted):
+    """How strong? The largest dose of each method whose cost stays below a bound.
+
+    Effects on test items against the cost of neutral text; dW beside a direction
+    and prompts.
+    """
+
+    alphas: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    """doses of dW to try, all of one sign; the smallest is tried first"""
+    coefficients: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
+    """coefficients of the mean difference, in units of its length"""
+    layers: tuple[int, ...] | None = None
+    """layers to add it to one at a time, too, counted from 0; only to all at once if not given"""
+    pairs_file: Path | None = None
+    """jsonl of given pairs that the direction is read from, or NAME:PATH; not the model's own"""
+    nats_at_most: float = 0.1
+    """a cost in text stays below this many nats a token"""
+    points_at_most: float = 5.0
+    """a cost in accuracy stays below this many percentage points"""
+    questions: bool = False
+    """measure the cost on the multiple-choice questions beside --data, too"""
+    costs: tuple[str, ...] | None = None
+    """public sets to measure costs on, too: wikitext:PATH, arc:PATH, blimp:PATH"""
+    cost_limit: int | None = None
+    """how many texts and questions of each measure, drawn by a hash; None for all"""
+
+
+@dataclass(frozen=True)
 class Report:
     """Join all tables into one page, report.md and report.html."""
 
