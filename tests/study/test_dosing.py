@@ -1,9 +1,13 @@
-"""The largest dose below a bound: what is taken, what is refused, and a whole run on the organism."""
+"""The largest dose below a bound: what is taken and refused, and a run on the organism."""
+
+import json
+from dataclasses import asdict
 
 import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM
+from wsrun.data.pairs import Pair
 from wsrun.report.row_identity import LINE
 from wsrun.report.tables import read_table
 from wsrun.report.verdicts import read_verdicts
@@ -102,9 +106,12 @@ def test_verdict_of_a_method(highs, outcome, words):
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dose")
+    told = [Pair(f"Is it {w}?", "It is so.", "It is not.", w) for w in ("red", "blue")]
+    (folder / "told.jsonl").write_text("".join(json.dumps(asdict(p)) + "\n" for p in told))
     cfg = DoseOptions(
         families=("lora",), alphas=(0.5, 50.0), coefficients=(2.0,), cost_limit=6, limit=6,
-        check_limit=6, dilemmas=3, resamples=50, out=folder, cache_dir=folder / "cache", pairs_cache=folder / "pairs",
+        check_limit=6, dilemmas=3, resamples=50, out=folder, cache_dir=folder / "cache",
+        pairs_file=folder / "told.jsonl",
     )  # fmt: skip
     run_dose(cfg)
     return folder

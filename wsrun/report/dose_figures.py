@@ -58,8 +58,8 @@ def effects_by_cost(table: pl.DataFrame, path: str | Path, question: str, bound:
 
     left_out = len(measured) - len(near)
     caption = (
-        f"{EFFECT}Marks: doses, joined from 0 upwards; filled: the largest whose cost stays below the "
-        "bound (dashed) by its interval. Bars: 95 % cluster-bootstrap intervals. "
+        f"{EFFECT}Marks: doses, joined from 0 upwards; filled: the largest whose cost stays below "
+        "the bound (dashed) by its interval. Bars: 95 % cluster-bootstrap intervals. "
         + f"{left_out} marks beyond ten times the bound are not shown. " * bool(left_out)
         + facts_of(table.drop("alpha"))
     )
