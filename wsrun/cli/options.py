@@ -1,12 +1,16 @@
 """Options of the subcommands of wsrun, and what is refused before anything is loaded.
 
-Only the standard library is imported, so that --help, a typo and a path that is not there are
+Nothing heavy is imported, so that --help, a typo and a path that is not there are
 answered at once. An option means what it means in the scripts of experiments/, and has their
 default (tests/cli holds both against each other).
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import UseAppendAction
 
 SHIPPED = {
     "smollm2": Path("data/smollm2/adapters"),
@@ -43,6 +47,34 @@ def check_folder(flag: str, folder: Path, remedy: str) -> None:
     """Raise ValueError where a folder that is read is not there."""
     if not folder.is_dir():
         raise ValueError(f"--{flag}: there is no folder {str(folder)!r}; {remedy}")
+
+
+def check_delta(path: Path) -> None:
+    """Raise ValueError where there is neither a file of a dW nor a pair of adapters."""
+    if not path.is_file() and not (path / "pos").is_dir():
+        raise ValueError(
+            f"--delta: {str(path)!r} is no file of a dW and no folder with pos and neg; give one "
+            "that wsrun train wrote"
+        )
+
+
+def split_delta(text: str, alpha: float = 1.0) -> tuple[Path, float]:
+    """(path, alpha) of PATH:ALPHA, and of PATH, whose alpha is that given here.
+
+    Raises ValueError for what follows the colon and is no finite number.
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), alpha
+    try:
+        alpha = float(tail)
+    except ValueError:
+        alpha = float("nan")
+    if not isfinite(alpha):
+        raise ValueError(
+            f"--delta {text[:200]!r}: after the colon stands alpha, a finite number; got {tail!r}"
+        )
+    return Path(head), alpha
 
 
 @dataclass(frozen=True)
@@ -216,6 +248,30 @@ class Dose(Adapted):
     """public sets to measure costs on, too: wikitext:PATH, arc:PATH, blimp:PATH"""
     cost_limit: int | None = None
     """how many texts and questions of each measure, drawn by a hash; None for all"""
+
+
+@dataclass(frozen=True)
+class Compose(Scored):
+    """Several changes at once: what each does alone, what they do together.
+
+    The difference is the interference; 0 where the effects add up.
+    """
+
+    delta: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """file of a dW, or folder of a pair of adapters, and how much of it: PATH or PATH:ALPHA; twice
+    or more"""
+    sets: tuple[str, ...] = ()
+    """further data sets, folders or NAME:PATH; --data comes first"""
+
+    def refuse(self) -> None:
+        """Raise ValueError for a change that is not there."""
+        super().refuse()
+        for path, _ in self.deltas():
+            check_delta(path)
+
+    def deltas(self) -> tuple[tuple[Path, float], ...]:
+        """(file, alpha) of each --delta."""
+        return tuple(map(split_delta, self.delta))
 
 
 @dataclass(frozen=True)
