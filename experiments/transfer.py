@@ -39,8 +39,7 @@ from wsrun.study.next_command import say_next
 from wsrun.study.options import Common, check_common
 from wsrun.study.scoring import run_sweep
 from wsrun.study.session import Pairs, marked, read_pairs, run_record, write_tables
-from wsrun.study.several_sets import load_sessions, together
-from wsrun.study.start import run_shards
+from wsrun.study.start import load_sessions, run_shards, together
 from wsrun.study.transfer import CONTROL, DW, judged, summary, with_words
 
 EXPERIMENT = "transfer"

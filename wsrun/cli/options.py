@@ -226,8 +226,7 @@ class Locate(Adapted):
 class Dose(Adapted):
     """How strong? The largest dose of each method whose cost stays below a bound.
 
-    Effects on test items against the cost of neutral text; dW beside a direction
-    and prompts.
+    dW beside a direction and prompts; the cost is that of neutral text.
     """
 
     alphas: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)

@@ -25,7 +25,7 @@ from wsrun.steer.interventions import WeightDelta
 from wsrun.study.options import Common, check_common
 from wsrun.study.scoring import run_sweep
 from wsrun.study.session import run_record, save_figure, write_tables
-from wsrun.study.several_sets import load_sessions, together
+from wsrun.study.start import load_sessions, together
 
 TOGETHER, SUM = "together", "sum of each"
 CLAIM = "the changes interfere"
