@@ -201,6 +201,9 @@ class Compare(Adapted):
     """coefficients of the direction, in units of its layer's mean difference"""
     pairs_file: Path | None = None
     """jsonl of given pairs that the direction is read from, or NAME:PATH; not the model's own"""
+    vectors: tuple[Path, ...] = ()
+    """directions of others as rivals: GGUF control vectors, .pt files of persona vectors or of
+    steering-vectors, .safetensors; in units of their own length"""
     n_random: int = 20
     """random controls"""
 
