@@ -36,7 +36,7 @@ from wsrun.report.wording import with_interval
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.next_command import say_next
-from wsrun.study.options import Common, check_common
+from wsrun.study.options import Common, check_common, check_there
 from wsrun.study.scoring import run_sweep
 from wsrun.study.session import Pairs, marked, read_pairs, run_record, write_tables
 from wsrun.study.start import load_sessions, run_shards, together
@@ -61,6 +61,8 @@ def main(cfg: Config) -> None:
     check_common(cfg, EXPERIMENT)
     if not any(a > 0 for a in cfg.alphas):
         raise ValueError(f"{EXPERIMENT}: --alphas needs one above 0, which the rule is about")
+    if cfg.control:
+        check_there(cfg.control / f"{f}-s{s}" for f in cfg.families for s in cfg.seeds)
     run_shards(cfg)
     session, *others = load_sessions(cfg, cfg.sets, EXPERIMENT)
     pairs = {DW: read_pairs(session.model, cfg)}

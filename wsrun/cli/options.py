@@ -136,6 +136,8 @@ class Train(Tabled):
     """adapter families to train"""
     seeds: tuple[int, ...] = (0,)
     """seeds of answers, initial adapters and the order of examples"""
+    check_limit: int | None = None
+    """how many of these clusters the instrument check reads, whatever --limit says; None for all"""
     alphas: tuple[float, ...] = (-1.0, 1.0)
     """doses at which dW is tried on held-out items"""
     pairs_file: Path | None = None
@@ -162,6 +164,8 @@ class Adapted(Scored):
     """adapter families; all that --adapters holds if not given"""
     seeds: tuple[int, ...] = (0,)
     """whose adapters; several are pooled"""
+    check_limit: int | None = None
+    """how many of these clusters the instrument check reads, whatever --limit says; None for all"""
 
     def refuse(self) -> None:
         """Raise ValueError for adapters that are not there."""
@@ -264,6 +268,8 @@ class Compose(Scored):
     or more"""
     sets: tuple[str, ...] = ()
     """further data sets, folders or NAME:PATH; --data comes first"""
+    check_limit: int | None = None
+    """how many of these clusters the instrument check reads, whatever --limit says; None for all"""
 
     def refuse(self) -> None:
         """Raise ValueError for a change that is not there."""

@@ -46,7 +46,7 @@ class ComposeOptions(Common):
 def run_compose(cfg: ComposeOptions) -> None:
     """Score each change alone and all together on every data set; write and print one table."""
     cfg = replace(cfg, alphas=(1.0,))
-    check_common(cfg, "compose")
+    check_common(cfg, "compose", adapters=False)
     named, cfg = names_of(cfg.deltas), replace(cfg, families=())
     sessions = load_sessions(cfg, cfg.sets, "compose")
     model = sessions[0].model
