@@ -23,8 +23,9 @@ from wscore.store import LazyDelta, LazyFactored
 from wsrun.adapters.base import BaseWarning
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.folders import read_folder
-from wsrun.cli.chat_options import Chat, split_delta
+from wsrun.cli.chat_options import Chat
 from wsrun.cli.dialogue import SIDES, Dialogue
+from wsrun.cli.options import split_delta
 from wsrun.models.generate import sampling_fault
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import PLAIN, TERMINAL, WIDTH

@@ -1,10 +1,9 @@
 """Options of wsrun chat; only the standard library is imported, as in options.py."""
 
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 
-from wsrun.cli.options import SHIPPED, Model, check_folder
+from wsrun.cli.options import SHIPPED, Model, check_delta, check_folder, split_delta
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,7 @@ class Chat(Model):
             raise ValueError("--delta and --adapters both name a change; give one of them")
         if self.delta:
             path, _ = split_delta(self.delta, self.alpha)
-            if not path.is_file():
-                raise ValueError(
-                    f"--delta: there is no file {str(path)!r}; give one that t0_train wrote, or "
-                    "--adapters"
-                )
+            check_delta(path)
         else:
             self.pair()
 
@@ -67,22 +62,3 @@ class Chat(Model):
         name = f"{self.family}-s{self.adapter_seed}"
         check_folder("adapters", folder / name, "name another --family or --adapter-seed")
         return folder / name
-
-
-def split_delta(text: str, alpha: float = 1.0) -> tuple[Path, float]:
-    """(path, alpha) of PATH:ALPHA, and of PATH, whose alpha is that given here.
-
-    Raises ValueError for what follows the colon and is no finite number.
-    """
-    head, colon, tail = text.rpartition(":")
-    if not colon or Path(text).is_file():
-        return Path(text), alpha
-    try:
-        alpha = float(tail)
-    except ValueError:
-        alpha = float("nan")
-    if not isfinite(alpha):
-        raise ValueError(
-            f"--delta {text[:200]!r}: after the colon stands alpha, a finite number; got {tail!r}"
-        )
-    return Path(head), alpha
