@@ -12,6 +12,7 @@ from tyro.conf import subcommand
 
 from wsrun.cli import options
 from wsrun.cli.chat_options import Chat
+from wsrun.cli.export_options import Export
 
 # name: (its options, where the function is that takes them). A new subcommand is one line here
 # and one class of options.
@@ -21,6 +22,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "compare": (options.Compare, "wsrun.cli.steps:compare"),
     "locate": (options.Locate, "wsrun.cli.steps:locate"),
     "chat": (Chat, "wsrun.cli.chat:chat"),
+    "export": (Export, "wsrun.cli.export:export"),
     "report": (options.Report, "wsrun.cli.steps:report"),
 }
 
