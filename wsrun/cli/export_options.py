@@ -38,7 +38,7 @@ class Export(Changed):
     dtype: str = "auto"
     """of the numbers; auto: merged as the base is stored, others float32"""
     tables: Path = Path("artifacts/tables")
-    """folder of tables: what they hold of this change (effect, cost, instrument) goes into the card"""
+    """folder of tables: what they tell of this change (effect, cost, instrument), the card tells"""
 
     def refuse(self) -> None:
         """Raise ValueError for a change that is not there, and options that the format lacks."""
