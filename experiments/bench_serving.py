@@ -8,8 +8,8 @@ Rule:       none; per server and alpha the largest difference in nats, and how m
     python experiments/bench_serving.py --data truthfulqa:TruthfulQA.csv
 
 margin = log p(best answer) - log p(best incorrect one), of the same tokens everywhere. merged holds
-one alpha, the last of --alphas; PEFT and llama.cpp take it as a scale. llama.cpp's own noise is
-what it says in batches of another size.
+one alpha, the last of --alphas; PEFT and llama.cpp take it as a scale. llama.cpp keeps keys and
+values in 16 bits: what 32 bits change is its own noise.
 """
 
 from wsrun.script import guarded
@@ -42,7 +42,7 @@ from wsrun.study.profile import finish
 from wsrun.study.serving import Questions, Served
 from wsrun.study.session import read_pairs
 
-NAME, SELF = "bench_serving", ", batches of 8"
+NAME, SELF = "bench_serving", ", 32-bit cache"
 SERVERS = ("merged", "peft", "lmeval", "llamacpp")
 PACKAGES = {"lmeval": "lm_eval", "llamacpp": "llama_cpp"}
 
@@ -80,19 +80,18 @@ class Config:
 def main(cfg: Config) -> None:
     """Export, ask wsrun and every server the same, and print how far they are apart."""
     check(cfg)
-    items = [i for i in load_items(cfg.data, "test", limit=cfg.limit) if i.replies][: cfg.limit]
-    if not items:
+    if not (items := [i for i in load_items(cfg.data, "test", limit=cfg.limit) if i.replies]):
         raise ValueError(f"{NAME}: --data {cfg.data!r} has no items of two replies; give some")
     model, tok = load_model(cfg.model)
     limit_threads(model)
     common = Common(model=cfg.model, adapters=cfg.adapters, families=(cfg.family,), seeds=(0,))
     (pair,) = read_pairs(model, common).values()
-    asked = serving.Questions(tok, items, cfg.max_new_tokens)
+    asked = serving.Questions(tok, items[: cfg.limit], cfg.max_new_tokens)
     own = serving.by_wsrun(model, asked, WeightDelta(pair.dW), (0.0, *cfg.alphas))
     with TemporaryDirectory() as work:
         found = [*own, *served(cfg, model, pair.dW, asked, Path(work))]
-    lines = [line(s, beside(s, found)) for s in found if s.server != "wsrun"]
-    finish(cfg, NAME, f"{len(items)} questions, margins in nats", lines)
+    lines = [line(s, other) for s in found for other in beside(s, found)]
+    finish(cfg, NAME, f"{len(asked.items)} questions, margins in nats", lines)
 
 
 def check(cfg: Config) -> None:
@@ -109,8 +108,7 @@ def served(
     cfg: Config, model: PreTrainedModel, dW: DeltaLike, asked: Questions, work: Path
 ) -> Iterator[Served]:
     """What each server says that is there; one that is not is named with what to do."""
-    alphas, doses, last = cfg.alphas, (0.0, *cfg.alphas), cfg.alphas[-1]
-    pythons = {"lmeval": cfg.lmeval_python, "llamacpp": cfg.llama_python}
+    last, pythons = cfg.alphas[-1], {"lmeval": cfg.lmeval_python, "llamacpp": cfg.llama_python}
     why = {s: serving.lacking(pythons[s], PACKAGES[s]) for s in cfg.servers if s in PACKAGES}
     base = cfg.gguf or gguf_file(cfg.model)
     if not base and "llamacpp" in why:
@@ -124,7 +122,7 @@ def served(
         yield serving.by_transformers(work / "merged", asked, last)
     if "peft" in there:
         save_lora(model, dW, work / "lora")
-        yield from serving.by_peft(model, work / "lora", asked, alphas)
+        yield from serving.by_peft(model, work / "lora", asked, cfg.alphas)
     if "lmeval" in there:
         yield serving.by_lm_eval(cfg.lmeval_python, work / "merged", work, asked, last)
     if base and "llamacpp" in there:
@@ -132,20 +130,19 @@ def served(
         whole = serving.dequantised(base, work / "float32.gguf")
         for name, file in ((base.stem.rpartition(".")[2], base), ("float32", whole)):
             ask = partial(serving.by_llama_cpp, cfg.llama_python, file, work / "gguf" / FILE, work)
-            yield from ask(asked, f"llama.cpp, {name}", doses)
-            yield from ask(asked, f"llama.cpp, {name}{SELF}", (0.0, last), batch=8)
+            yield from ask(asked, f"llama.cpp, {name}", (0.0, *cfg.alphas))
+            yield from ask(asked, f"llama.cpp, {name}{SELF}", (0.0, last), cache=32)
 
 
-def beside(one: Served, found: Sequence[Served]) -> Served:
-    """What a line is compared with at its alpha: wsrun, or the same server in its usual batches."""
-    name = one.server.removesuffix(SELF) if one.server.endswith(SELF) else "wsrun"
-    return next(s for s in found if (s.server, s.alpha) == (name, one.alpha))
+def beside(one: Served, found: Sequence[Served]) -> list[Served]:
+    """What a line is compared with at its alpha: wsrun, and the same server as it usually runs."""
+    names = {"wsrun", one.server.removesuffix(SELF)} - {one.server}
+    return [s for s in found if s.server in names and s.alpha == one.alpha]
 
 
 def line(one: Served, other: Served) -> dict[str, Any]:
     """How far the margins of two are apart, and how many of their answers are equal."""
-    pairs = zip(one.margins, other.margins, strict=True)
-    gaps = pl.Series([a - b for a, b in pairs], dtype=pl.Float64)
+    gaps = pl.Series(one.margins) - pl.Series(other.margins)
     equal = sum(a == b for a, b in zip(one.answers, other.answers, strict=True))
     return {
         "server": one.server, "alpha": one.alpha, "beside": other.server,

@@ -3,9 +3,9 @@
     python llama_worker.py request.json reply.json
 
 Run by the Python that has llama_cpp; beside it only numpy and the standard library are imported.
-request: gguf, lora, threads, batch, settings [{scale, answers}], sequences {ids, positions,
-targets}, prompts, end, new_tokens. reply: [{log_p, answers}], one a setting, of one loaded model
-whose scale is set anew for each: nothing is loaded twice.
+request: gguf, lora, cache (16 or 32 bits), scales, sequences {ids, positions, targets},
+prompts, end, new_tokens. reply: [{log_p, answers}], one a scale, of one loaded model and adapter
+whose scale is set anew: nothing is loaded twice.
 """
 
 import json
@@ -19,27 +19,43 @@ import numpy as np
 
 
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the model gives under each setting."""
+    """What the model gives at each scale."""
     cpp: Any = import_module("llama_cpp")
+    keep_layout(import_module("llama_cpp.llama_cpp"))
     longest = max(map(len, (*(s["ids"] for s in request["sequences"]), *request["prompts"])))
+    cache = None if request["cache"] == 16 else cpp.GGML_TYPE_F32
     model = cpp.Llama(
-        request["gguf"], n_ctx=longest + request["new_tokens"] + 1, n_batch=request["batch"],
-        n_ubatch=request["batch"], n_threads=request["threads"], logits_all=True, verbose=False,
-        n_threads_batch=request["threads"], lora_path=request["lora"] or None,
+        request["gguf"], n_ctx=longest + request["new_tokens"] + 1, n_threads=1, n_threads_batch=1,
+        logits_all=True, verbose=False, type_k=cache, type_v=cache,
+        lora_path=request["lora"],
     )  # fmt: skip
-    return [under(cpp, model, request, setting) for setting in request["settings"]]
+    return [under(cpp, model, request, scale) for scale in request["scales"]]
 
 
-def under(cpp: Any, model: Any, request: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
+def keep_layout(library: Any) -> None:
+    """Leave weights as the file holds them; `Llama` has no option for it.
+
+    Repacked, they go through kernels of the machine: other roundings, and an illegal instruction
+    where a sandbox shows AMX but does not let it run.
+    """
+    defaults = library.llama_model_default_params
+
+    def as_stored() -> Any:
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    library.llama_model_default_params = as_stored
+
+
+def under(cpp: Any, model: Any, request: dict[str, Any], scale: float) -> dict[str, Any]:
     """log p of every sequence and the answers at one scale of the adapter."""
-    if request["lora"]:
-        adapters = (cpp.llama_adapter_lora_p_ctypes * 1)(model._lora_adapter)
-        scales = (c_float * 1)(setting["scale"])
-        if cpp.llama_set_adapters_lora(model._ctx.ctx, adapters, 1, scales):
-            raise RuntimeError("llama.cpp did not take the scale")
+    adapters = (cpp.llama_adapter_lora_p_ctypes * 1)(model._lora_adapter)
+    if cpp.llama_set_adapters_lora(model._ctx.ctx, adapters, 1, (c_float * 1)(scale)):
+        raise RuntimeError("llama.cpp did not take the scale")
     log_ps = [log_p(model, **sequence) for sequence in request["sequences"]]
-    prompts = request["prompts"] if setting["answers"] else []
-    answers = [answer(model, p, request["end"], request["new_tokens"]) for p in prompts]
+    end, new_tokens = request["end"], request["new_tokens"]
+    answers = [answer(model, prompt, end, new_tokens) for prompt in request["prompts"]]
     return {"log_p": log_ps, "answers": answers}
 
 

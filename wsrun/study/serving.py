@@ -202,13 +202,15 @@ def _samples(out: Path, task: str) -> list[dict[str, Any]]:
 
 
 def by_llama_cpp(
-    python: str, gguf: Path, lora: Path | None, work: Path, asked: Questions, name: str,
-    alphas: Sequence[float], *, threads: int = 1, batch: int = 512, answers: bool = True,
+    python: str, gguf: Path, lora: Path, work: Path, asked: Questions, name: str,
+    alphas: Sequence[float], *, cache: int = 16,
 ) -> list[Served]:  # fmt: skip
-    """A GGUF file and its LoRA in llama.cpp, at every alpha as a scale of the loaded adapter."""
+    """A GGUF file and its LoRA in llama.cpp, at every alpha as a scale of the loaded adapter.
+
+    cache: bits of a number in its cache of keys and values; it takes 16 where nothing is said.
+    """
     request = {
-        "gguf": str(gguf), "lora": str(lora or ""), "threads": threads, "batch": batch,
-        "settings": [{"scale": a, "answers": answers} for a in alphas],
+        "gguf": str(gguf), "lora": str(lora), "cache": cache, "scales": list(alphas),
         "sequences": [
             {"ids": a.ids, "positions": a.positions, "targets": a.targets}
             for part in asked.parts
