@@ -8,14 +8,14 @@ Rule:       none; per server and alpha the largest difference in nats, and how m
     python experiments/bench_serving.py --data truthfulqa:TruthfulQA.csv
 
 margin = log p(best answer) - log p(best incorrect one), of the same tokens everywhere. merged holds
-one alpha, the last of --alphas; PEFT and llama.cpp take it as a scale. llama.cpp keeps keys and
-values in 16 bits: what 32 bits change is its own noise.
+one alpha, the last of --alphas; PEFT and llama.cpp take it as a scale. What llama.cpp's precision
+does is its line at alpha = 0, and those of the same base in float32 with a cache of 32 bits.
 """
 
 from wsrun.script import guarded
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -42,7 +42,7 @@ from wsrun.study.profile import finish
 from wsrun.study.serving import Questions, Served
 from wsrun.study.session import read_pairs
 
-NAME, SELF = "bench_serving", ", 32-bit cache"
+NAME = "bench_serving"
 SERVERS = ("merged", "peft", "lmeval", "llamacpp")
 PACKAGES = {"lmeval": "lm_eval", "llamacpp": "llama_cpp"}
 
@@ -88,9 +88,10 @@ def main(cfg: Config) -> None:
     (pair,) = read_pairs(model, common).values()
     asked = serving.Questions(tok, items[: cfg.limit], cfg.max_new_tokens)
     own = serving.by_wsrun(model, asked, WeightDelta(pair.dW), (0.0, *cfg.alphas))
+    wanted = {s.alpha: s for s in own}
     with TemporaryDirectory() as work:
-        found = [*own, *served(cfg, model, pair.dW, asked, Path(work))]
-    lines = [line(s, other) for s in found for other in beside(s, found)]
+        found = list(served(cfg, model, pair.dW, asked, Path(work)))
+    lines = [line(s, wanted[s.alpha]) for s in found]
     finish(cfg, NAME, f"{len(asked.items)} questions, margins in nats", lines)
 
 
@@ -128,24 +129,18 @@ def served(
     if base and "llamacpp" in there:
         save_gguf_lora(model, dW, work / "gguf", base_gguf=base)
         whole = serving.dequantised(base, work / "float32.gguf")
-        for name, file in ((base.stem.rpartition(".")[2], base), ("float32", whole)):
-            ask = partial(serving.by_llama_cpp, cfg.llama_python, file, work / "gguf" / FILE, work)
-            yield from ask(asked, f"llama.cpp, {name}", (0.0, *cfg.alphas))
-            yield from ask(asked, f"llama.cpp, {name}{SELF}", (0.0, last), cache=32)
+        ask = partial(serving.by_llama_cpp, cfg.llama_python, work, asked, work / "gguf" / FILE)
+        kind, doses = base.stem.rpartition(".")[2], (0.0, *cfg.alphas)
+        yield from ask(base, f"llama.cpp, {kind}", doses)
+        yield from ask(whole, "llama.cpp, float32", doses, cache=32)
 
 
-def beside(one: Served, found: Sequence[Served]) -> list[Served]:
-    """What a line is compared with at its alpha: wsrun, and the same server as it usually runs."""
-    names = {"wsrun", one.server.removesuffix(SELF)} - {one.server}
-    return [s for s in found if s.server in names and s.alpha == one.alpha]
-
-
-def line(one: Served, other: Served) -> dict[str, Any]:
-    """How far the margins of two are apart, and how many of their answers are equal."""
-    gaps = pl.Series(one.margins) - pl.Series(other.margins)
-    equal = sum(a == b for a, b in zip(one.answers, other.answers, strict=True))
+def line(one: Served, own: Served) -> dict[str, Any]:
+    """How far the margins are from wsrun's own, and how many answers are equal."""
+    gaps = pl.Series(one.margins) - pl.Series(own.margins)
+    equal = sum(a == b for a, b in zip(one.answers, own.answers, strict=True))
     return {
-        "server": one.server, "alpha": one.alpha, "beside": other.server,
+        "server": one.server, "alpha": one.alpha,
         "mean_margin": sum(one.margins) / len(one.margins), "mean_difference": gaps.mean(),
         "largest_difference": gaps.abs().max(), "equal_answers": equal,
     }  # fmt: skip

@@ -3,8 +3,8 @@
     python llama_worker.py request.json reply.json
 
 Run by the Python that has llama_cpp; beside it only numpy and the standard library are imported.
-request: gguf, lora, cache (16 or 32 bits), scales, sequences {ids, positions, targets},
-prompts, end, new_tokens. reply: [{log_p, answers}], one a scale, of one loaded model and adapter
+request: gguf, lora, cache (16 or 32 bits), scales, end, new_tokens, questions {prompt, replies
+{ids, positions, targets}}. reply: [{log_p, answers}], one a scale, of one loaded model and adapter
 whose scale is set anew: nothing is loaded twice.
 """
 
@@ -22,7 +22,7 @@ def main(request: dict[str, Any]) -> list[dict[str, Any]]:
     """What the model gives at each scale."""
     cpp: Any = import_module("llama_cpp")
     keep_layout(import_module("llama_cpp.llama_cpp"))
-    longest = max(map(len, (*(s["ids"] for s in request["sequences"]), *request["prompts"])))
+    longest = max(len(reply["ids"]) for q in request["questions"] for reply in q["replies"])
     cache = None if request["cache"] == 16 else cpp.GGML_TYPE_F32
     model = cpp.Llama(
         request["gguf"], n_ctx=longest + request["new_tokens"] + 1, n_threads=1, n_threads_batch=1,
@@ -53,34 +53,48 @@ def under(cpp: Any, model: Any, request: dict[str, Any], scale: float) -> dict[s
     adapters = (cpp.llama_adapter_lora_p_ctypes * 1)(model._lora_adapter)
     if cpp.llama_set_adapters_lora(model._ctx.ctx, adapters, 1, (c_float * 1)(scale)):
         raise RuntimeError("llama.cpp did not take the scale")
-    log_ps = [log_p(model, **sequence) for sequence in request["sequences"]]
-    end, new_tokens = request["end"], request["new_tokens"]
-    answers = [answer(model, prompt, end, new_tokens) for prompt in request["prompts"]]
-    return {"log_p": log_ps, "answers": answers}
+    reader = Reader(model)
+    found: dict[str, Any] = {"log_p": [], "answers": []}
+    for question in request["questions"]:
+        found["log_p"] += [reader.log_p(**reply) for reply in question["replies"]]
+        end, new_tokens = request["end"], request["new_tokens"]
+        found["answers"].append(reader.answer(question["prompt"], end, new_tokens))
+    return found
 
 
-def log_p(model: Any, ids: list[int], positions: list[int], targets: list[int]) -> float:
-    """sum_i log softmax(logits[positions_i])[targets_i], in float64."""
-    model.reset()
-    model.eval(ids)
-    logits = np.asarray(model.scores[positions], dtype=np.float64)
-    top = logits.max(-1, keepdims=True)
-    norm = top[:, 0] + np.log(np.exp(logits - top).sum(-1))
-    return float((logits[np.arange(len(targets)), targets] - norm).sum())
+class Reader:
+    """Runs sequences; tokens that the next one shares with the last one are run once."""
 
+    def __init__(self, model: Any) -> None:
+        self.model, self.held = model, list[int]()
+        model.reset()
 
-def answer(model: Any, prompt: list[int], end: int, new_tokens: int) -> list[int]:
-    """The likeliest token after the likeliest token, up to the end of the turn."""
-    model.reset()
-    said: list[int] = []
-    left = prompt
-    while len(said) < new_tokens:
-        model.eval(left)
-        token = int(np.argmax(model.scores[model.n_tokens - 1]))
-        if token == end:
-            break
-        said, left = [*said, token], [token]
-    return said
+    def run(self, ids: list[int]) -> Any:
+        """Logits after each token of ids."""
+        same = (a == b for a, b in zip(ids, self.held, strict=False))
+        kept = next((n for n, equal in enumerate(same) if not equal), min(len(ids), len(self.held)))
+        self.model.n_tokens, self.held = kept, list(ids)
+        if kept < len(ids):
+            self.model.eval(ids[kept:])
+        return self.model.scores
+
+    def log_p(self, ids: list[int], positions: list[int], targets: list[int]) -> float:
+        """sum_i log softmax(logits[positions_i])[targets_i], in float64."""
+        logits = np.asarray(self.run(ids)[positions], dtype=np.float64)
+        top = logits.max(-1, keepdims=True)
+        norm = top[:, 0] + np.log(np.exp(logits - top).sum(-1))
+        return float((logits[np.arange(len(targets)), targets] - norm).sum())
+
+    def answer(self, prompt: list[int], end: int, new_tokens: int) -> list[int]:
+        """The likeliest token after the likeliest token, up to the end of the turn."""
+        said: list[int] = []
+        while len(said) < new_tokens:
+            ids = [*prompt, *said]
+            token = int(np.argmax(self.run(ids)[len(ids) - 1]))
+            if token == end:
+                break
+            said.append(token)
+        return said
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def _samples(out: Path, task: str) -> list[dict[str, Any]]:
 
 
 def by_llama_cpp(
-    python: str, gguf: Path, lora: Path, work: Path, asked: Questions, name: str,
+    python: str, work: Path, asked: Questions, lora: Path, gguf: Path, name: str,
     alphas: Sequence[float], *, cache: int = 16,
 ) -> list[Served]:  # fmt: skip
     """A GGUF file and its LoRA in llama.cpp, at every alpha as a scale of the loaded adapter.
@@ -211,12 +211,11 @@ def by_llama_cpp(
     """
     request = {
         "gguf": str(gguf), "lora": str(lora), "cache": cache, "scales": list(alphas),
-        "sequences": [
-            {"ids": a.ids, "positions": a.positions, "targets": a.targets}
-            for part in asked.parts
-            for a in part
+        "questions": [
+            {"prompt": prompt, "replies": [_asked(a) for a in part]}
+            for prompt, part in zip(asked.prompts, asked.parts, strict=True)
         ],
-        "prompts": asked.prompts, "end": asked.end, "new_tokens": asked.new_tokens,
+        "end": asked.end, "new_tokens": asked.new_tokens,
     }  # fmt: skip
     source, target = work / "request.json", work / "reply.json"
     source.write_text(json.dumps(request), encoding="utf-8")
@@ -231,6 +230,10 @@ def by_llama_cpp(
         )
         for alpha, one in zip(alphas, found, strict=True)
     ]  # fmt: skip
+
+
+def _asked(a: Asked) -> dict[str, Any]:
+    return {"ids": a.ids, "positions": a.positions, "targets": a.targets}
 
 
 def _run(*words: object) -> None:
