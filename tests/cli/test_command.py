@@ -50,6 +50,8 @@ def test_help_of_each(name):
         (("check", "--data", "/no/such"), "/no/such"),
         (("check", "--model", "./no"), "./no"),
         (("locate", "--adapters", "/no/such"), "/no/such"),
+        (("export", "--vectors", "/no/such", "--format", "vector"), "/no/such"),
+        (("export", "--format", "mreged"), "mreged"),
         (("report", "--tables", "/no/such"), "/no/such"),
     ],
 )

@@ -17,12 +17,14 @@ from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.folders import read_folder
 
 
-def read_deltas(paths: Sequence[Path], model: PreTrainedModel) -> list[DeltaLike]:
+def read_deltas(
+    paths: Sequence[Path], model: PreTrainedModel, same_base: bool = True
+) -> list[DeltaLike]:
     """The dW of each path: a safetensors file, or a folder with pos and neg, which is proved.
 
     Raises ValueError where a file says that it was made on other base weights: than another file,
-    or than the model. A file that does not say is not refused, and in half precision the weights
-    have other bits, which say nothing.
+    or, with same_base, than the model. A file that does not say is not refused, and in half
+    precision the weights have other bits, which say nothing.
     """
     deltas = [_read(path, model) for path in paths]
     named = zip((getattr(d, "meta", {}).get("base", "") for d in deltas), paths, strict=True)
@@ -33,7 +35,7 @@ def read_deltas(paths: Sequence[Path], model: PreTrainedModel) -> list[DeltaLike
             f"--delta: {first} and {second} were made on different base weights; give deltas of "
             "one model"
         )
-    known = made_on and model.dtype == torch.float32
+    known = same_base and made_on and model.dtype == torch.float32
     if known and tensors_sha256(dict(model.named_parameters())) not in made_on:
         (path,) = made_on.values()
         raise ValueError(

@@ -5,10 +5,8 @@ From a pipe it does the same without a live display, and a refusal ends it.
 
 import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 
 from rich.console import Console, Group, RenderableType
@@ -16,16 +14,10 @@ from rich.live import Live
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedModel
 
-from wscore import load_delta, tensors_sha256
-from wscore.store import LazyDelta, LazyFactored
-from wsrun.adapters.base import BaseWarning
-from wsrun.adapters.extract import pair_deltas
-from wsrun.adapters.folders import read_folder
+from wsrun.cli.change import read_change
 from wsrun.cli.chat_options import Chat
 from wsrun.cli.dialogue import SIDES, Dialogue
-from wsrun.cli.options import split_delta
 from wsrun.models.generate import sampling_fault
 from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import PLAIN, TERMINAL, WIDTH
@@ -56,34 +48,12 @@ def open_dialogue(cfg: Chat) -> tuple[Dialogue, list[str]]:
     """The dialogue of the options, and what to know of its dW; the change is tried on the model."""
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    if cfg.delta:
-        path, alpha = split_delta(cfg.delta, cfg.alpha)
-        dW, notes = delta_of(path, model, cfg), [str(path)]
-    else:
-        folder, alpha = cfg.pair(), cfg.alpha
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BaseWarning)  # its text is among the notes
-            pair = read_folder(folder, lambda at: pair_deltas(model, at))
-        dW, notes = pair.dW, [str(folder), *pair.notes]
+    dW, alpha, notes = read_change(cfg, model)
     change = WeightDelta(dW)
     with applied(model, change, alpha):
         pass
     drawn = cfg.seed, cfg.temperature, cfg.top_p, cfg.max_new_tokens
     return Dialogue(model, tok, change, alpha, cfg.system, *drawn), notes
-
-
-def delta_of(path: Path, model: PreTrainedModel, cfg: Chat) -> LazyDelta | LazyFactored:
-    """The delta of a file; ValueError where it says that it was made on other base weights."""
-    dW = load_delta(path)
-    made_on = dW.meta.get("base", "")
-    # in another dtype the weights have other bits, which say nothing
-    known = made_on and cfg.dtype == "float32"
-    if known and made_on != tensors_sha256(dict(model.named_parameters())):
-        raise ValueError(
-            f"--delta: {str(path)!r} was made on other base weights than those of {cfg.model!r}; "
-            "name its model with --model, or train on this one"
-        )
-    return dW
 
 
 def talk(dialogue: Dialogue, console: Console) -> None:

@@ -12,6 +12,7 @@ from tyro.conf import subcommand
 
 from wsrun.cli import options
 from wsrun.cli.chat_options import Chat
+from wsrun.cli.export_options import Export
 
 # name: (its options, where the function is that takes them). A new subcommand is one line here
 # and one class of options.
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "dose": (options.Dose, "wsrun.cli.steps:dose"),
     "compose": (options.Compose, "wsrun.cli.steps:compose"),
     "chat": (Chat, "wsrun.cli.chat:chat"),
+    "export": (Export, "wsrun.cli.export:export"),
     "report": (options.Report, "wsrun.cli.steps:report"),
 }
 

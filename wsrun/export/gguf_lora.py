@@ -163,7 +163,7 @@ def _card(base: str, alpha: float, architecture: Architecture, rank: tuple[str, 
     return Card(
         f"A LoRA for llama.cpp: alpha = {alpha:g} times the weight change at its scale of 1.",
         f"    llama-cli -m base.gguf --lora {FILE}\n"
-        f"    llama-cli -m base.gguf --lora-scaled {FILE} 0.5    # half of it",
+        f"    llama-cli -m base.gguf --lora-scaled {FILE}:0.5    # half of it",
         (
             *rank,
             f"For a GGUF file of {base}, of architecture {architecture.name}; a quantised base "
