@@ -3,12 +3,12 @@
 From a pipe it does the same without a live display, and a refusal ends it.
 """
 
+from wsrun.script import importing
+
 import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 
 from rich.console import Console, Group, RenderableType
@@ -16,24 +16,18 @@ from rich.live import Live
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedModel
 
-from wscore import load_delta, tensors_sha256
-from wscore.store import LazyDelta, LazyFactored
-from wsrun.adapters.base import BaseWarning
-from wsrun.adapters.extract import pair_deltas
-from wsrun.adapters.folders import read_folder
-from wsrun.cli.chat_options import Chat, split_delta
-from wsrun.cli.dialogue import SIDES, Dialogue
+from wsrun.cli.chat_open import open_dialogue
+from wsrun.cli.chat_options import Chat
+from wsrun.cli.dialogue import SIDES, Dialogue, heads, shown, silent, unfinished
 from wsrun.models.generate import sampling_fault
-from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import PLAIN, TERMINAL, WIDTH
-from wsrun.steer.interventions import WeightDelta, applied
 
 SIDE_BY_SIDE = 80  # columns of a window with room for two answers
 HELP = {
     "/alpha 1.5": "steer by 1.5 dW from the next answer on; /alpha alone tells it",
     "/system TEXT": "a system turn for both sides; without TEXT none",
+    "/margin TEXT": "log p(Yes) - log p(No) of a Yes/No question, asked alone, on both sides",
     "/reset": "forget what was asked and said",
     "/help": "this list",
     "/quit": "end, as the end of the input does",
@@ -46,43 +40,16 @@ def chat(cfg: Chat) -> None:
         raise ValueError(f"--{fault[0].replace('_', '-')} {fault[1]}")
     console = Console(width=None if TERMINAL else WIDTH, **PLAIN)
     dialogue, (what, *notes) = open_dialogue(cfg)
-    head = f"{cfg.model} beside {cfg.model} + alpha dW, dW of {what}; /help lists commands"
-    console.print(head, *notes, sep="\n", soft_wrap=True, highlight=False)
+    head = f"{cfg.model} beside {cfg.model} + alpha dW, dW of {what}"
+    if cfg.web:
+        with importing():
+            from wsrun.cli.web import serve
+        serve(dialogue, [head, *notes], cfg.host, cfg.port)
+        return
+    console.print(
+        f"{head}; /help lists commands", *notes, sep="\n", soft_wrap=True, highlight=False
+    )
     talk(dialogue, console)
-
-
-def open_dialogue(cfg: Chat) -> tuple[Dialogue, list[str]]:
-    """The dialogue of the options, and what to know of its dW; the change is tried on the model."""
-    model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
-    limit_threads(model)
-    if cfg.delta:
-        path, alpha = split_delta(cfg.delta, cfg.alpha)
-        dW, notes = delta_of(path, model, cfg), [str(path)]
-    else:
-        folder, alpha = cfg.pair(), cfg.alpha
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BaseWarning)  # its text is among the notes
-            pair = read_folder(folder, lambda at: pair_deltas(model, at))
-        dW, notes = pair.dW, [str(folder), *pair.notes]
-    change = WeightDelta(dW)
-    with applied(model, change, alpha):
-        pass
-    drawn = cfg.seed, cfg.temperature, cfg.top_p, cfg.max_new_tokens
-    return Dialogue(model, tok, change, alpha, cfg.system, *drawn), notes
-
-
-def delta_of(path: Path, model: PreTrainedModel, cfg: Chat) -> LazyDelta | LazyFactored:
-    """The delta of a file; ValueError where it says that it was made on other base weights."""
-    dW = load_delta(path)
-    made_on = dW.meta.get("base", "")
-    # in another dtype the weights have other bits, which say nothing
-    known = made_on and cfg.dtype == "float32"
-    if known and made_on != tensors_sha256(dict(model.named_parameters())):
-        raise ValueError(
-            f"--delta: {str(path)!r} was made on other base weights than those of {cfg.model!r}; "
-            "name its model with --model, or train on this one"
-        )
-    return dW
 
 
 def talk(dialogue: Dialogue, console: Console) -> None:
@@ -135,6 +102,8 @@ def command(dialogue: Dialogue, line: str, console: Console) -> bool:
     elif name == "/system":
         dialogue.system = rest
         console.print(f"system: {rest}" if rest else "no system turn", highlight=False)
+    elif name == "/margin":
+        margins(dialogue, rest, console)
     elif name == "/reset":
         dialogue.reset()
         console.print("a new conversation")
@@ -146,17 +115,29 @@ def command(dialogue: Dialogue, line: str, console: Console) -> bool:
     return True
 
 
+def margins(dialogue: Dialogue, question: str, console: Console) -> None:
+    """Read a Yes/No question on both sides; ValueError for none."""
+    if not question:
+        raise ValueError("/margin needs a Yes/No question, such as /margin Is the Earth flat?")
+    readings, above = dialogue.readings(question), heads(dialogue.alpha)
+    for side, read in readings.items():
+        line = f"{above[side]}: margin {read.margin:+.2f} nats, mass {read.mass:.2f}"
+        console.print(line, highlight=False)
+    if warning := silent(readings):
+        console.print(warning, highlight=False)
+
+
 def answer(dialogue: Dialogue, question: str, console: Console) -> None:
     """Ask both sides, and show what they write as they write it; Ctrl-C ends one answer."""
-    heads = {"base": "base", "steered": f"steered, alpha = {dialogue.alpha:g}"}
+    above = heads(dialogue.alpha)
     texts = dict.fromkeys(SIDES, "")
     live = console.is_terminal
     with stoppable() as stops, Live(console=console, transient=True, auto_refresh=False) as screen:
 
         def show(side: str, text: str) -> bool:
-            texts[side] = text.rstrip("\ufffd")  # a letter that is not whole yet
+            texts[side] = unfinished(text)
             if live:
-                screen.update(view(heads, texts, console, console.height - 2), refresh=True)
+                screen.update(view(above, texts, console, console.height - 2), refresh=True)
             stop = bool(stops)
             stops.clear()
             return stop
@@ -165,9 +146,7 @@ def answer(dialogue: Dialogue, question: str, console: Console) -> None:
             said = dialogue.ask(question, show)
         except ValueError as error:  # such as a dialogue that is too long
             raise ValueError(f"{error}; /reset begins a new one") from error
-    ended = {side: "" if said[side].ended else " ..." for side in SIDES}
-    texts = {side: (said[side].text or "(nothing)") + ended[side] for side in SIDES}
-    console.print(view(heads, texts, console), highlight=False)
+    console.print(view(above, {s: shown(said[s]) for s in SIDES}, console), highlight=False)
 
 
 @contextmanager
@@ -197,14 +176,15 @@ def view(
     beside = console.width >= SIDE_BY_SIDE
     width = (console.width - 3) // 2 if beside else console.width
     room = None if most is None else max(1, most - 2 if beside else most // 2 - 2)
-    shown = {side: _last_lines(texts[side], width, console, room) for side in SIDES}
+    bodies = {side: _last_lines(texts[side], width, console, room) for side in SIDES}
     if not beside:
-        blocks = ((Rule(heads[s], align="left", characters="-"), shown[s]) for s in SIDES)
+        look = {"align": "left", "characters": "-", "style": "default"}
+        blocks = ((Rule(Text(heads[s], "bold"), **look), bodies[s]) for s in SIDES)
         return Group(*(part for block in blocks for part in block))
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, show_edge=False)
     for side in SIDES:
         table.add_column(Text(heads[side], "bold"), width=width, overflow="fold")
-    table.add_row(*(shown[side] for side in SIDES))
+    table.add_row(*(bodies[side] for side in SIDES))
     return table
 
 

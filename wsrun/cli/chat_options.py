@@ -1,8 +1,12 @@
-"""Options of wsrun chat; only the standard library is imported, as in options.py."""
+"""Options of wsrun chat; nothing heavy is imported, as in options.py."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import UseAppendAction
 
 from wsrun.cli.options import SHIPPED, Model, check_folder
 
@@ -16,8 +20,9 @@ class Chat(Model):
 
     model: str = "smollm2"
     """model folder, GGUF file, smollm2 or hub name"""
-    delta: str | None = None
-    """file of a dW (t0_train writes some), and how much of it: PATH or PATH:ALPHA"""
+    delta: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """file of a dW (t0_train writes some), and how much of it: PATH or PATH:ALPHA; given several
+    times: their sum, which alpha scales"""
     adapters: Path | None = None
     """or a pair of adapters, pos and neg: its folder, or that of <family>-s<seed>; the shipped one
     if neither is given"""
@@ -37,20 +42,27 @@ class Chat(Model):
     """share of the probability that tokens are drawn from"""
     max_new_tokens: int = 128
     """longest answer"""
+    web: bool = False
+    """a page for the browser in place of the terminal"""
+    host: str = "127.0.0.1"
+    """address of the page; the default is reached from this machine only"""
+    port: int = 7860
+    """port of the page"""
 
     def refuse(self) -> None:
         """Raise ValueError for a change that is not there."""
         super().refuse()
+        if self.web:
+            check_web(self.port)
         if self.delta and self.adapters:
             raise ValueError("--delta and --adapters both name a change; give one of them")
-        if self.delta:
-            path, _ = split_delta(self.delta, self.alpha)
+        for path, _ in map(split_delta, self.delta):
             if not path.is_file():
                 raise ValueError(
                     f"--delta: there is no file {str(path)!r}; give one that t0_train wrote, or "
                     "--adapters"
                 )
-        else:
+        if not self.delta:
             self.pair()
 
     def pair(self) -> Path:
@@ -67,6 +79,23 @@ class Chat(Model):
         name = f"{self.family}-s{self.adapter_seed}"
         check_folder("adapters", folder / name, "name another --family or --adapter-seed")
         return folder / name
+
+
+GRADIO = (6, 31)
+"""the first version whose page keeps no history of what is asked outside of it"""
+
+
+def check_web(port: int) -> None:
+    """Raise ValueError for no gradio, one that is too old, and a port that is none."""
+    remedy = "run pip install 'weight-steering[demo]', or leave --web out"
+    try:
+        found = version("gradio")
+    except PackageNotFoundError as error:
+        raise ValueError(f"--web: gradio is not installed; {remedy}") from error
+    if tuple(map(int, found.split(".")[:2])) < GRADIO:
+        raise ValueError(f"--web: gradio {found} is older than {GRADIO[0]}.{GRADIO[1]}; {remedy}")
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port must be between 1 and 65535, got {port}")
 
 
 def split_delta(text: str, alpha: float = 1.0) -> tuple[Path, float]:

@@ -1,0 +1,223 @@
+"""The dialogue in a browser: one page, served by gradio, nothing loaded from elsewhere.
+
+One thread asks the model, whoever asks, as `applied` changes the weights that all share.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import ip_address
+from threading import Event
+from typing import Any
+
+from wscore.files import reason
+from wsrun.cli.dialogue import SIDES, Dialogue, shown, unfinished
+from wsrun.cli.web_view import STYLE, Exchange, gauge, text, transcript
+from wsrun.data.item import PREFILL
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+import gradio as gr  # noqa: E402
+
+MOST_ALPHA = 4.0  # of the slider, or what the options ask for
+EXAMPLE = "Is the Earth flat? Yes or No?"
+
+
+class Conversation:
+    """The dialogue of one tab, and what its page shows of it."""
+
+    def __init__(self, dialogue: Dialogue, desk: "Desk") -> None:
+        self.dialogue, self.desk = dialogue, desk
+        self.exchanges: list[Exchange] = []
+        self.stop, self.left = Event(), Event()
+
+    def ask(self, question: str, alpha: float, system: str) -> Iterator[None]:
+        """A step whenever `exchanges` has something new; closing it ends the answers.
+
+        Raises ValueError, with the exchanges as they were, for what the dialogue refuses.
+        """
+        self.dialogue.set_alpha(str(alpha))
+        self.dialogue.system = system.strip()
+        exchange, news, closed = Exchange(question, self.dialogue.alpha), Event(), Event()
+
+        def show(side: str, so_far: str) -> bool:
+            exchange.texts[side] = unfinished(so_far)
+            news.set()
+            stop = self.stop.is_set()
+            self.stop.clear()
+            return stop or any(e.is_set() for e in (closed, self.left, self.desk.closing))
+
+        self.stop.clear()
+        self.exchanges.append(exchange)
+        answers = self.desk.thread.submit(self.dialogue.ask, question, show)
+        answers.add_done_callback(lambda _: news.set())
+        try:
+            while not answers.done():
+                yield
+                news.wait()
+                news.clear()
+            exchange.texts = {side: shown(answer) for side, answer in answers.result().items()}
+            exchange.done = True
+            yield
+        except ValueError as error:
+            self.exchanges.remove(exchange)
+            raise ValueError(f"{error}; Reset begins a new conversation") from error
+        finally:
+            closed.set()
+
+
+class Desk:
+    """What the page's buttons do; each returns what changes on the page."""
+
+    def __init__(self, dialogue: Dialogue) -> None:
+        self.dialogue, self.closing = dialogue, Event()
+        self.thread = ThreadPoolExecutor(1)
+
+    def new(self) -> Conversation:
+        return Conversation(replace(self.dialogue, turns={side: [] for side in SIDES}), self)
+
+    def ask(
+        self, question: str, alpha: float, system: str, conversation: Conversation | None
+    ) -> Iterator[tuple[Any, str, Conversation]]:
+        """(the emptied question, the transcript, the conversation), as the answers are written."""
+        conversation, box = conversation or self.new(), ""
+        if not question.strip():
+            yield gr.skip(), transcript(conversation.exchanges), conversation
+            return
+        with in_page():
+            for _ in conversation.ask(question.strip(), alpha, system):
+                yield box, transcript(conversation.exchanges), conversation
+                box = gr.skip()  # the next question may be typed meanwhile
+
+    def stop(self, conversation: Conversation | None) -> None:
+        """End the answer that is being written; the other side goes on."""
+        if conversation:
+            conversation.stop.set()
+
+    def reset(self, conversation: Conversation | None) -> tuple[str, Conversation]:
+        """(an empty transcript, a new conversation); an answer that is being written ends."""
+        if conversation:
+            conversation.left.set()
+        return transcript(()), self.new()
+
+    def read(self, question: str, alpha: float, system: str) -> str:
+        """The gauge of a Yes/No question; "" for none."""
+        if not question.strip():
+            return ""
+        with in_page():
+            asked = replace(self.dialogue, system=system.strip())
+            asked.set_alpha(str(alpha))
+            readings = self.thread.submit(asked.readings, question.strip()).result()
+        return gauge(question.strip(), asked.alpha, readings, PREFILL)
+
+    def close(self) -> None:
+        """End what is being answered, and the thread."""
+        self.closing.set()
+        self.thread.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def in_page() -> Iterator[None]:
+    """A refusal is shown in the page, as text; any other exception keeps its traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(text(reason(error, 1000)), title="refused", print_exception=False) from error
+
+
+def page(desk: Desk, notes: list[str]) -> gr.Blocks:
+    """The page: answers, question, the change's size, the system turn, the gauge."""
+    start = desk.dialogue
+    most = max(MOST_ALPHA, abs(start.alpha))
+    with gr.Blocks(title=notes[0], analytics_enabled=False) as blocks:
+        gr.HTML(f"<h2>Base and steered model</h2>{'<br>'.join(map(text, notes))}")
+        conversation = gr.State(None)
+        talk = gr.HTML(
+            transcript(()),
+            elem_id="talk",
+            max_height=480,
+            autoscroll=True,
+            container=True,
+            padding=True,
+        )
+        question = gr.Textbox(label="Question", lines=1, max_lines=6, placeholder="Ask both sides")
+        with gr.Row():
+            send = gr.Button("Ask", variant="primary", min_width=80)
+            stop = gr.Button("Stop", min_width=80)
+            reset = gr.Button("Reset", min_width=80)
+        with gr.Row():
+            alpha = gr.Slider(
+                -most, most, start.alpha, step=0.1, label="alpha", min_width=280,
+                info="how much of dW: from the next answer on, and in the gauge",
+            )  # fmt: skip
+            system = gr.Textbox(
+                start.system, label="System prompt", min_width=280, max_lines=4,
+                info="of both sides; none if empty",
+            )  # fmt: skip
+        with gr.Row(equal_height=True):
+            asked = gr.Textbox(EXAMPLE, label="Yes/No question", scale=4, min_width=220)
+            read = gr.Button("Read the margin", scale=1, min_width=120, size="md")
+        meter = gr.HTML(container=True, padding=True)
+
+        one = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+        form = [question, alpha, system, conversation]
+        shown_there = [question, talk, conversation]
+        answering = [on(desk.ask, form, shown_there, **one) for on in (send.click, question.submit)]
+        stop.click(desk.stop, conversation, None, queue=False)
+        reset.click(desk.reset, conversation, [talk, conversation], cancels=answering, queue=False)
+        form = [asked, alpha, system]
+        for on in (read.click, asked.submit):
+            on(desk.read, form, meter, **one)
+        alpha.change(desk.read, form, meter, trigger_mode="always_last", **one)
+    return blocks
+
+
+def serve(dialogue: Dialogue, notes: list[str], host: str, port: int) -> None:
+    """Show the page until Ctrl-C. Raises ValueError for an address that cannot be had."""
+    check_address(host, port)
+    desk = Desk(dialogue)
+    blocks = page(desk, notes)
+    launch(blocks, host, port)
+    print(*notes, sep="\n")
+    print(f"http://{host}:{port} shows the page; Ctrl-C ends it", flush=True)
+    if not ip_address(host).is_loopback:
+        print(
+            "whoever reaches this address can ask the model; leave --host out to be alone with it"
+        )
+    try:
+        Event().wait()
+    except KeyboardInterrupt:
+        print("\nthe page is closed")
+    finally:
+        desk.close()
+        blocks.close(verbose=False)
+
+
+def launch(blocks: gr.Blocks, host: str, port: int) -> None:
+    """Serve the blocks: no share link, no monitoring, no history, no fonts of others."""
+    system_fonts = {
+        "font": [gr.themes.Font(name) for name in ("system-ui", "sans-serif")],
+        "font_mono": [gr.themes.Font(name) for name in ("ui-monospace", "monospace")],
+    }
+    blocks.queue(default_concurrency_limit=1).launch(
+        server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
+        inbrowser=False, inline=False, footer_links=[], run_history=False, ssr_mode=False,
+        enable_monitoring=False, pwa=False, mcp_server=False, state_session_capacity=100,
+        theme=gr.themes.Default(**system_fonts), css=STYLE,
+    )  # fmt: skip
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ValueError for an address that is none, or that is taken."""
+    try:
+        ip_address(host)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--host {host} --port {port} cannot be served ({reason(error)}); give another --port, "
+            "or an address of this machine"
+        ) from error
