@@ -1,7 +1,9 @@
 """Options of wsrun chat; nothing heavy is imported, as in options.py."""
 
+import socket
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +55,7 @@ class Chat(Model):
         """Raise ValueError for a change that is not there."""
         super().refuse()
         if self.web:
-            check_web(self.port)
+            check_web(self.host, self.port)
         if self.delta and self.adapters:
             raise ValueError("--delta and --adapters both name a change; give one of them")
         for path, _ in map(split_delta, self.delta):
@@ -85,8 +87,8 @@ GRADIO = (6, 31)
 """the first version whose page keeps no history of what is asked outside of it"""
 
 
-def check_web(port: int) -> None:
-    """Raise ValueError for no gradio, one that is too old, and a port that is none."""
+def check_web(host: str, port: int) -> None:
+    """Raise ValueError for no gradio, one that is too old, and an address that cannot be had."""
     remedy = "run pip install 'weight-steering[demo]', or leave --web out"
     try:
         found = version("gradio")
@@ -96,6 +98,19 @@ def check_web(port: int) -> None:
         raise ValueError(f"--web: gradio {found} is older than {GRADIO[0]}.{GRADIO[1]}; {remedy}")
     if not 1 <= port <= 65535:
         raise ValueError(f"--port must be between 1 and 65535, got {port}")
+    try:
+        kind = socket.AF_INET if ip_address(host).version == 4 else socket.AF_INET6
+    except ValueError as error:
+        raise ValueError(f"--host {host!r} is no IP address; give one, or leave it out") from error
+    try:
+        with socket.socket(kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise ValueError(
+            f"--host {host} --port {port} cannot be served ({error.strerror}); give another --port,"
+            " or an address of this machine"
+        ) from error
 
 
 def split_delta(text: str, alpha: float = 1.0) -> tuple[Path, float]:

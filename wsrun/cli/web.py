@@ -3,14 +3,14 @@
 One thread asks the model, whoever asks, as `applied` changes the weights that all share.
 """
 
+import logging
 import os
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from threading import Event
+from time import sleep
 from typing import Any
 
 from wscore.files import reason
@@ -61,9 +61,9 @@ class Conversation:
             exchange.texts = {side: shown(answer) for side, answer in answers.result().items()}
             exchange.done = True
             yield
-        except ValueError as error:
+        except ValueError:
             self.exchanges.remove(exchange)
-            raise ValueError(f"{error}; Reset begins a new conversation") from error
+            raise
         finally:
             closed.set()
 
@@ -83,13 +83,13 @@ class Desk:
     ) -> Iterator[tuple[Any, str, Conversation]]:
         """(the emptied question, the transcript, the conversation), as the answers are written."""
         conversation, box = conversation or self.new(), ""
-        if not question.strip():
-            yield gr.skip(), transcript(conversation.exchanges), conversation
-            return
-        with in_page():
-            for _ in conversation.ask(question.strip(), alpha, system):
+        try:
+            for _ in conversation.ask(question.strip(), alpha, system) if question.strip() else ():
                 yield box, transcript(conversation.exchanges), conversation
                 box = gr.skip()  # the next question may be typed meanwhile
+        except ValueError as error:
+            refuse(f"{reason(error)}; Reset begins a new conversation")
+            yield question, transcript(conversation.exchanges), conversation
 
     def stop(self, conversation: Conversation | None) -> None:
         """End the answer that is being written; the other side goes on."""
@@ -103,13 +103,16 @@ class Desk:
         return transcript(()), self.new()
 
     def read(self, question: str, alpha: float, system: str) -> str:
-        """The gauge of a Yes/No question; "" for none."""
+        """The gauge of a Yes/No question; "" for none, and where it is refused."""
         if not question.strip():
             return ""
-        with in_page():
-            asked = replace(self.dialogue, system=system.strip())
+        asked = replace(self.dialogue, system=system.strip())
+        try:
             asked.set_alpha(str(alpha))
             readings = self.thread.submit(asked.readings, question.strip()).result()
+        except ValueError as error:
+            refuse(reason(error))
+            return ""
         return gauge(question.strip(), asked.alpha, readings, PREFILL)
 
     def close(self) -> None:
@@ -118,13 +121,9 @@ class Desk:
         self.thread.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def in_page() -> Iterator[None]:
-    """A refusal is shown in the page, as text; any other exception keeps its traceback."""
-    try:
-        yield
-    except ValueError as error:
-        raise gr.Error(text(reason(error, 1000)), title="refused", print_exception=False) from error
+def refuse(sentence: str) -> None:
+    """Show a sentence over the page, as text."""
+    gr.Warning(text(sentence[:1000]))
 
 
 def page(desk: Desk, notes: list[str]) -> gr.Blocks:
@@ -175,23 +174,24 @@ def page(desk: Desk, notes: list[str]) -> gr.Blocks:
 
 
 def serve(dialogue: Dialogue, notes: list[str], host: str, port: int) -> None:
-    """Show the page until Ctrl-C. Raises ValueError for an address that cannot be had."""
-    check_address(host, port)
+    """Show the page until Ctrl-C."""
     desk = Desk(dialogue)
     blocks = page(desk, notes)
-    launch(blocks, host, port)
-    print(*notes, sep="\n")
-    print(f"http://{host}:{port} shows the page; Ctrl-C ends it", flush=True)
-    if not ip_address(host).is_loopback:
-        print(
-            "whoever reaches this address can ask the model; leave --host out to be alone with it"
-        )
     try:
-        Event().wait()
+        launch(blocks, host, port)
+        print(*notes, sep="\n")
+        print(f"http://{host}:{port} shows the page; Ctrl-C ends it", flush=True)
+        if not ip_address(host).is_loopback:
+            print(f"whoever reaches {host} can ask the model; without --host only this machine can")
+        while True:
+            sleep(0.5)  # a signal that another thread took wakes nobody
     except KeyboardInterrupt:
-        print("\nthe page is closed")
+        print("\nthe page is closed", flush=True)
     finally:
         desk.close()
+        if blocks.is_running:  # open tabs are not waited for, nor is said that they were cut off
+            logging.disable()
+            blocks.server.force_exit = True
         blocks.close(verbose=False)
 
 
@@ -207,17 +207,3 @@ def launch(blocks: gr.Blocks, host: str, port: int) -> None:
         enable_monitoring=False, pwa=False, mcp_server=False, state_session_capacity=100,
         theme=gr.themes.Default(**system_fonts), css=STYLE,
     )  # fmt: skip
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise ValueError for an address that is none, or that is taken."""
-    try:
-        ip_address(host)
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--host {host} --port {port} cannot be served ({reason(error)}); give another --port, "
-            "or an address of this machine"
-        ) from error
