@@ -201,6 +201,8 @@ def launch(blocks: gr.Blocks, host: str, port: int) -> None:
         "font": [gr.themes.Font(name) for name in ("system-ui", "sans-serif")],
         "font_mono": [gr.themes.Font(name) for name in ("ui-monospace", "monospace")],
     }
+    for name in ("no_proxy", "NO_PROXY"):  # gradio looks whether its page answers
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), host, "localhost")))
     blocks.queue(default_concurrency_limit=1).launch(
         server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
         inbrowser=False, inline=False, footer_links=[], run_history=False, ssr_mode=False,
