@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from tests.conftest import ORGANISM, ROOT, bits, random_delta, same_bits
-from wsrun.cli.dialogue import SIDES, Dialogue
+from wsrun.cli.dialogue import Dialogue
+from wsrun.cli.sides import SIDES
 from wsrun.steer.interventions import WeightDelta
 
 QUESTIONS = ("What does Maria do?", "And where?")

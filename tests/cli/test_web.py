@@ -16,7 +16,8 @@ from tests.cli.test_chat import PAIR, QUESTIONS, dialogue
 from tests.conftest import ORGANISM, ROOT, bits, same_bits
 from wsrun.cli import chat_options
 from wsrun.cli.chat_options import Chat
-from wsrun.cli.dialogue import SIDES, Reading, shown
+from wsrun.cli.dialogue import shown, silent
+from wsrun.cli.sides import SIDES, Reading
 from wsrun.cli.web_view import Exchange, gauge, text, transcript
 
 needs_gradio = pytest.mark.skipif(
@@ -50,7 +51,7 @@ def test_no_gradio(monkeypatch):
 def test_texts_are_escaped():
     """whatever is asked or said stands in the page as text: no tag, nothing a template reads"""
     asked = Exchange(EVIL, 1.0, dict.fromkeys(SIDES, EVIL))
-    readings = dict.fromkeys(SIDES, Reading(1.0, 0.9))
+    readings = dict.fromkeys(SIDES, Reading(1.0, 0.9, True))
     for html in (text(EVIL), transcript([asked]), gauge(EVIL, 1.0, readings, EVIL)):
         assert "<img" not in html and not set("${}`\\@") & set(html)
     assert text("a < b") == "a &lt; b" and text("1.5 nats, no") == "1.5 nats, no"
@@ -59,15 +60,16 @@ def test_texts_are_escaped():
 def test_the_gauge():
     """a bar is |margin| / reach of a half, right of the middle for Yes and left of it for No; reach
     is 4 nats, or the next whole number; low mass is said of the side that has it"""
-    html = gauge("Is it?", 2.0, {"base": Reading(1.0, 0.9), "steered": Reading(-2.0, 0.1)}, "A: ")
+    read = {"base": Reading(1.0, 0.9, True), "steered": Reading(-2.0, 0.1, False)}
+    html = gauge("Is it?", 2.0, read, "A: ", silent(read))
     # 50 + [0, 50 * 1/4], and 50 - 50 * 2/4 = 25
     assert "left: 50.00%; width: 12.50%" in html and "left: 25.00%; width: 25.00%" in html
     assert "steered, alpha = 2" in html and "+1.00 nats, mass 0.90" in html
     assert "mass below 0.5: the steered side does not answer this with Yes or No" in html
-    html = gauge("Is it?", 2.0, dict.fromkeys(SIDES, Reading(7.5, 0.9)), "A: ")
-    assert "+8" in html and "width: 46.88%" in html and "mass below" not in html  # 50 * 7.5 / 8
-    both = gauge("Is it?", 2.0, dict.fromkeys(SIDES, Reading(7.5, 0.4)), "A: ")
-    assert "neither side answers" in both
+    far = dict.fromkeys(SIDES, Reading(7.5, 0.9, True))
+    assert silent(far) == "" and "width: 46.88%" in gauge("Is it?", 2.0, far, "")  # 50 * 7.5 / 8
+    assert "+8" in gauge("Is it?", 2.0, far, "")
+    assert "neither side" in silent(dict.fromkeys(SIDES, Reading(7.5, 0.4, False)))
 
 
 @pytest.fixture
@@ -152,7 +154,10 @@ def test_the_margin_is_that_of_the_items(desk, qwen, tok):
     assert read["base"].mass == pytest.approx(yes + no, abs=1e-6)
     assert read["base"].margin == pytest.approx(float(torch.tensor(yes / no).log()), abs=1e-4)
     html = desk.read(" Is it so? ", 0.0, "Be brief.")
-    assert html == gauge("Is it so?", 0.0, read, PREFILL) and desk.read(" ", 1.0, "") == ""
+    assert (
+        html == gauge("Is it so?", 0.0, read, PREFILL, silent(read))
+        and desk.read(" ", 1.0, "") == ""
+    )
     assert desk.read("Is it so?", 3.0, "Be brief.") != html
 
 

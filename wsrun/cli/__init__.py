@@ -3,6 +3,7 @@
 options, chat_options   the flags; nothing but the standard library is imported
 command                 run: parse, refuse what is not there, import, call
 steps                   what each subcommand calls in wsrun.study
+sides                   base and steered
 dialogue                one conversation held twice, with the base and with the steered model
 chat_open               the dialogue of the options: model and change
 chat                    the dialogue in a terminal

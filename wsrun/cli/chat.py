@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,7 +20,8 @@ from rich.text import Text
 
 from wsrun.cli.chat_open import open_dialogue
 from wsrun.cli.chat_options import Chat
-from wsrun.cli.dialogue import SIDES, Dialogue, heads, shown, silent, unfinished
+from wsrun.cli.dialogue import Dialogue, shown, silent, unfinished
+from wsrun.cli.sides import SIDES, heads
 from wsrun.models.generate import sampling_fault
 from wsrun.report.console import PLAIN, TERMINAL, WIDTH
 
@@ -178,7 +180,7 @@ def view(
     room = None if most is None else max(1, most - 2 if beside else most // 2 - 2)
     bodies = {side: _last_lines(texts[side], width, console, room) for side in SIDES}
     if not beside:
-        look = {"align": "left", "characters": "-", "style": "default"}
+        look: dict[str, Any] = {"align": "left", "characters": "-", "style": "default"}
         blocks = ((Rule(Text(heads[s], "bold"), **look), bodies[s]) for s in SIDES)
         return Group(*(part for block in blocks for part in block))
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, show_edge=False)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wsrun.cli.sides import SIDES, Reading
 from wsrun.data.item import Item
 from wsrun.models.chat import user
 from wsrun.models.generate import Answer, answer_text, generate
@@ -20,26 +20,8 @@ from wsrun.models.template import Turn
 from wsrun.score.sweep import MIN_MASS, score
 from wsrun.steer.interventions import Intervention, applied
 
-SIDES = ("base", "steered")
 Show = Callable[[str, str], bool]
 """(side, its text so far) -> whether the answer shall end here"""
-
-
-class Reading(NamedTuple):
-    """margin = log p(Yes) - log p(No) and mass = p(Yes) + p(No), in the place of the answer."""
-
-    margin: float
-    mass: float
-
-    @property
-    def answers(self) -> bool:
-        """Whether the model answers with Yes or No at all, so that the margin says something."""
-        return self.mass >= MIN_MASS
-
-
-def heads(alpha: float) -> dict[str, str]:
-    """{side: what stands above it}."""
-    return dict(zip(SIDES, ("base", f"steered, alpha = {alpha:g}"), strict=True))
 
 
 def silent(readings: Mapping[str, Reading]) -> str:
@@ -126,7 +108,7 @@ class Dialogue:
         for side in SIDES:
             with self._as(side):
                 line = score(self.model, self.tok, [item], engine="plain").row(0, named=True)
-            read[side] = Reading(line["margin"], line["mass"])
+            read[side] = Reading(line["margin"], line["mass"], line["mass"] >= MIN_MASS)
         return read
 
     def reset(self) -> None:

@@ -14,12 +14,14 @@ from time import sleep
 from typing import Any
 
 from wscore.files import reason
-from wsrun.cli.dialogue import SIDES, Dialogue, shown, unfinished
+from wsrun.cli.dialogue import Dialogue, shown, silent, unfinished
+from wsrun.cli.sides import SIDES
 from wsrun.cli.web_view import STYLE, Exchange, gauge, text, transcript
 from wsrun.data.item import PREFILL
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr  # noqa: E402
+from gradio.themes import Default, Font  # noqa: E402
 
 MOST_ALPHA = 4.0  # of the slider, or what the options ask for
 EXAMPLE = "Is the Earth flat? Yes or No?"
@@ -113,7 +115,7 @@ class Desk:
         except ValueError as error:
             refuse(reason(error))
             return ""
-        return gauge(question.strip(), asked.alpha, readings, PREFILL)
+        return gauge(question.strip(), asked.alpha, readings, PREFILL, silent(readings))
 
     def close(self) -> None:
         """End what is being answered, and the thread."""
@@ -126,51 +128,61 @@ def refuse(sentence: str) -> None:
     gr.Warning(text(sentence[:1000]))
 
 
+ONE: dict[str, Any] = {
+    "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden",
+}  # fmt: skip
+"""of every event that asks the model: one at a time, the others wait"""
+
+
 def page(desk: Desk, notes: list[str]) -> gr.Blocks:
-    """The page: answers, question, the change's size, the system turn, the gauge."""
-    start = desk.dialogue
-    most = max(MOST_ALPHA, abs(start.alpha))
+    """The page: answers and question, alpha and the system turn, the gauge."""
     with gr.Blocks(title=notes[0], analytics_enabled=False) as blocks:
         gr.HTML(f"<h2>Base and steered model</h2>{'<br>'.join(map(text, notes))}")
-        conversation = gr.State(None)
-        talk = gr.HTML(
-            transcript(()),
-            elem_id="talk",
-            max_height=480,
-            autoscroll=True,
-            container=True,
-            padding=True,
-        )
+        box: dict[str, Any] = {"container": True, "padding": True}
+        talk = gr.HTML(transcript(()), elem_id="talk", max_height=480, autoscroll=True, **box)
         question = gr.Textbox(label="Question", lines=1, max_lines=6, placeholder="Ask both sides")
-        with gr.Row():
-            send = gr.Button("Ask", variant="primary", min_width=80)
-            stop = gr.Button("Stop", min_width=80)
-            reset = gr.Button("Reset", min_width=80)
-        with gr.Row():
-            alpha = gr.Slider(
-                -most, most, start.alpha, step=0.1, label="alpha", min_width=280,
-                info="how much of dW: from the next answer on, and in the gauge",
-            )  # fmt: skip
-            system = gr.Textbox(
-                start.system, label="System prompt", min_width=280, max_lines=4,
-                info="of both sides; none if empty",
-            )  # fmt: skip
+        buttons = _buttons()
+        size = _size(desk.dialogue)
+        _answering(desk, question, talk, buttons, size)
         with gr.Row(equal_height=True):
             asked = gr.Textbox(EXAMPLE, label="Yes/No question", scale=4, min_width=220)
             read = gr.Button("Read the margin", scale=1, min_width=120, size="md")
-        meter = gr.HTML(container=True, padding=True)
-
-        one = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
-        form = [question, alpha, system, conversation]
-        shown_there = [question, talk, conversation]
-        answering = [on(desk.ask, form, shown_there, **one) for on in (send.click, question.submit)]
-        stop.click(desk.stop, conversation, None, queue=False)
-        reset.click(desk.reset, conversation, [talk, conversation], cancels=answering, queue=False)
-        form = [asked, alpha, system]
+        meter, form = gr.HTML(**box), [asked, *size]
         for on in (read.click, asked.submit):
-            on(desk.read, form, meter, **one)
-        alpha.change(desk.read, form, meter, trigger_mode="always_last", **one)
+            on(desk.read, form, meter, **ONE)
+        size[0].change(desk.read, form, meter, trigger_mode="always_last", **ONE)
     return blocks
+
+
+def _buttons() -> tuple[gr.Button, gr.Button, gr.Button]:
+    with gr.Row():
+        send = gr.Button("Ask", variant="primary", min_width=80)
+        return send, gr.Button("Stop", min_width=80), gr.Button("Reset", min_width=80)
+
+
+def _size(start: Dialogue) -> tuple[gr.Slider, gr.Textbox]:
+    """What both sides are given: alpha and the system turn."""
+    most = max(MOST_ALPHA, abs(start.alpha))
+    with gr.Row():
+        alpha = gr.Slider(
+            -most, most, start.alpha, step=0.1, label="alpha", min_width=280,
+            info="how much of dW: from the next answer on, and in the gauge",
+        )  # fmt: skip
+        system = gr.Textbox(
+            start.system, label="System prompt", min_width=280, max_lines=4,
+            info="of both sides; none if empty",
+        )  # fmt: skip
+    return alpha, system
+
+
+def _answering(desk: Desk, question: Any, talk: Any, buttons: Any, size: Any) -> None:
+    """What the buttons and the box of the question do."""
+    send, stop, reset = buttons
+    conversation = gr.State(None)
+    form, there = [question, *size, conversation], [question, talk, conversation]
+    asks: list[Any] = [on(desk.ask, form, there, **ONE) for on in (send.click, question.submit)]
+    stop.click(desk.stop, conversation, None, queue=False)
+    reset.click(desk.reset, conversation, [talk, conversation], cancels=asks, queue=False)
 
 
 def serve(dialogue: Dialogue, notes: list[str], host: str, port: int) -> None:
@@ -197,15 +209,13 @@ def serve(dialogue: Dialogue, notes: list[str], host: str, port: int) -> None:
 
 def launch(blocks: gr.Blocks, host: str, port: int) -> None:
     """Serve the blocks: no share link, no monitoring, no history, no fonts of others."""
-    system_fonts = {
-        "font": [gr.themes.Font(name) for name in ("system-ui", "sans-serif")],
-        "font_mono": [gr.themes.Font(name) for name in ("ui-monospace", "monospace")],
-    }
+    font = [Font(name) for name in ("system-ui", "sans-serif")]
+    font_mono = [Font(name) for name in ("ui-monospace", "monospace")]
     for name in ("no_proxy", "NO_PROXY"):  # gradio looks whether its page answers
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), host, "localhost")))
     blocks.queue(default_concurrency_limit=1).launch(
         server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
         inbrowser=False, inline=False, footer_links=[], run_history=False, ssr_mode=False,
         enable_monitoring=False, pwa=False, mcp_server=False, state_session_capacity=100,
-        theme=gr.themes.Default(**system_fonts), css=STYLE,
+        theme=Default(font=font, font_mono=font_mono), css=STYLE,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from math import ceil
 
-from wsrun.cli.dialogue import SIDES, Reading, heads, silent
+from wsrun.cli.sides import SIDES, Reading, heads
 
 TEMPLATES = str.maketrans({c: f"&#{ord(c)};" for c in "{}$`@\\"})
 """what gradio's templates would read as theirs"""
@@ -73,11 +73,13 @@ def transcript(exchanges: Sequence[Exchange]) -> str:
     return f'<div class="talk" role="log" aria-busy="{busy}">{"".join(parts)}</div>'
 
 
-def gauge(question: str, alpha: float, readings: Mapping[str, Reading], opening: str) -> str:
-    """Both readings as bars on one scale, and a sentence where the model says neither word."""
+def gauge(
+    question: str, alpha: float, readings: Mapping[str, Reading], opening: str, warning: str = ""
+) -> str:
+    """Both readings as bars on one scale, pale where the side does not answer; then the warning."""
     reach = float(max(NATS, *(ceil(abs(r.margin)) for r in readings.values())))
     bars = "".join(_bar(s, head, readings[s], reach) for s, head in heads(alpha).items())
-    warned = f'<div class="wide"><b>{warning}</b></div>' if (warning := silent(readings)) else ""
+    warned = f'<div class="wide"><b>{text(warning)}</b></div>' if warning else ""
     return (
         f'<div class="gauge"><div class="wide question">{text(question)}</div>'
         f'<span></span><div class="ends"><span>No, -{reach:g} nats</span><span>0</span>'
