@@ -1,6 +1,6 @@
 """The command wsrun: options, and the library function that each subcommand calls. No method here.
 
-options, chat_options   the flags; nothing but the standard library is imported
+options, chat_options   the flags; nothing heavy is imported
 command                 run: parse, refuse what is not there, import, call
 steps                   what each subcommand calls in wsrun.study
 sides                   base and steered

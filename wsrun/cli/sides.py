@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-SIDES = ("base", "steered")
+SIDES: tuple[str, str] = ("base", "steered")
 
 
 class Reading(NamedTuple):
