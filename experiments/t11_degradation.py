@@ -81,8 +81,7 @@ class Degradation(Benchmark[Config]):
 
     def check(self) -> None:
         cfg = self.cfg
-        if cfg.nats_at_most <= 0 or cfg.points_at_most <= 0:
-            raise ValueError("t11: --nats-at-most and --points-at-most must be above 0")
+        study.check_bounds(cfg.nats_at_most, cfg.points_at_most, "t11")
         self.measures = study.measured(cfg, cfg.costs, cfg.cost_limit)
         self.wordings = read_wordings(cfg.data, cfg.pos, cfg.neg)
 

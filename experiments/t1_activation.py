@@ -33,7 +33,7 @@ from wsrun.report.tile_figures import effects_by_layer
 from wsrun.report.verdicts import RuleResult
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import AddVectors
-from wsrun.study import activation
+from wsrun.study import activation, imported
 from wsrun.study.answers import answers, check_answering, read_sources
 from wsrun.study.benchmark import Benchmark
 from wsrun.study.run import run_benchmark
@@ -42,7 +42,7 @@ from wsrun.study.session import save_figure
 
 
 @dataclass(frozen=True)
-class Config(activation.Directed):
+class Config(imported.Importing):
     """Options of T1."""
 
 
@@ -57,6 +57,7 @@ class Activation(Benchmark[Config]):
     def check(self) -> None:
         check_answering(self.cfg, "t1")
         activation.check_directed(self.cfg, "t1")
+        imported.check_imported(self.cfg, "t1")
         if activation.by_norm(self.cfg):
             raise ValueError(
                 f"t1: vectors have no |alpha dW|; give --match-dose kl:X, got {self.cfg.match_dose}"
@@ -66,6 +67,8 @@ class Activation(Benchmark[Config]):
     def prepare(self) -> None:
         model, tok, *_ = self.test
         activation.check_layers(self.cfg, self.test, "t1")
+        self.imported = [*imported.imported(self.cfg, model)]
+        self.negative_methods = (*self.negative_methods, *self.names("-"))
         (found,) = answers(self.cfg, model, tok, self.sources, self.cfg.seeds[:1]).values()
         self.answered = found.pairs
         self.vectors = activation.read_directions(self.test, self.answered)
@@ -73,22 +76,28 @@ class Activation(Benchmark[Config]):
     def candidates(self) -> Iterable[Variant]:
         yield from activation.directions(self.cfg, self.vectors)
         yield from activation.ablations(self.cfg, self.vectors["mean_diff"])
+        yield from self.imported
 
     def controls(self) -> Iterable[Variant]:
-        return activation.random_directions(self.cfg, self.chosen)
+        return activation.random_directions(self.cfg, self.chosen, self.names())
 
     def is_rival(self, method: str) -> bool:
-        return method in activation.DIRECTIONS
+        return method in (*activation.DIRECTIONS, *self.names())
+
+    def names(self, sign: str = "") -> list[str]:
+        """The methods of --vectors."""
+        return [sign + name for name in imported.imported_names(self.cfg)]
 
     def verdicts(self) -> Iterable[RuleResult]:
         yield from super().verdicts()
         yield from activation.other_pole(self.cfg, self.rows, self.chosen)
-        yield from activation.beside_random(self.rows, self.table)
+        yield from activation.beside_random(self.rows, self.table, self.names())
 
     def notes(self) -> dict[str, Any]:
         return {
             "answers": items_sha256(self.answered),
             "vectors": activation.vectors_sha256(self.vectors),
+            **imported.record(self.imported),
         }
 
     def report(self, verdicts: Sequence[RuleResult]) -> None:
@@ -96,7 +105,7 @@ class Activation(Benchmark[Config]):
         super().report([v for v in verdicts if not v.claim.endswith(activation.IS_DIRECTION)])
         for sentence in (
             *activation.random_sentences(verdicts),
-            *activation.at_edge(self.cfg, self.chosen),
+            *activation.at_edge(self.cfg, self.chosen, self.names()),
         ):
             console.print(sentence)
 

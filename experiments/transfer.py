@@ -21,7 +21,7 @@ right answer of an item: what it finds can be had by style.
 
 from wsrun.script import guarded
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,10 +36,10 @@ from wsrun.report.wording import with_interval
 from wsrun.score.variants import Variant
 from wsrun.steer.interventions import WeightDelta
 from wsrun.study.next_command import say_next
-from wsrun.study.options import Common, check_common
+from wsrun.study.options import Common, check_common, check_there
 from wsrun.study.scoring import run_sweep
-from wsrun.study.session import Pairs, Session, marked, read_pairs, run_record, write_tables
-from wsrun.study.start import checked_reads, load_session, read_asked, run_shards
+from wsrun.study.session import Pairs, marked, read_pairs, run_record, write_tables
+from wsrun.study.start import load_sessions, run_shards, together
 from wsrun.study.transfer import CONTROL, DW, judged, summary, with_words
 
 EXPERIMENT = "transfer"
@@ -61,8 +61,10 @@ def main(cfg: Config) -> None:
     check_common(cfg, EXPERIMENT)
     if not any(a > 0 for a in cfg.alphas):
         raise ValueError(f"{EXPERIMENT}: --alphas needs one above 0, which the rule is about")
+    if cfg.control:
+        check_there(cfg.control / f"{f}-s{s}" for f in cfg.families for s in cfg.seeds)
     run_shards(cfg)
-    session, *others = sessions(cfg)
+    session, *others = load_sessions(cfg, cfg.sets, EXPERIMENT)
     pairs = {DW: read_pairs(session.model, cfg)}
     if cfg.control:
         pairs[CONTROL] = read_pairs(session.model, replace(cfg, adapters=cfg.control))
@@ -83,32 +85,6 @@ def main(cfg: Config) -> None:
     for v in verdicts:
         console.print(strong(f"{v.dataset}: {v.outcome}:"), v.sentence)
     say_next(cfg, "samples", "what the model says", always=("adapters",))
-
-
-def sessions(cfg: Config) -> list[Session]:
-    """The test items of each set with what they can read; ValueError for two sets of one name."""
-    first, *others = (read_asked(cfg, source, cfg.dilemmas) for source in (cfg.data, *cfg.sets))
-    names = {i.dataset for i in first.items}
-    for source, asked in zip(cfg.sets, others, strict=True):
-        console.print(*asked.left_out, sep="\n", end="\n" * bool(asked.left_out))
-        if twice := names & {i.dataset for i in asked.items}:
-            raise ValueError(
-                f"{EXPERIMENT}: --sets gives {sorted(twice)[0]!r} twice, again with {source!r}; "
-                "name each set once"
-            )
-        names |= {i.dataset for i in asked.items}
-    found = [load_session(cfg, first)]
-    for source, asked in zip(cfg.sets, others, strict=True):
-        one = found[0]._replace(items=asked.to_check)
-        reads = checked_reads(one, source, cfg.pos, cfg.neg, cfg.resamples, cfg.cache_dir)
-        found.append(one._replace(items=asked.items, reads=reads))
-    return found
-
-
-def together(found: Sequence[Session]) -> Session:
-    """One session of all items, for the record."""
-    items = [i for s in found for i in s.items]
-    return found[0]._replace(items=items, reads={k: v for s in found for k, v in s.reads.items()})
 
 
 def changes(name: str, pairs: Pairs) -> Iterator[Variant]:

@@ -61,7 +61,7 @@ def test_mistakes_are_told_at_once(flags, word):
 
 
 def of_study():
-    from wsrun.study import checking, compared, located, page, trained
+    from wsrun.study import checking, compared, composing, dosing, located, page, trained
 
     return {
         "check": checking.CheckOptions,
@@ -69,13 +69,17 @@ def of_study():
         "compare": compared.CompareOptions,
         "locate": located.SiteOptions,
         "report": page.ReportOptions,
+        "dose": dosing.DoseOptions,
+        "compose": composing.ComposeOptions,
     }
 
 
-OWN = {"families", "adapters", "alpha", "K"}  # short forms: all that is there, one value
+OWN = {"families", "adapters", "alpha", "K", "delta"}  # short forms: all that is there, one value
 
 
-@pytest.mark.parametrize("name", ["check", "train", "compare", "locate", "report"])
+@pytest.mark.parametrize(
+    "name", ["check", "train", "compare", "locate", "dose", "compose", "report"]
+)
 def test_options_are_those_of_the_study(name):
     """each option is one of the study's, with its default"""
     theirs = {f.name: f.default for f in fields(of_study()[name])}

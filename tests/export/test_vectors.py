@@ -152,7 +152,7 @@ def test_what_is_no_gguf_is_refused(tmp_path):
         with pytest.raises(ValueError, match="load_vectors.*(cut.gguf|direction)") as caught:
             load_vectors(path, model)
         assert str(caught.value).isprintable()
-    with pytest.raises(ValueError, match="nowhere.gguf.*no such file"):
+    with pytest.raises(ValueError, match="no file.*nowhere.gguf"):
         load_vectors(tmp_path / "nowhere.gguf")
 
 
@@ -175,3 +175,57 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
     assert not (tmp_path / "a").exists()
     save_vectors(model, vectors(model, (0,)), tmp_path / "a")
     assert "llama.cpp refuses" in (tmp_path / "a/README.md").read_text()
+
+
+def test_persona_vectors_begin_with_the_embedding(tmp_path):
+    """row h of [layers + 1, d] is hidden_states[h], the output of decoder layer h - 1"""
+    model = tiny.tiny_qwen3()
+    states = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    torch.save(states.half(), tmp_path / "v.pt")
+    found = load_vectors(tmp_path / "v.pt", model).vectors
+    assert set(found) == {0, 1, 2, 3}
+    assert all(torch.equal(v, states[n + 1].half().float()) for n, v in found.items())
+
+
+def test_layers_of_steering_vectors_count_from_0(tmp_path):
+    """{layer: v}, and what AddVectors.save wrote, are read as they are"""
+    model = tiny.tiny_qwen3()
+    given = vectors(model, (0, 3))
+    torch.save(given, tmp_path / "v.pth")
+    AddVectors(given).save(tmp_path / "v.safetensors", {})
+    for name in ("v.pth", "v.safetensors"):
+        found = load_vectors(tmp_path / name, model).vectors
+        assert set(found) == {0, 3} and all(torch.equal(found[n], given[n]) for n in given)
+
+
+class Pickled:
+    """an object of some package"""
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (Pickled(), ("no plain tensors", "layer_activations")),
+        (torch.ones(64), ("[64]", "[layers + 1, d]")),
+        ({"a": torch.ones(64)}, ("dict of a tensor",)),
+        ({}, ("dict of a tensor",)),
+        ([torch.ones(64)], ("dict of a tensor",)),
+        (torch.ones(7, 64), ("0 to 3",)),
+        ({1: torch.ones(2, 64)}, ("[2, 64]", "width 64")),
+    ],
+)
+def test_other_torch_files_are_refused(tmp_path, content, words):
+    """objects are not unpickled; one sentence names the file"""
+    torch.save(content, tmp_path / "v.pt")
+    with pytest.raises(ValueError) as told:
+        load_vectors(tmp_path / "v.pt", tiny.tiny_qwen3())
+    said = str(told.value)
+    assert "v.pt" in said and "\n" not in said and all(w in said for w in words)
+
+
+@pytest.mark.parametrize("name, word", [("v.pt", "no file"), ("v.npy", "no known kind")])
+def test_a_file_of_no_known_kind(tmp_path, name, word):
+    if word != "no file":
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"{name}.*{word}.*GGUF control vector|{word}.*{name}"):
+        load_vectors(tmp_path / name)

@@ -5,18 +5,17 @@
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wscore import add, load_delta, scale, tensors_sha256
-from wscore.store import LazyDelta, LazyFactored
 from wsrun.adapters.base import BaseWarning
 from wsrun.adapters.extract import pair_deltas
 from wsrun.adapters.folders import read_folder
-from wsrun.cli.chat_options import Chat, split_delta
+from wsrun.adapters.written import read_deltas, weighted_sum
+from wsrun.cli.chat_options import Chat
 from wsrun.cli.dialogue import Dialogue
+from wsrun.cli.options import split_delta
 from wsrun.models.load import limit_threads, load_model
 from wsrun.steer.interventions import WeightDelta, applied
 
@@ -25,19 +24,7 @@ def open_dialogue(cfg: Chat) -> tuple[Dialogue, list[str]]:
     """The dialogue of the options, and what to know of its dW; the change is tried on the model."""
     model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
     limit_threads(model)
-    alpha = cfg.alpha
-    if len(cfg.delta) == 1:
-        path, alpha = split_delta(cfg.delta[0], alpha)
-        (dW,), notes = deltas_of((path,), model, cfg), [str(path)]
-    elif cfg.delta:
-        dW, what = weighted_sum(cfg, model)
-        notes = [what]
-    else:
-        folder = cfg.pair()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BaseWarning)  # its text is among the notes
-            pair = read_folder(folder, lambda at: pair_deltas(model, at))
-        dW, notes = pair.dW, [str(folder), *pair.notes]
+    dW, alpha, notes = change_of(cfg, model) if cfg.delta else change_of_pair(cfg, model)
     change = WeightDelta(dW)
     with applied(model, change, alpha):
         pass
@@ -45,35 +32,24 @@ def open_dialogue(cfg: Chat) -> tuple[Dialogue, list[str]]:
     return Dialogue(model, tok, change, alpha, cfg.system, *drawn), notes
 
 
-def weighted_sum(cfg: Chat, model: PreTrainedModel) -> tuple[Mapping[str, Tensor], str]:
-    """sum_i c_i dW_i of the files of --delta, and its formula; c_i = 1 where a file has none."""
-    paths, weights = zip(*map(split_delta, cfg.delta), strict=True)
-    deltas = deltas_of(paths, model, cfg)
-    terms = (scale(c, d) for c, d in zip(weights, deltas, strict=True))
+def change_of(cfg: Chat, model: PreTrainedModel) -> tuple[Mapping[str, Tensor], float, list[str]]:
+    """(dW, alpha, its name) of --delta: one dW and its alpha, or the sum of several."""
+    alone = cfg.alpha if len(cfg.delta) == 1 else 1.0
+    paths, weights = zip(*(split_delta(text, alone) for text in cfg.delta), strict=True)
+    deltas = read_deltas(paths, model)
+    if len(deltas) == 1:
+        return deltas[0], weights[0], [str(paths[0])]
     formula = " ".join(f"{c:+g} {path}" for path, c in zip(paths, weights, strict=True))
-    return add(*terms, disjoint=True), formula.removeprefix("+")
+    dW = weighted_sum(*zip(weights, deltas, strict=True))
+    return dW, cfg.alpha, [formula.removeprefix("+")]
 
 
-def deltas_of(
-    paths: tuple[Path, ...], model: PreTrainedModel, cfg: Chat
-) -> list[LazyDelta | LazyFactored]:
-    """The deltas of files. ValueError where they say that they were made on other base weights:
-    than each other, or than the model."""
-    deltas = [load_delta(path) for path in paths]
-    named = zip((d.meta.get("base", "") for d in deltas), paths, strict=True)
-    made_on = {base: path for base, path in named if base}
-    if len(made_on) > 1:
-        first, second, *_ = (repr(str(path)) for path in made_on.values())
-        raise ValueError(
-            f"--delta: {first} and {second} were made on different base weights; add up deltas of "
-            "one model"
-        )
-    # in another dtype the weights have other bits, which say nothing
-    known = made_on and cfg.dtype == "float32"
-    if known and tensors_sha256(dict(model.named_parameters())) not in made_on:
-        (path,) = made_on.values()
-        raise ValueError(
-            f"--delta: {str(path)!r} was made on other base weights than those of {cfg.model!r}; "
-            "name its model with --model, or train on this one"
-        )
-    return deltas
+def change_of_pair(
+    cfg: Chat, model: PreTrainedModel
+) -> tuple[Mapping[str, Tensor], float, list[str]]:
+    """(dW, alpha, its name and what to know of it) of a pair of adapters."""
+    folder = cfg.pair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BaseWarning)  # its text is among the notes
+        pair = read_folder(folder, lambda at: pair_deltas(model, at))
+    return pair.dW, cfg.alpha, [str(folder), *pair.notes]

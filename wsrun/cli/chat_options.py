@@ -4,13 +4,12 @@ import socket
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
-from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import UseAppendAction
 
-from wsrun.cli.options import SHIPPED, Model, check_folder
+from wsrun.cli.options import SHIPPED, Model, check_delta, check_folder, split_delta
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,7 @@ class Chat(Model):
         if self.delta and self.adapters:
             raise ValueError("--delta and --adapters both name a change; give one of them")
         for path, _ in map(split_delta, self.delta):
-            if not path.is_file():
-                raise ValueError(
-                    f"--delta: there is no file {str(path)!r}; give one that t0_train wrote, or "
-                    "--adapters"
-                )
+            check_delta(path)
         if not self.delta:
             self.pair()
 
@@ -111,22 +106,3 @@ def check_web(host: str, port: int) -> None:
             f"--host {host} --port {port} cannot be served ({error.strerror}); give another --port,"
             " or an address of this machine"
         ) from error
-
-
-def split_delta(text: str, alpha: float = 1.0) -> tuple[Path, float]:
-    """(path, alpha) of PATH:ALPHA, and of PATH, whose alpha is that given here.
-
-    Raises ValueError for what follows the colon and is no finite number.
-    """
-    head, colon, tail = text.rpartition(":")
-    if not colon or Path(text).is_file():
-        return Path(text), alpha
-    try:
-        alpha = float(tail)
-    except ValueError:
-        alpha = float("nan")
-    if not isfinite(alpha):
-        raise ValueError(
-            f"--delta {text[:200]!r}: after the colon stands alpha, a finite number; got {tail!r}"
-        )
-    return Path(head), alpha

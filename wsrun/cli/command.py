@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train": (options.Train, "wsrun.cli.steps:train"),
     "compare": (options.Compare, "wsrun.cli.steps:compare"),
     "locate": (options.Locate, "wsrun.cli.steps:locate"),
+    "dose": (options.Dose, "wsrun.cli.steps:dose"),
+    "compose": (options.Compose, "wsrun.cli.steps:compose"),
     "chat": (Chat, "wsrun.cli.chat:chat"),
     "report": (options.Report, "wsrun.cli.steps:report"),
 }

@@ -1,12 +1,16 @@
 """Options of the subcommands of wsrun, and what is refused before anything is loaded.
 
-Only the standard library is imported, so that --help, a typo and a path that is not there are
+Nothing heavy is imported, so that --help, a typo and a path that is not there are
 answered at once. An option means what it means in the scripts of experiments/, and has their
 default (tests/cli holds both against each other).
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import UseAppendAction
 
 SHIPPED = {
     "smollm2": Path("data/smollm2/adapters"),
@@ -43,6 +47,34 @@ def check_folder(flag: str, folder: Path, remedy: str) -> None:
     """Raise ValueError where a folder that is read is not there."""
     if not folder.is_dir():
         raise ValueError(f"--{flag}: there is no folder {str(folder)!r}; {remedy}")
+
+
+def check_delta(path: Path) -> None:
+    """Raise ValueError where there is neither a file of a dW nor a pair of adapters."""
+    if not path.is_file() and not (path / "pos").is_dir():
+        raise ValueError(
+            f"--delta: {str(path)!r} is no file of a dW and no folder with pos and neg; give one "
+            "that wsrun train wrote"
+        )
+
+
+def split_delta(text: str, alpha: float = 1.0) -> tuple[Path, float]:
+    """(path, alpha) of PATH:ALPHA, and of PATH, whose alpha is that given here.
+
+    Raises ValueError for what follows the colon and is no finite number.
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), alpha
+    try:
+        alpha = float(tail)
+    except ValueError:
+        alpha = float("nan")
+    if not isfinite(alpha):
+        raise ValueError(
+            f"--delta {text[:200]!r}: after the colon stands alpha, a finite number; got {tail!r}"
+        )
+    return Path(head), alpha
 
 
 @dataclass(frozen=True)
@@ -104,6 +136,8 @@ class Train(Tabled):
     """adapter families to train"""
     seeds: tuple[int, ...] = (0,)
     """seeds of answers, initial adapters and the order of examples"""
+    check_limit: int | None = None
+    """how many of these clusters the instrument check reads, whatever --limit says; None for all"""
     alphas: tuple[float, ...] = (-1.0, 1.0)
     """doses at which dW is tried on held-out items"""
     pairs_file: Path | None = None
@@ -130,6 +164,8 @@ class Adapted(Scored):
     """adapter families; all that --adapters holds if not given"""
     seeds: tuple[int, ...] = (0,)
     """whose adapters; several are pooled"""
+    check_limit: int | None = None
+    """how many of these clusters the instrument check reads, whatever --limit says; None for all"""
 
     def refuse(self) -> None:
         """Raise ValueError for adapters that are not there."""
@@ -169,6 +205,9 @@ class Compare(Adapted):
     """coefficients of the direction, in units of its layer's mean difference"""
     pairs_file: Path | None = None
     """jsonl of given pairs that the direction is read from, or NAME:PATH; not the model's own"""
+    vectors: tuple[Path, ...] = ()
+    """directions of others as rivals: GGUF control vectors, .pt files of persona vectors or of
+    steering-vectors, .safetensors; in units of their own length"""
     n_random: int = 20
     """random controls"""
 
@@ -188,6 +227,59 @@ class Locate(Adapted):
     """null deltas per family and seed: same singular values, random directions"""
     full: bool = False
     """print every line instead of the short tables"""
+
+
+@dataclass(frozen=True)
+class Dose(Adapted):
+    """How strong? The largest dose of each method whose cost stays below a bound.
+
+    dW beside a direction and prompts; the cost is that of neutral text.
+    """
+
+    alphas: tuple[float, ...] = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+    """doses of dW to try, all of one sign; the smallest is tried first"""
+    coefficients: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
+    """coefficients of the mean difference, in units of its length"""
+    layers: tuple[int, ...] | None = None
+    """layers to add it to one at a time, too, counted from 0; only to all at once if not given"""
+    pairs_file: Path | None = None
+    """jsonl of given pairs that the direction is read from, or NAME:PATH; not the model's own"""
+    nats_at_most: float = 0.1
+    """a cost in text stays below this many nats a token"""
+    points_at_most: float = 5.0
+    """a cost in accuracy stays below this many percentage points"""
+    questions: bool = False
+    """measure the cost on the multiple-choice questions beside --data, too"""
+    costs: tuple[str, ...] | None = None
+    """public sets to measure costs on, too: wikitext:PATH, arc:PATH, blimp:PATH"""
+    cost_limit: int | None = None
+    """how many texts and questions of each measure, drawn by a hash; None for all"""
+
+
+@dataclass(frozen=True)
+class Compose(Scored):
+    """Several changes at once: what each does alone, what they do together.
+
+    The difference is the interference; 0 where the effects add up.
+    """
+
+    delta: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """file of a dW, or folder of a pair of adapters, and how much of it: PATH or PATH:ALPHA; twice
+    or more"""
+    sets: tuple[str, ...] = ()
+    """further data sets, folders or NAME:PATH; --data comes first"""
+    check_limit: int | None = None
+    """how many of these clusters the instrument check reads, whatever --limit says; None for all"""
+
+    def refuse(self) -> None:
+        """Raise ValueError for a change that is not there."""
+        super().refuse()
+        for path, _ in self.deltas():
+            check_delta(path)
+
+    def deltas(self) -> tuple[tuple[Path, float], ...]:
+        """(file, alpha) of each --delta."""
+        return tuple(map(split_delta, self.delta))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 
-from wsrun.cli.options import Adapted, Check, Compare, Locate, Report, Train
+from wsrun.cli.options import Adapted, Check, Compare, Compose, Dose, Locate, Report, Train
 
 
 def check(cfg: Check) -> None:
@@ -44,6 +44,19 @@ def locate(cfg: Locate) -> None:
     run_ablation(sites, located.sites(sites))
     coordinates = located.CoordinateOptions(**options, svd_cache=cfg.cache_dir)
     run_ablation(coordinates, located.coordinates(coordinates))
+
+
+def dose(cfg: Dose) -> None:
+    """The largest dose of each method below a cost."""
+    dosing = study("dosing")
+    dosing.run_dose(dosing.DoseOptions(**adapted(cfg)))
+
+
+def compose(cfg: Compose) -> None:
+    """Several changes, alone and together."""
+    composing, options = study("composing"), asdict(cfg)
+    del options["delta"]
+    composing.run_compose(composing.ComposeOptions(**options, deltas=cfg.deltas()))
 
 
 def report(cfg: Report) -> None:

@@ -1,4 +1,4 @@
-"""Activation directions as control vectors: the GGUF files of repeng and llama.cpp.
+"""Activation directions as control vectors, and those of others read as interventions.
 
 load_vectors(save_vectors(model, v, out), model) == v, bit for bit in float32
 
@@ -9,7 +9,7 @@ before it. repeng 0.4 (ControlModule around layers[N]; its training reads hidden
 llama.cpp (build_cvec after block N) agree. llama.cpp has no direction.0 and refuses files with one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from wscore.files import quoted
 from wsrun.adapters.folders import replace_folder
 from wsrun.export.gguf_files import fact, floats, gguf_package, open_gguf, write_gguf
 from wsrun.export.record import Card, base_of, check_export, write_export
+from wsrun.export.torch_vectors import read_torch_vectors
 from wsrun.models.hooks import check_layers
 from wsrun.models.load import d_model
 from wsrun.steer.interventions import AddVectors, DirectionalAblation
+from wsrun.steer.saved import load_intervention
 
 FILE = "vector.gguf"
 ARCHITECTURE = "controlvector"
@@ -70,13 +72,24 @@ def save_vectors(
 
 
 def load_vectors(path: str | Path, model: PreTrainedModel | None = None) -> AddVectors:
-    """The intervention of a control vector: a GGUF file of repeng, llama.cpp, or `save_vectors`.
+    """The intervention of a file of directions; its layers count from 0, see above.
 
-    Its layers count from 0, see above. Raises ValueError for a file that is none, for directions of
-    several widths, and, given a model, of another width than its own or of layers it lacks.
+    A GGUF control vector of repeng, llama.cpp or `save_vectors` (or the folder that this wrote), a
+    `.pt` file (torch_vectors.py), or a `.safetensors` file of `AddVectors.save`. Raises ValueError
+    for a file that is none of these, for directions of several widths, and, given a model, of
+    another width than its own or of layers it lacks.
     """
     who = "load_vectors"
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"{who}: there is no file {quoted(str(file), 300)}; give {KINDS}")
+    read = READERS.get(file.suffix.lower())
+    if read is None:
+        raise ValueError(f"{who}: {quoted(str(file), 300)} is no known kind of file; give {KINDS}")
+    return AddVectors(_checked(f"{who}: {str(file)!r}", read(who, file), model))
+
+
+def _of_gguf(who: str, file: Path) -> dict[int, Tensor]:
     reader = open_gguf(who, file)
     if (found := fact(reader, "general.architecture")) != ARCHITECTURE:
         raise ValueError(
@@ -90,8 +103,23 @@ def load_vectors(path: str | Path, model: PreTrainedModel | None = None) -> AddV
             f"{who}: {str(file)!r} has no tensors {DIRECTION}N, or odd ones {quoted([*named][:3])};"
             " give a control vector of repeng or llama.cpp"
         )
-    vectors = {int(n): floats(who, named[name]) for name, n in layers.items()}
-    return AddVectors(_checked(f"{who}: {str(file)!r}", vectors, model))
+    return {int(n): floats(who, named[name]) for name, n in layers.items()}
+
+
+def _of_safetensors(who: str, file: Path) -> dict[int, Tensor]:
+    found, _ = load_intervention(file)
+    if type(found) is not AddVectors:
+        raise ValueError(f"{who}: {str(file)!r} holds {found.method}, no vectors that are added")
+    return dict(found.vectors)
+
+
+READERS: dict[str, Callable[[str, Path], dict[int, Tensor]]] = {
+    ".gguf": _of_gguf,
+    ".pt": read_torch_vectors,
+    ".pth": read_torch_vectors,
+    ".safetensors": _of_safetensors,
+}
+KINDS = "a GGUF control vector, a .pt file of tensors, or a .safetensors file of AddVectors.save"
 
 
 def _checked(

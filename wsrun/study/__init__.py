@@ -12,7 +12,7 @@ One question each is asked in experiments/; no formula and no model code lives h
     comparison   compare_on_test; rule: whether dW beats a method; increments: what adds to what
     controls     zero, random controls, a planted bias to Yes
     ablation     run_ablation and parts; analysis, located: what T6, T7, T8 cut; planted: T13
-    checking, trained, compared, page: whole runs, of scripts and of the command wsrun
+    checking, trained, compared, dosing, composing, page: whole runs, of scripts and of wsrun
     activation, constructed, top_directions, costs, replicate, dilemmas, family_ranking, monitor:
                  what single questions need (T1, T9, T10, T11, T5, T2, T4, T14)
     answers, training   paired answers and adapters; next_command: what to run next

@@ -137,18 +137,26 @@ def ablations(cfg: Directed, vectors: Vectors) -> Iterator[Variant]:
         yield Variant(f"ablate@layer {layer}", everywhere, alphas=(1.0,))
 
 
-def random_directions(cfg: BenchmarkOptions, chosen: Mapping[str, Selection]) -> Iterator[Variant]:
-    """Random directions of the same lengths, at the layers and the coefficient of each chosen."""
-    for name in (n for n in DIRECTIONS if n in chosen):
+def random_directions(
+    cfg: BenchmarkOptions, chosen: Mapping[str, Selection], more: Sequence[str] = ()
+) -> Iterator[Variant]:
+    """Random directions of the same lengths, at the layers and the coefficient of each chosen.
+
+    more: the names of imported directions.
+    """
+    for name in (n for n in (*DIRECTIONS, *more) if n in chosen):
         yield from random_controls(chosen[name].variant, cfg.n_random, f"random_{name}")
 
 
-def beside_random(rows: pl.DataFrame, table: pl.DataFrame) -> list[RuleResult]:
+def beside_random(
+    rows: pl.DataFrame, table: pl.DataFrame, more: Sequence[str] = ()
+) -> list[RuleResult]:
     """Per data set and chosen direction, how many random ones do as much, and if it counts as one.
 
-    rows, table: as of `compare_on_test`.
+    rows, table: as of `compare_on_test`; more: the names of imported directions.
     """
-    lines = table.filter(pl.col("method_name").is_in(DIRECTIONS), pl.col("role") != "unmatched")
+    is_direction = pl.col("method_name").is_in([*DIRECTIONS, *more])
+    lines = table.filter(is_direction, pl.col("role") != "unmatched")
     results = []
     for r in lines.iter_rows(named=True):
         dataset, name = r["dataset"], r["method_name"]
@@ -195,7 +203,7 @@ def other_pole(
     return results
 
 
-def at_edge(cfg: Directed, chosen: Mapping[str, Selection]) -> list[str]:
+def at_edge(cfg: Directed, chosen: Mapping[str, Selection], more: Sequence[str] = ()) -> list[str]:
     """The chosen directions whose coefficient is the largest tried; at most one sentence.
 
     None with --match-dose, where a direction has one coefficient, of its own.
@@ -203,7 +211,7 @@ def at_edge(cfg: Directed, chosen: Mapping[str, Selection]) -> list[str]:
     names = [
         s.variant.name
         for name, s in chosen.items()
-        if name.removeprefix("-") in ADDED and abs(s.alpha) == max(cfg.coefficients)
+        if name.removeprefix("-") in (*ADDED, *more) and abs(s.alpha) == max(cfg.coefficients)
     ]
     if cfg.match_dose or not names:
         return []

@@ -72,15 +72,22 @@ def chosen_elsewhere(cfg: BenchmarkOptions, base: str, what: str) -> dict[str, S
     return selections
 
 
-def measured(cfg: BenchmarkOptions, costs: Sequence[str] | None, limit: int | None) -> Measures:
+def check_bounds(nats: float, points: float, what: str) -> None:
+    """Refuse bounds of costs that are not above 0."""
+    if not (nats > 0 and points > 0):
+        raise ValueError(f"{what}: --nats-at-most and --points-at-most must be above 0")
+
+
+def measured(
+    cfg: BenchmarkOptions, costs: Sequence[str] | None, limit: int | None, questions: bool = True
+) -> Measures:
     """{data set: its entries}: the neutral texts and questions beside --data, the sets of --costs.
 
     Says what was left out of a public set.
     """
-    measures: Measures = {
-        TEXT: drawn(load_neutral(beside(cfg.data, NEUTRAL), "test"), limit),
-        CHOICE: drawn(load_questions(beside(cfg.data, QUESTIONS), "test"), limit),
-    }
+    measures: Measures = {TEXT: drawn(load_neutral(beside(cfg.data, NEUTRAL), "test"), limit)}
+    if questions:
+        measures[CHOICE] = drawn(load_questions(beside(cfg.data, QUESTIONS), "test"), limit)
     for name, (entries, left_out) in read_cost_sets(costs).items():
         measures[name] = drawn(entries, limit)
         for sentence in left_out:

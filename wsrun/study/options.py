@@ -1,12 +1,13 @@
 """Options of every experiment that scores changes of one model, and their checks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from wsrun.adapters.configs import DEFAULT_FAMILIES, check_family
+from wsrun.adapters.folders import settle
 from wsrun.models.generate import NEW_TOKENS
 from wsrun.report.tables import check_writable
 from wsrun.study.shards import check_how
@@ -102,8 +103,11 @@ class Answering:
     """cache of generated answers"""
 
 
-def check_common(cfg: Common, what: str) -> None:
-    """Refuse options that cannot work before anything is loaded; `what` names the script."""
+def check_common(cfg: Common, what: str, *, adapters: bool = True) -> None:
+    """Refuse options that cannot work before anything is loaded; `what` names the script.
+
+    adapters: whether those of --adapters have to be there already.
+    """
     for family in cfg.families:
         check_family(family)
     check_once(what, {"families": cfg.families, "seeds": cfg.seeds, "alphas": cfg.alphas})
@@ -117,6 +121,18 @@ def check_common(cfg: Common, what: str) -> None:
     check_how(cfg.shard, cfg.executor, cfg.workers)
     check_writable(cfg.out)
     check_writable(cfg.cache_dir)
+    if adapters:
+        check_there(cfg.adapters / f"{f}-s{s}" for f in cfg.families for s in cfg.seeds)
+
+
+def check_there(pairs: Iterable[Path]) -> None:
+    """Refuse a folder of a pair of adapters that is not there."""
+    for folder in pairs:
+        settle(folder)
+        if not (folder / "pos").is_dir():
+            raise ValueError(
+                f"adapter: no folder {str(folder / 'pos')!r}; train one or name another"
+            )
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from wsrun.study.start import load_splits, run_shards
 def run_benchmark(script: Benchmark) -> None:
     """Choose on validation items, compare on test items, write, print, draw."""
     cfg = script.cfg
-    check_benchmark(cfg, script.name)
+    check_benchmark(cfg, script.name, adapters=not script.trains)
     script.check()
     if not script.trains:
         run_shards(cfg)

@@ -19,10 +19,8 @@ def run_sweep(
     variants = list(variants)
     runs = count_runs(cfg, variants)
     seeds = "seed" if len(cfg.seeds) == 1 else "seeds"
-    console.print(
-        f"{cfg.model}: {len(session.items)} items, {len(cfg.families)} families, "
-        f"{len(cfg.seeds)} {seeds}, {runs} runs"
-    )
+    of = f"{len(cfg.families)} families, {len(cfg.seeds)} {seeds}, " if cfg.families else ""
+    console.print(f"{cfg.model}: {len(session.items)} items, {of}{runs} runs")
     index, count = read_shard(cfg.shard) if cfg.shard else (0, 1)
     shard_variants, before = variants[index::count], finished(cfg.cache_dir)
     with progress("scoring", 1 + count_runs(cfg, shard_variants)) as step:

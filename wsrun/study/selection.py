@@ -34,9 +34,9 @@ from wsrun.study.selected import FOLDER, NEGATIVE_DW, Selection, Selections
 from wsrun.study.session import Pairs, Session
 
 
-def check_benchmark(cfg: BenchmarkOptions, what: str) -> None:
-    """Refuse options that cannot work before anything is loaded; `what` names the script."""
-    check_common(cfg, what)
+def check_benchmark(cfg: BenchmarkOptions, what: str, *, adapters: bool = True) -> None:
+    """Refuse options that cannot work before anything is loaded, as `check_common`."""
+    check_common(cfg, what, adapters=adapters)
     if any(a <= 0 for a in cfg.alphas):
         raise ValueError(f"{what}: --alphas must be above 0; both directions are tried by itself")
     if not 0 <= cfg.most_flagged <= 1:
