@@ -10,9 +10,11 @@ import sys
 import time
 
 import pytest
+import torch
 
 from tests.conftest import ORGANISM, ROOT, bits, random_delta, same_bits
-from wsrun.cli.dialogue import SIDES, Dialogue
+from wsrun.cli.dialogue import Dialogue
+from wsrun.cli.sides import SIDES
 from wsrun.steer.interventions import WeightDelta
 
 QUESTIONS = ("What does Maria do?", "And where?")
@@ -98,7 +100,20 @@ def test_commands(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, typed, *PAIR)
     assert code == 0 and "steered, alpha = 4" in out and "never read" not in out
     assert answer_line(out) != answer_line(plain)
-    assert all(f"\n{name}" in out for name in ("/alpha", "/system", "/reset", "/help", "/quit"))
+    names = ("/alpha", "/system", "/margin", "/reset", "/help", "/quit")
+    assert all(f"\n{name}" in out for name in names)
+
+
+def test_margins_in_the_terminal(monkeypatch, capsys):
+    """/margin: a line a side, which the history does not hold; at alpha = 0 they are the same; low
+    mass is said"""
+    question = "Is the baker in the village? Answer yes or no."
+    code, out, _ = run(monkeypatch, capsys, f"/alpha 0\n/margin {question}\n", *PAIR)
+    base, steered = (x.partition(": ")[2] for x in out.splitlines() if "nats, mass" in x)
+    assert code == 0 and base == steered and base.startswith("margin ")
+    assert ("does not answer" in out or "neither side" in out) == (float(base[-4:]) < 0.5)
+    code, _, err = run(monkeypatch, capsys, "/margin\n", *PAIR)
+    assert code == 1 and "/margin" in err and "Yes/No question" in err
 
 
 def answer_line(out: str) -> str:
@@ -155,6 +170,43 @@ def test_a_delta_of_another_base(monkeypatch, capsys, tmp_path, qwen):
     path = save_delta(random_delta(qwen), tmp_path / "tiny.safetensors", {})
     code, _, err = run(monkeypatch, capsys, "", "--delta", path)
     assert code == 1 and err.count("\n") == 1 and "delta" in err
+
+
+def test_several_deltas(tmp_path):
+    """--delta a:2 --delta b:-0.5 is the file of 2 a - 0.5 b, and alpha scales the sum;
+    a - a is the base; files of different bases are refused by their names, also where the dtype
+    leaves no hash of the model to compare"""
+    from wscore import add, save_delta, scale
+    from wsrun.cli.chat_open import open_dialogue
+    from wsrun.cli.chat_options import Chat
+    from wsrun.models.load import load_model
+
+    model, _ = load_model(ORGANISM)
+    a, b = (random_delta(model, seed=n) for n in (1, 2))
+    whole = add(scale(2.0, a), scale(-0.5, b))
+    save_delta(a, tmp_path / "a", {})
+    save_delta(b, tmp_path / "b", {})
+
+    def opened(*deltas: str, **more):
+        cfg = Chat(model=str(ORGANISM), delta=tuple(str(tmp_path / d) for d in deltas), **more)
+        cfg.refuse()
+        return open_dialogue(cfg)
+
+    talk, (what,) = opened("a:2", "b:-0.5", alpha=3.0)
+    dW = talk.change.delta()
+    assert talk.alpha == 3.0 and set(dW) == set(whole)
+    assert all(torch.equal(dW[n], whole[n]) for n in whole)
+    assert what == f"2 {tmp_path / 'a'} -0.5 {tmp_path / 'b'}"
+    save_delta(a, tmp_path / "again", {})
+    talk, _ = opened("a", "again:-1")
+    assert not any(w.any() for w in talk.change.delta().values())
+    save_delta(a, tmp_path / "one", {"base": "1" * 64})
+    save_delta(b, tmp_path / "two", {"base": "2" * 64})
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(ValueError, match=r"--delta.*one'.*two'.*different base weights"):
+            opened("one", "two", dtype=dtype)
+    with pytest.raises(ValueError, match="--delta.*gone"):
+        opened("a:1", "gone:1")
 
 
 class Pressed(Dialogue):

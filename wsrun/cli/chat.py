@@ -3,11 +3,14 @@
 From a pipe it does the same without a live display, and a refusal ends it.
 """
 
+from wsrun.script import importing
+
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,18 +18,18 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from wsrun.cli.change import read_change
+from wsrun.cli.chat_open import open_dialogue
 from wsrun.cli.chat_options import Chat
-from wsrun.cli.dialogue import SIDES, Dialogue
+from wsrun.cli.dialogue import Dialogue, shown, silent, unfinished
+from wsrun.cli.sides import SIDES, heads
 from wsrun.models.generate import sampling_fault
-from wsrun.models.load import limit_threads, load_model
 from wsrun.report.console import PLAIN, TERMINAL, WIDTH
-from wsrun.steer.interventions import WeightDelta, applied
 
 SIDE_BY_SIDE = 80  # columns of a window with room for two answers
 HELP = {
     "/alpha 1.5": "steer by 1.5 dW from the next answer on; /alpha alone tells it",
     "/system TEXT": "a system turn for both sides; without TEXT none",
+    "/margin TEXT": "log p(Yes) - log p(No) of a Yes/No question, asked alone, on both sides",
     "/reset": "forget what was asked and said",
     "/help": "this list",
     "/quit": "end, as the end of the input does",
@@ -39,21 +42,16 @@ def chat(cfg: Chat) -> None:
         raise ValueError(f"--{fault[0].replace('_', '-')} {fault[1]}")
     console = Console(width=None if TERMINAL else WIDTH, **PLAIN)
     dialogue, (what, *notes) = open_dialogue(cfg)
-    head = f"{cfg.model} beside {cfg.model} + alpha dW, dW of {what}; /help lists commands"
-    console.print(head, *notes, sep="\n", soft_wrap=True, highlight=False)
+    head = f"{cfg.model} beside {cfg.model} + alpha dW, dW of {what}"
+    if cfg.web:
+        with importing():
+            from wsrun.cli.web import serve
+        serve(dialogue, [head, *notes], cfg.host, cfg.port)
+        return
+    console.print(
+        f"{head}; /help lists commands", *notes, sep="\n", soft_wrap=True, highlight=False
+    )
     talk(dialogue, console)
-
-
-def open_dialogue(cfg: Chat) -> tuple[Dialogue, list[str]]:
-    """The dialogue of the options, and what to know of its dW; the change is tried on the model."""
-    model, tok = load_model(cfg.model, cfg.dtype, cfg.device)
-    limit_threads(model)
-    dW, alpha, notes = read_change(cfg, model)
-    change = WeightDelta(dW)
-    with applied(model, change, alpha):
-        pass
-    drawn = cfg.seed, cfg.temperature, cfg.top_p, cfg.max_new_tokens
-    return Dialogue(model, tok, change, alpha, cfg.system, *drawn), notes
 
 
 def talk(dialogue: Dialogue, console: Console) -> None:
@@ -106,6 +104,8 @@ def command(dialogue: Dialogue, line: str, console: Console) -> bool:
     elif name == "/system":
         dialogue.system = rest
         console.print(f"system: {rest}" if rest else "no system turn", highlight=False)
+    elif name == "/margin":
+        margins(dialogue, rest, console)
     elif name == "/reset":
         dialogue.reset()
         console.print("a new conversation")
@@ -117,17 +117,29 @@ def command(dialogue: Dialogue, line: str, console: Console) -> bool:
     return True
 
 
+def margins(dialogue: Dialogue, question: str, console: Console) -> None:
+    """Read a Yes/No question on both sides; ValueError for none."""
+    if not question:
+        raise ValueError("/margin needs a Yes/No question, such as /margin Is the Earth flat?")
+    readings, above = dialogue.readings(question), heads(dialogue.alpha)
+    for side, read in readings.items():
+        line = f"{above[side]}: margin {read.margin:+.2f} nats, mass {read.mass:.2f}"
+        console.print(line, highlight=False)
+    if warning := silent(readings):
+        console.print(warning, highlight=False)
+
+
 def answer(dialogue: Dialogue, question: str, console: Console) -> None:
     """Ask both sides, and show what they write as they write it; Ctrl-C ends one answer."""
-    heads = {"base": "base", "steered": f"steered, alpha = {dialogue.alpha:g}"}
+    above = heads(dialogue.alpha)
     texts = dict.fromkeys(SIDES, "")
     live = console.is_terminal
     with stoppable() as stops, Live(console=console, transient=True, auto_refresh=False) as screen:
 
         def show(side: str, text: str) -> bool:
-            texts[side] = text.rstrip("\ufffd")  # a letter that is not whole yet
+            texts[side] = unfinished(text)
             if live:
-                screen.update(view(heads, texts, console, console.height - 2), refresh=True)
+                screen.update(view(above, texts, console, console.height - 2), refresh=True)
             stop = bool(stops)
             stops.clear()
             return stop
@@ -136,9 +148,7 @@ def answer(dialogue: Dialogue, question: str, console: Console) -> None:
             said = dialogue.ask(question, show)
         except ValueError as error:  # such as a dialogue that is too long
             raise ValueError(f"{error}; /reset begins a new one") from error
-    ended = {side: "" if said[side].ended else " ..." for side in SIDES}
-    texts = {side: (said[side].text or "(nothing)") + ended[side] for side in SIDES}
-    console.print(view(heads, texts, console), highlight=False)
+    console.print(view(above, {s: shown(said[s]) for s in SIDES}, console), highlight=False)
 
 
 @contextmanager
@@ -168,14 +178,15 @@ def view(
     beside = console.width >= SIDE_BY_SIDE
     width = (console.width - 3) // 2 if beside else console.width
     room = None if most is None else max(1, most - 2 if beside else most // 2 - 2)
-    shown = {side: _last_lines(texts[side], width, console, room) for side in SIDES}
+    bodies = {side: _last_lines(texts[side], width, console, room) for side in SIDES}
     if not beside:
-        blocks = ((Rule(heads[s], align="left", characters="-"), shown[s]) for s in SIDES)
+        look: dict[str, Any] = {"align": "left", "characters": "-", "style": "default"}
+        blocks = ((Rule(Text(heads[s], "bold"), **look), bodies[s]) for s in SIDES)
         return Group(*(part for block in blocks for part in block))
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, show_edge=False)
     for side in SIDES:
         table.add_column(Text(heads[side], "bold"), width=width, overflow="fold")
-    table.add_row(*(shown[side] for side in SIDES))
+    table.add_row(*(bodies[side] for side in SIDES))
     return table
 
 

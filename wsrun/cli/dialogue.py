@@ -5,19 +5,46 @@ answer(side) ~ the model under alpha(side) * change, alpha(base) = 0, drawn from
 Law: at alpha = 0 both sides say the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import isfinite
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wsrun.cli.sides import SIDES, Reading
+from wsrun.data.item import Item
+from wsrun.models.chat import user
 from wsrun.models.generate import Answer, answer_text, generate
 from wsrun.models.template import Turn
+from wsrun.score.sweep import MIN_MASS, score
 from wsrun.steer.interventions import Intervention, applied
 
-SIDES = ("base", "steered")
 Show = Callable[[str, str], bool]
 """(side, its text so far) -> whether the answer shall end here"""
+
+
+def silent(readings: Mapping[str, Reading]) -> str:
+    """The sentence about sides whose margin says little; "" where there are none."""
+    sides = [side for side, reading in readings.items() if not reading.answers]
+    if not sides:
+        return ""
+    who = (
+        "neither side answers"
+        if len(sides) == len(SIDES)
+        else f"the {sides[0]} side does not answer"
+    )
+    return f"mass below {MIN_MASS:g}: {who} this with Yes or No, so that the margin says little"
+
+
+def shown(answer: Answer) -> str:
+    """The text of an answer; " ..." after one that did not end by itself."""
+    return (answer.text or "(nothing)") + ("" if answer.ended else " ...")
+
+
+def unfinished(text: str) -> str:
+    """The text so far, without a letter that is not whole yet."""
+    return text.rstrip("\ufffd")
 
 
 @dataclass
@@ -57,7 +84,7 @@ class Dialogue:
 
     def _answer(self, side: str, asked: Turn, show: Show) -> Answer:
         head = [{"role": "system", "content": self.system}] if self.system else []
-        with applied(self.model, self.change, self.alpha if side == "steered" else 0.0):
+        with self._as(side):
             (answer,) = generate(
                 self.model, self.tok, [[*head, *self.turns[side], asked]],
                 seed=self.seed + self.asked, temperature=self.temperature, top_p=self.top_p,
@@ -65,6 +92,24 @@ class Dialogue:
                 watch=lambda new: show(side, answer_text(self.tok, new[0])),
             )  # fmt: skip
         return answer
+
+    def _as(self, side: str) -> AbstractContextManager[PreTrainedModel]:
+        """The model as it is on one side."""
+        return applied(self.model, self.change, self.alpha if side == "steered" else 0.0)
+
+    def readings(self, question: str) -> dict[str, Reading]:
+        """{side: its reading} of a Yes/No question, asked alone: no history, none is left.
+
+        It is asked as the Yes/No items of the experiments are, after the opening of an answer.
+        Raises ValueError for a question that is no text, or too long.
+        """
+        item = Item("question", "question", user(question, self.system or None), 1)
+        read = {}
+        for side in SIDES:
+            with self._as(side):
+                line = score(self.model, self.tok, [item], engine="plain").row(0, named=True)
+            read[side] = Reading(line["margin"], line["mass"], line["mass"] >= MIN_MASS)
+        return read
 
     def reset(self) -> None:
         """Forget what was asked and said; alpha and the system turn stay."""
