@@ -21,12 +21,11 @@ TAKES = {
 class Export(Changed):
     """Write a steered model, or what steers it, in a format that others load.
 
-    merged: plain weights. lora: for PEFT and vLLM. gguf-lora: for llama.cpp. vector: --vectors as a
-    control vector. A card and a manifest stand beside it.
+    Plain weights, a LoRA for PEFT or for llama.cpp, or a control vector.
     """
 
     format: Literal["merged", "lora", "gguf-lora", "vector"] = "lora"
-    """what to write"""
+    """weights that from_pretrained loads, a LoRA of PEFT (vLLM), of llama.cpp, a control vector"""
     out: Path | None = None
     """folder that is written; artifacts/export/<format> if not given"""
     vectors: Path | None = None
