@@ -1,10 +1,10 @@
-"""Options of wsrun export; nothing heavy is imported, as in options.py."""
+"""Options of wsrun export; only the standard library is imported, as in options.py."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from wsrun.cli.change_options import Changed
+from wsrun.cli.change_options import Changed, split_delta
 from wsrun.cli.options import Model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -21,13 +21,11 @@ TAKES = {
 class Export(Changed):
     """Write a steered model, or what steers it, in a format that others load.
 
-    merged: plain weights. lora: for PEFT and vLLM. gguf-lora: for llama.cpp.
-
-    vector: --vectors as a control vector. A card and a manifest stand beside it.
+    Plain weights, a LoRA for PEFT or for llama.cpp, or a control vector.
     """
 
     format: Literal["merged", "lora", "gguf-lora", "vector"] = "lora"
-    """what to write"""
+    """weights that from_pretrained loads, a LoRA of PEFT (vLLM), of llama.cpp, a control vector"""
     out: Path | None = None
     """folder that is written; artifacts/export/<format> if not given"""
     vectors: Path | None = None
@@ -71,6 +69,10 @@ class Export(Changed):
                 f"--vectors: there is no {str(self.vectors or '')!r}; give a file of selection/ "
                 "that compare wrote, or a GGUF control vector"
             )
+
+    def dose(self) -> float:
+        """alpha, of --delta where it stands there."""
+        return split_delta(self.delta, self.alpha)[1] if self.delta else self.alpha
 
     def folder(self) -> Path:
         """The folder to write."""
