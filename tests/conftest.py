@@ -32,8 +32,8 @@ LONG = ("experiments", "study", "fuzz", "lenses", "score", "adapters", "report")
 """folders of tests with the longest files, dealt out first: two processes end together"""
 
 
-LIBRARIES = ("torch", "transformers", "peft", "polars", "scipy.stats", "matplotlib.figure",
-             "datasets", "tyro", "einops", "rich.console", "rich.progress", "rich.table")  # fmt: skip
+LIBRARIES = "torch transformers peft polars scipy.stats matplotlib.figure datasets tyro einops"
+LIBRARIES += " rich.console rich.progress rich.table"
 
 
 def pytest_collection():
@@ -41,7 +41,7 @@ def pytest_collection():
 
     A module that jaxtyping's hook loads looks for that of all its own imports under another name.
     """
-    for name in LIBRARIES:
+    for name in LIBRARIES.split():
         importlib.import_module(name)
 
 
@@ -99,7 +99,7 @@ def qwen(tok):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    """As without the extra [plot]: for runs whose figures another test draws, of the same script."""
+    """As without the extra [plot]: for a script whose figures another test has drawn."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 

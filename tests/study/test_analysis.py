@@ -150,7 +150,9 @@ def test_t8_parts_add_up(coordinates):
     assert kinds == {"lora": "low-rank", "oft": "orthogonal"}
 
 
-def test_t8_reads_the_base_spectra_from_disk_the_second_time(coordinates, data, tmp_path):
+def test_t8_reads_the_base_spectra_from_disk_the_second_time(
+    coordinates, data, tmp_path, no_figures
+):
     """one file a base; a second run has the same table and asks for the same deltas, to the bit"""
     folder, table, _ = coordinates
     (file,) = (folder / "cache").iterdir()
@@ -303,7 +305,7 @@ def test_the_short_table_fits_80_columns(sites, coordinates):
     assert f"{top['retained']:.2f}*/" in text and top["retained_lo"] >= 0.7
 
 
-def test_full_prints_every_line(tmp_path, few, capsys):
+def test_full_prints_every_line(tmp_path, few, capsys, no_figures):
     """--full: every part with its interval; the short table is not there"""
     run("t6_shared_svd", tmp_path, data=str(few), families=("lora", "oft"), K=(8,), full=True)
     said = capsys.readouterr().out
