@@ -20,9 +20,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask the hub
 
 import jaxtyping
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.typed import jaxtyped
 
+settings.register_profile(  # as many examples as find a fault, however busy the machine is
+    "suite", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 jaxtyping.jaxtyped = jaxtyped  # what its import hook writes over every function
 
 ROOT = Path(__file__).parent.parent

@@ -36,6 +36,9 @@ t13 = experiment("t13_planted")
 CFG = t13.Config(seeds=(0,))
 SVG = "{http://www.w3.org/2000/svg}"
 WRITES = ("o_proj", "down_proj")
+ONE = "one-module"
+OF_ONE = pl.col("family").str.starts_with(ONE) | pl.col("family").is_null()
+"""of the rows: those of its members, and those of the base"""
 
 
 @pytest.fixture(scope="module")
@@ -380,13 +383,9 @@ def test_a_second_run_trains_nothing(run, tmp_path, monkeypatch, no_figures):
     bit, scored anew; others do not"""
     folder, cfg = run
     monkeypatch.setattr(planted_start, "train_member", None)
-    one = "one-module"
-    t13.main(replace(cfg, plants=(one,), out=tmp_path, cache_dir=tmp_path / "parts"))
-    of = {
-        "rows": pl.col("family").str.starts_with(one) | pl.col("family").is_null(),
-        "verdicts": pl.col("plant") == one, "confusion": pl.col("plant") == one,
-    }  # fmt: skip
-    for name, own in of.items():
+    t13.main(replace(cfg, plants=(ONE,), out=tmp_path, cache_dir=tmp_path / "parts"))
+    plant = pl.col("plant") == ONE
+    for name, own in (("rows", OF_ONE), ("verdicts", plant), ("confusion", plant)):
         a, b = (read_table(d / f"t13_planted.{name}.parquet")[0] for d in (folder, tmp_path))
         assert len(b) and a.filter(own).equals(b)
     with pytest.raises(TypeError):  # it would have trained
@@ -428,9 +427,9 @@ def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch, no_figures):
     """what is in the cache is not scored again, and gives the same rows"""
     folder, cfg = run
     monkeypatch.setattr("wsrun.score.cached.CachedEngine.run", None)
-    t13.main(replace(cfg, out=tmp_path))
+    t13.main(replace(cfg, plants=(ONE,), out=tmp_path))
     a, b = (read_table(d / "t13_planted.rows.parquet")[0] for d in (folder, tmp_path))
-    assert a.equals(b)
+    assert len(b) and a.filter(OF_ONE).equals(b)
 
 
 def test_the_figure_says_what_a_blank_cell_is(run):

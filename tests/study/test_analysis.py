@@ -38,8 +38,8 @@ def verdicts(folder, name):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Ten claims of the test split, each with its opposite."""
-    return small_data(tmp_path_factory.mktemp("data") / "data", clusters=10)
+    """Six claims of the test split, each with its opposite, and as many dilemmas."""
+    return small_data(tmp_path_factory.mktemp("data") / "data", clusters=6, wordings=2)
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +163,11 @@ def test_t8_reads_the_base_spectra_from_disk_the_second_time(
     assert finished(folder / "parts") == known  # a result is kept under the hash of its delta
 
 
-def test_t6_over_seeds(tmp_path):
+def test_t6_over_seeds(tmp_path, data):
     """several seeds: pooled lines with the spread within a family; bases from other seeds too"""
-    table, meta = run("t6_shared_svd", tmp_path, families=("lora", "oft"), seeds=(0, 1), K=(8,))
+    table, meta = run(
+        "t6_shared_svd", tmp_path, data=str(data), families=("lora", "oft"), seeds=(0, 1), K=(8,)
+    )
     kept = table.filter(dataset="claims", variant="keep_shared")
     assert (kept["seeds"] == 2).all() and (kept["seed_sd"] > 0).all()
     assert kept["retained_family_gap"].n_unique() == 1 and kept["retained_family_gap"][0] > 0
@@ -267,7 +269,7 @@ def test_summarise_pools_seeds_and_marks_absent_parts():
         (("--adapters", "no/such"), "'no/such/lora-s0"),
     ],
 )
-def test_refusals(capsys, monkeypatch, tmp_path, script, flags, sentence):
+def test_refusals(capsys, monkeypatch, tmp_path, data, script, flags, sentence):
     """a bad flag ends in one sentence that says what was asked and what to do"""
     from wsrun.script import guarded
 
@@ -276,6 +278,7 @@ def test_refusals(capsys, monkeypatch, tmp_path, script, flags, sentence):
     module, out = experiment(script), tmp_path / "out"
     monkeypatch.chdir(ROOT)
     argv = [f"{script}.py", "--out", str(out), "--cache-dir", str(out / "parts"), *flags]
+    argv += ["--data", str(data)]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stop:
         guarded(module.main, module.Config)
