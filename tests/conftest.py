@@ -4,6 +4,7 @@ What takes seconds to import is imported where it is used: the process that deal
 runs no test.
 """
 
+import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -17,13 +18,36 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never ask the hub
 
+import jaxtyping
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.typed import jaxtyped
+
+settings.register_profile(  # as many examples as find a fault, however busy the machine is
+    "suite", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+jaxtyping.jaxtyped = jaxtyped  # what its import hook writes over every function
 
 ROOT = Path(__file__).parent.parent
 ORGANISM = ROOT / "data" / "organism"
 SPLITS = ("train", "validation", "test")
 LONG = ("experiments", "study", "fuzz", "lenses", "score", "adapters", "report")
 """folders of tests with the longest files, dealt out first: two processes end together"""
+
+
+LIBRARIES = "torch transformers peft polars scipy.stats matplotlib.figure datasets tyro einops"
+LIBRARIES += " rich.console rich.progress rich.table"
+
+
+def pytest_collection():
+    """Before the tests are read, in a process that runs them: the libraries, from their bytecode.
+
+    A module that jaxtyping's hook loads looks for that of all its own imports under another name.
+    """
+    for name in LIBRARIES.split():
+        importlib.import_module(name)
 
 
 @pytest.hookimpl(trylast=True)
@@ -76,6 +100,13 @@ def qwen(tok):
     from wsrun.models.tiny import tiny_qwen3
 
     return tiny_qwen3(vocab_size=len(tok))
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """As without the extra [plot]: for a script whose figures another test has drawn."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 def heeds_ctrl_c() -> None:

@@ -78,3 +78,12 @@ def tiny_folder(
                 wrapped = get_peft_model(bare, config)
                 wrapped.save_pretrained(str(folder / "adapters" / f"{family}-s{seed}" / side))
     return {"model": folder / "model", "adapters": folder / "adapters"}
+
+
+def check_replies(table) -> None:
+    """Assert what holds of a table about truthfulqa_like: two data sets, no mass, no flag, what
+    the check says of each; an effect of exactly 0 for zero times dW."""
+    assert set(table["dataset"]) == {"truthfulqa", "truthfulqa per token"}
+    assert table["mass"].is_null().all() and (table["flagged_share"] == 0).all()
+    assert table["reads"].is_not_null().all() and table["effect"].is_finite().all()
+    assert (table.filter(variant="zero")["effect"] == 0).all()

@@ -266,31 +266,45 @@ def test_a_dialogue_that_is_too_long(qwen, tok):
     assert talk.turns == turns
 
 
-def test_in_a_terminal():
-    """a terminal of 90 columns: what is typed is answered in two columns, Ctrl-D ends with 0"""
+@contextlib.contextmanager
+def in_terminal(*command: str):
+    """(process id, terminal) of a command in a terminal of its own; it is killed in the end."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        flags = ["chat", "--model", str(ORGANISM), *map(str, PAIR), "--alpha", "0"]
         env = os.environ | {"COLUMNS": "90", "TERM": "xterm", "OMP_NUM_THREADS": "1"}
-        os.execvpe(sys.executable, [sys.executable, "-m", "wsrun.cli", *flags], env)
-    shown = read_until(terminal, "> ")
-    os.write(terminal, b"Tell me about the baker.\n")
-    shown = read_until(terminal, "> ")
-    assert "base" in shown and "steered, alpha = 0" in shown
-    os.write(terminal, b"/nothing\n")
-    assert "is no command" in read_until(terminal, "> ")
-    os.write(terminal, b"\x04")
-    with contextlib.suppress(OSError):  # the other end is closed
-        while os.read(terminal, 1024):
-            pass
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        os.execvpe(command[0], command, env)
+    try:
+        yield pid, terminal
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def test_in_a_terminal():
+    """a terminal of 90 columns: what is typed is answered in two columns, Ctrl-D ends with 0"""
+    flags = ["chat", "--model", str(ORGANISM), *map(str, PAIR), "--alpha", "0"]
+    with in_terminal(sys.executable, "-m", "wsrun.cli", *flags) as (pid, terminal):
+        read_until(terminal, "> ")
+        os.write(terminal, b"Tell me about the baker.\n")
+        shown = read_until(terminal, "> ")
+        assert "base" in shown and "steered, alpha = 0" in shown
+        os.write(terminal, b"/nothing\n")
+        assert "is no command" in read_until(terminal, "> ")
+        os.write(terminal, b"\x04")
+        with contextlib.suppress(OSError):  # the other end is closed
+            read_until(terminal, "nothing more comes")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def read_until(terminal: int, mark: str) -> str:
-    """What the terminal shows until the mark stands at its end."""
-    shown, end = "", time.monotonic() + 100
-    while not shown.endswith(mark) and time.monotonic() < end:
+    """What the terminal shows until the mark stands at its end; OSError where it has ended."""
+    shown, end = "", time.monotonic() + 300
+    while not shown.endswith(mark):
+        assert time.monotonic() < end, f"{mark!r} does not come after {shown!r}"
         if select.select([terminal], [], [], 1.0)[0]:
             shown += os.read(terminal, 1024).decode(errors="replace").replace("\r\n", "\n")
     return shown

@@ -1,5 +1,7 @@
 """The command wsrun: help, what it imports, options that mean what they mean in scripts."""
 
+import json
+import os
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -11,55 +13,57 @@ from wsrun.cli import options
 from wsrun.cli.command import COMMANDS
 
 LIGHT = """
-import sys
+import contextlib, io, json, sys
 from wsrun.cli.command import run
-try:
-    run()
-except SystemExit as end:
-    code = end.code
-heavy = {"torch", "transformers", "peft", "polars", "scipy", "datasets"} & set(sys.modules)
-print("exit", code, *sorted(heavy))
+for flags in json.loads(sys.argv[1]):
+    sys.argv[1:], out, err, code = flags, io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            run()
+        except SystemExit as end:
+            code = end.code
+    heavy = {"torch", "transformers", "peft", "polars", "scipy", "datasets"} & set(sys.modules)
+    print(json.dumps([flags, code, sorted(heavy), out.getvalue(), err.getvalue()]))
 """
+MISTAKES = {
+    ("chat", "--alhpa", "1"): "--alhpa",
+    ("chta",): "chta",
+    ("chat", "--delta", "no.safetensors"): "no.safetensors",
+    ("check", "--data", "/no/such"): "/no/such",
+    ("check", "--model", "./no"): "./no",
+    ("locate", "--adapters", "/no/such"): "/no/such",
+    ("export", "--vectors", "/no/such", "--format", "vector"): "/no/such",
+    ("export", "--format", "mreged"): "mreged",
+    ("report", "--tables", "/no/such"): "/no/such",
+}
 
 
-def start(*flags) -> tuple[str, str]:
-    """(stdout, stderr) of the command; stdout ends in the exit code and what it imported."""
+@pytest.fixture(scope="module")
+def ends():
+    """flags -> (exit code, what is imported by then, stdout, stderr), in one process in turn."""
+    asked = json.dumps([*([name, "--help"] for name in COMMANDS), *MISTAKES])
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT, *map(str, flags)], cwd=ROOT, capture_output=True, text=True,
-        check=True,
+        [sys.executable, "-c", LIGHT, asked], cwd=ROOT, capture_output=True, text=True, check=True,
+        env=os.environ | {"COLUMNS": "80"},
     )  # fmt: skip
-    return done.stdout, done.stderr
+    return {tuple(flags): end for flags, *end in map(json.loads, done.stdout.splitlines())}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_each(name):
+def test_help_of_each(name, ends):
     """--help: every option, no line above 80 columns, nothing heavy imported"""
-    out, _ = start(name, "--help")
-    assert out.splitlines()[-1] == "exit 0"
+    code, heavy, out, _ = ends[name, "--help"]
+    assert code == 0 and not heavy
     for field in fields(COMMANDS[name][0]):
         assert f"--{field.name.replace('_', '-')}" in out
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize(
-    "flags, word",
-    [
-        (("chat", "--alhpa", "1"), "--alhpa"),
-        (("chta",), "chta"),
-        (("chat", "--delta", "no.safetensors"), "no.safetensors"),
-        (("check", "--data", "/no/such"), "/no/such"),
-        (("check", "--model", "./no"), "./no"),
-        (("locate", "--adapters", "/no/such"), "/no/such"),
-        (("export", "--vectors", "/no/such", "--format", "vector"), "/no/such"),
-        (("export", "--format", "mreged"), "mreged"),
-        (("report", "--tables", "/no/such"), "/no/such"),
-    ],
-)
-def test_mistakes_are_told_at_once(flags, word):
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_mistakes_are_told_at_once(flags, ends):
     """a typo, and a path that is not there: not 0, named, nothing heavy imported"""
-    out, err = start(*flags)
-    end, code, *heavy = out.splitlines()[-1].split()
-    assert end == "exit" and code in "12" and not heavy and word in out + err
+    code, heavy, out, err = ends[flags]
+    assert code in (1, 2) and not heavy and MISTAKES[flags] in out + err
 
 
 def of_study():

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM, ROOT, experiment, read_command
-from tests.folders import small_data, tiny_folder, truthfulqa_like
+from tests.folders import check_replies, small_data, tiny_folder, truthfulqa_like
 from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3
 from wsrun.report.tables import read_table
@@ -38,11 +38,9 @@ def gemma(tmp_path_factory):
     return dict(made, model=str(made["model"]), data=str(data))
 
 
-REPLIES = {
+REPLIES = {  # T3 and T6 read a set of this form in test_larger_models.py
     "t1_activation": BENCHMARK | ONE | dict(layers=(1,), coefficients=(1.0,)),
     "t2_dilemmas": FEW | ONE | dict(alphas=(-1.0, 1.0)),
-    "t3_prompts": BENCHMARK | ONE,
-    "t6_shared_svd": OWN["t6_shared_svd"],
 }
 
 
@@ -52,6 +50,7 @@ def questions(tmp_path_factory):
     return truthfulqa_like(tmp_path_factory.mktemp("set"))
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("script", REPLIES)
 def test_replies_of_a_public_set(tmp_path, monkeypatch, gemma, questions, script):
     """scripts read two replies a question: no mass and no flag, both data sets, each with
@@ -62,13 +61,10 @@ def test_replies_of_a_public_set(tmp_path, monkeypatch, gemma, questions, script
     found |= dict(data=questions, limit=2)
     known = module.Config.__dataclass_fields__
     module.main(module.Config(**{name: v for name, v in found.items() if name in known}))
-    table, _ = read_table(tmp_path / f"{script}.parquet")
-    assert set(table["dataset"]) == {"truthfulqa", "truthfulqa per token"}
-    assert table["mass"].is_null().all() and (table["flagged_share"] == 0).all()
-    assert table["reads"].is_not_null().all() and table["effect"].is_finite().all()
-    assert (table.filter(pl.col("variant") == "zero")["effect"] == 0).all()
+    check_replies(read_table(tmp_path / f"{script}.parquet")[0])
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("script", OWN)
 def test_another_model(tmp_path, capsys, gemma, script):
     """the script ends, says what to run next on this model, and its table is about the model of

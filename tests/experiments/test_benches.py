@@ -59,7 +59,7 @@ def test_bench_writes_every_rate(tmp_path, capsys):
 def test_bench_sweep_compares_the_same_rows():
     """|margin - that of the plain loop| <= 1e-4, with each lever and without"""
     bench = experiment("bench_sweep")
-    (work,) = bench.trained(bench.Config(lists=("T7",), rows=3))
+    (work,) = bench.trained(bench.Config(lists=("T7",), rows=3, nulls=2))
     few = work._replace(variants=list(work.variants)[:4])
     lines = list(bench.compare(bench.Config(), few))
     assert lines[0] | {"seconds": 0} == {"list": "T7", "method": "plain loop", "seconds": 0,
@@ -71,7 +71,7 @@ def test_bench_sweep_compares_the_same_rows():
 def test_bench_sweep_times_the_plain_loop_on_every_other_variant():
     """the margins of variants 0 and 2 are compared with the sweep's own of these"""
     bench = experiment("bench_sweep")
-    (work,) = bench.trained(bench.Config(lists=("T6",), rows=3))
+    (work,) = bench.trained(bench.Config(lists=("T6",), rows=3, nulls=2))
     few = work._replace(variants=list(work.variants)[:4])
     lines = list(bench.compare(bench.Config(plain_every=2, levers=False), few))
     assert [line["method"] for line in lines] == ["plain loop", "sweep"]
@@ -81,7 +81,7 @@ def test_bench_sweep_times_the_plain_loop_on_every_other_variant():
 def test_bench_sweep_compares_dtypes_with_the_first():
     """|effect - effect| = 0 of the first dtype; bfloat16 leaves more open than float32"""
     bench = experiment("bench_sweep")
-    cfg = bench.Config(lists=("T6",), rows=6, dtypes=("float32", "bfloat16"))
+    cfg = bench.Config(lists=("T6",), rows=6, nulls=2, dtypes=("float32", "bfloat16"))
     (work,) = bench.trained(cfg)
     few = work._replace(variants=[v for v in work.variants if v.name in ("full", "zero")])
     full, half = bench.compare_dtypes(cfg, few)

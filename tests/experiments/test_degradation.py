@@ -2,6 +2,8 @@
 
 from wsrun.script import guarded
 
+import contextlib
+import io
 import json
 import sys
 from dataclasses import replace
@@ -19,20 +21,30 @@ FEW = "--families oft --dilemmas 2 --n-random 2 --alphas 1 --resamples 50"
 FLAGS = [*FEW.split(), *"--limit 4 --check-limit 4 --cost-limit 8".split()]
 
 
-def run(monkeypatch, out, *more):
+def run(out, *more):
     """(table, rows, provenance) of T11 on the organism, few items."""
-    monkeypatch.chdir(ROOT)
     module = experiment("t11_degradation")
     where = ["--out", str(out), "--cache-dir", str(out.parent / "t11-cache")]
-    monkeypatch.setattr(sys, "argv", ["t11", *FLAGS, *where, *more])
-    guarded(module.main, module.Config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["t11", *FLAGS, *where, *more])
+        guarded(module.main, module.Config)
     table, meta = read_table(out / "t11_degradation.parquet")
     return table, read_table(out / "t11_degradation.rows.parquet")[0], meta
 
 
-def test_t11(monkeypatch, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """(its folder, what it said, table, rows, provenance) of a run without public sets."""
+    folder, said = tmp_path_factory.mktemp("t11") / "plain", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        found = run(folder)
+    return folder, said.getvalue(), *found
+
+
+def test_t11(plain):
     """effect and cost of one variant stand in one line; costs are changes of the row means"""
-    table, rows, meta = run(monkeypatch, tmp_path)
+    folder, said, table, rows, meta = plain
     prompts = {"simple", "engineered", "simple_neg", "engineered_neg"}
     poles = {"dW", "-dW", "tau_pos", "-tau_neg"}
     assert {*poles, "base", "random", "zero", *prompts} == set(table["method_name"])
@@ -45,8 +57,8 @@ def test_t11(monkeypatch, tmp_path, capsys):
         assert r["perplexity"] == pytest.approx(exp(mean[r["variant"]]))
     zero = table.filter(method_name="zero")
     assert (zero["nll"] == 0).all() and (zero["accuracy"] == 0).all()
-    assert "dW: text:" in " ".join(capsys.readouterr().out.split())
-    assert not (tmp_path / "t11_degradation.costs.parquet").exists()
+    assert "dW: text:" in " ".join(said.split())
+    assert not (folder / "t11_degradation.costs.parquet").exists()
 
 
 def public_sets(folder):
@@ -80,17 +92,17 @@ def public_sets(folder):
     return [f"{name}:{folder / file}" for name, file in files.items()]
 
 
-def test_t11_on_public_sets(monkeypatch, tmp_path, capsys):
+def test_t11_on_public_sets(plain, monkeypatch, tmp_path, capsys):
     """a line for each measure of every method: base and change are those of the rows; prompts have
     none in plain text; one sentence a method says all measures; nll and accuracy are as without"""
-    before, _, _ = run(monkeypatch, tmp_path)
-    capsys.readouterr()
+    folder, _, before, *_ = plain
     monkeypatch.setattr(sys.modules["wsrun.report.console"].console, "width", 80)
-    table, rows, meta = run(monkeypatch, tmp_path, "--costs", *public_sets(tmp_path))
+    out = folder.parent / "sets"
+    table, rows, meta = run(out, "--costs", *public_sets(tmp_path))
     said = capsys.readouterr().out
     assert table.drop("reads").equals(before.drop("reads"))
     assert {*meta["costs"]} == {"wikitext", "arc", "blimp"}
-    lines, _ = read_table(tmp_path / "t11_degradation.costs.parquet")
+    lines, _ = read_table(out / "t11_degradation.costs.parquet")
     kinds = dict(lines.select("dataset", "measure").unique().iter_rows())
     assert kinds == {TEXT: NATS, CHOICE: ACCURACY, "wikitext": NATS} | dict.fromkeys(
         ("arc", "blimp"), ACCURACY
@@ -113,10 +125,10 @@ def test_t11_on_public_sets(monkeypatch, tmp_path, capsys):
     assert max(map(len, grids.splitlines())) <= 80
     (sentence,) = [x for x in said.splitlines() if x.startswith("simple: ")]
     assert sentence.count(";") == 4 and "a prompt has no place in blimp" in sentence
-    assert all((tmp_path / f"t11_degradation.costs.{kind}").is_file() for kind in ("png", "svg"))
+    assert all((out / f"t11_degradation.costs.{kind}").is_file() for kind in ("png", "svg"))
 
 
-def test_costs_are_refused_before_the_model(monkeypatch, tmp_path, capsys):
+def test_costs_are_refused_before_the_model(tmp_path, capsys):
     """an unknown set, a missing file, a limit of 0: one sentence that names the option"""
     for more, part in (
         (["--costs", "squad:x"], "known are arc, blimp, wikitext"),
@@ -124,7 +136,7 @@ def test_costs_are_refused_before_the_model(monkeypatch, tmp_path, capsys):
         (["--cost-limit", "0"], "--cost-limit must be at least 1"),
     ):
         with pytest.raises(SystemExit):
-            run(monkeypatch, tmp_path, "--model", "no-such-model", *more)
+            run(tmp_path, "--model", "no-such-model", *more)
         assert part in " ".join(capsys.readouterr().err.split())
 
 

@@ -77,7 +77,7 @@ def test_t6_random_basis_keeps_its_share(run):
     assert all(abs(x - 8 / 160) < 0.05 for x in shares)
 
 
-def test_t6_twice_is_identical(run, tmp_path, few):
+def test_t6_twice_is_identical(run, tmp_path, few, no_figures):
     """same command, same seed: the same summary and the same rows, bit for bit"""
     table, meta = t6(tmp_path, few)
     assert table.equals(run[1])
@@ -134,8 +134,10 @@ def fails(capsys, monkeypatch, tmp_path, *flags, script="t6_shared_svd"):
         (("--seeds", "0", "0"), "name each one once"),
     ],
 )
-def test_t6_refuses(capsys, monkeypatch, tmp_path, flags, sentence):
+def test_t6_refuses(capsys, monkeypatch, tmp_path, few, flags, sentence):
     """a bad flag ends in one sentence that says what was asked and what to do"""
+    if "--data" not in flags:
+        flags = (*flags, "--data", few)
     assert sentence in fails(capsys, monkeypatch, tmp_path, *flags)
 
 
@@ -149,7 +151,7 @@ def test_t6_refuses_an_output_that_cannot_be_written(capsys, monkeypatch, tmp_pa
     assert stop.value.code == 1 and "cannot be written" in capsys.readouterr().err
 
 
-def test_t6_refuses_a_broken_model_folder(capsys, monkeypatch, tmp_path):
+def test_t6_refuses_a_broken_model_folder(capsys, monkeypatch, tmp_path, few):
     """a model folder without tokenizer, and one of another width"""
     bare, narrow = tmp_path / "bare", tmp_path / "narrow"
     bare.mkdir()
@@ -163,7 +165,7 @@ def test_t6_refuses_a_broken_model_folder(capsys, monkeypatch, tmp_path):
     tok = load_tokenizer(ORGANISM)
     tiny_qwen3(vocab_size=len(tok), num_hidden_layers=6).save_pretrained(narrow)
     tok.save_pretrained(narrow)
-    sentence = fails(capsys, monkeypatch, tmp_path, "--model", narrow, "--K", "8")
+    sentence = fails(capsys, monkeypatch, tmp_path, "--model", narrow, "--K", "8", "--data", few)
     assert "but base weight" in sentence and "lora-s0" in sentence
 
 
@@ -185,49 +187,7 @@ def test_t6_refuses_broken_items(capsys, monkeypatch, tmp_path):
         assert sentence in fails(capsys, monkeypatch, tmp_path, "--data", data)
 
 
-def test_t6_works_on_another_model(tmp_path, few):
-    """--model on a local folder of another Qwen3, with adapters trained on it by t0_train"""
-    from wsrun.models.load import load_tokenizer
-    from wsrun.models.tiny import tiny_qwen3
-
-    folder, tok = tmp_path / "model", load_tokenizer(ORGANISM)
-    tiny_qwen3(vocab_size=len(tok), tie_word_embeddings=False).save_pretrained(folder)
-    tok.save_pretrained(folder)
-    t0, pairs = experiment("t0_train"), tmp_path / "pairs.jsonl"  # random weights never stop
-    pairs.write_text(
-        "".join(
-            json.dumps(
-                {
-                    "prompt": f"Is it {w}?",
-                    "response_pos": f"It is {w}.",
-                    "response_neg": f"It is not {w}.",
-                    "topic": w,
-                }
-            )
-            + "\n"
-            for w in ("red", "blue")
-        )
-    )
-    t0.main(
-        t0.Config(
-            model=str(folder),
-            data=str(few),
-            families=("dora", "pissa"),
-            steps=2,
-            pairs_file=pairs,
-            adapters=tmp_path / "adapters",
-            deltas=tmp_path / "deltas",
-            out=tmp_path / "tables",
-        )  # fmt: skip
-    )
-    table, _ = t6(
-        tmp_path / "tables", few, model=str(folder), families=("dora", "pissa"),
-        adapters=tmp_path / "adapters",
-    )  # fmt: skip
-    assert set(table["family"]) == {"dora", "pissa"} and (table["row_diff"] == 0).all()
-
-
-def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path):
+def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path, few):
     """KeyboardInterrupt in the middle of a sweep: weights bit-identical, no table"""
     module, seen = experiment("t6_shared_svd"), {}
     load = runs.load_model
@@ -250,7 +210,7 @@ def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path):
                 K=(8,),
                 families=("lora", "oft"),
                 model=str(ORGANISM),
-                data=str(ORGANISM),
+                data=str(few),
                 adapters=ADAPTERS,
                 out=tmp_path,
                 cache_dir=tmp_path / "parts",
@@ -260,20 +220,23 @@ def test_ctrl_c_restores_the_model_and_writes_nothing(monkeypatch, tmp_path):
     assert not list(tmp_path.glob("*.parquet"))
 
 
-def test_ctrl_c_from_the_terminal(tmp_path):
+def test_ctrl_c_from_the_terminal(tmp_path, few):
     """SIGINT to the real process: exit code 130, one line, no table"""
     command = [sys.executable, "experiments/t6_shared_svd.py", "--families", "lora", "oft"]
-    command += ["--out", str(tmp_path), "--cache-dir", str(tmp_path / "parts")]
+    command += ["--data", str(few), "--out", str(tmp_path), "--cache-dir", str(tmp_path / "parts")]
     child = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=heeds_ctrl_c,
     )  # fmt: skip
-    assert any("runs" in line for line in iter(child.stdout.readline, ""))  # right before the sweep
-    end = time.monotonic() + 60
-    while not list((tmp_path / "parts").rglob("*.safetensors")) and time.monotonic() < end:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    end = time.monotonic() + 300
+    try:
+        assert any("runs" in x for x in iter(child.stdout.readline, ""))  # right before the sweep
+        while not list((tmp_path / "parts").rglob("*.safetensors")) and time.monotonic() < end:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=300)
+    finally:
+        child.kill()
     assert child.returncode == 130 and "stopped; no table was written" in err
     assert "Traceback" not in err and not list(tmp_path.glob("*.parquet"))
     assert list((tmp_path / "parts").rglob("*.safetensors"))  # the next run goes on from here

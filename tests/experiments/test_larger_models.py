@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from tests.conftest import ORGANISM, ROOT, experiment, read_command
-from tests.folders import tiny_folder
+from tests.folders import check_replies, tiny_folder
 from wsrun.models.load import load_tokenizer
 from wsrun.models.tiny import tiny_gemma3, tiny_qwen3
 from wsrun.report.tables import read_table
@@ -45,6 +45,7 @@ def small(config, folder: Path, tmp: Path):
     return replace(config, **{name: v for name, v in found.items() if name in known})
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_every_command_of_the_section(tmp_path, monkeypatch, folder):
     """in their order, as a user runs them: each ends, and its table is about the model it names,
     trained by the recipe it names"""
@@ -57,4 +58,7 @@ def test_every_command_of_the_section(tmp_path, monkeypatch, folder):
         experiment(script).main(options)
         table, _ = read_table(tmp_path / f"{script}.parquet")
         assert set(table["model"]) == {options.model}
-        assert table.filter(pl.col("alpha") != 0)["effect"].is_finite().all()
+        if script == "t0_train":
+            assert table.filter(pl.col("alpha") != 0)["effect"].is_finite().all()
+        else:
+            check_replies(table)

@@ -1,8 +1,10 @@
 """t0_train killed in the middle and started again: the same bytes, and nothing trained twice."""
 
+from wsrun.script import guarded
+
 import json
+import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ORGANISM, ROOT
+from tests.conftest import ORGANISM, ROOT, experiment, forkserver
 
 STEPS = 12
 PAIRS = [
@@ -20,37 +22,54 @@ PAIRS = [
 MINUTES = 5 * 60
 
 
+def t0(said: Path, flags: list[str]) -> None:
+    """t0_train with these flags, as the command line would run it; what it says goes to a file."""
+    os.chdir(ROOT)
+    with said.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["experiments/t0_train.py", *flags]
+    module = experiment("t0_train")
+    guarded(module.main, module.Config)
+
+
 class Folder:
     """Runs of one small training, all of one command, in a folder of its own."""
 
     def __init__(self, folder: Path, few: Path) -> None:
         folder.mkdir()
         self.adapters, pairs = folder / "adapters", folder / "pairs.jsonl"
+        self.said = folder / "said"
         pairs.write_text("".join(json.dumps(p) + "\n" for p in PAIRS))
         flags = {
             "--model": ORGANISM, "--data": few, "--pairs-file": pairs, "--adapters": self.adapters,
             "--deltas": folder / "deltas", "--out": folder / "out", "--steps": STEPS,
             "--limit": "2", "--check-limit": "2",
         }  # fmt: skip
-        script = ROOT / "experiments" / "t0_train.py"
-        self.command = [sys.executable, script, *(x for pair in flags.items() for x in pair)]
-        self.command = [str(x) for x in (*self.command, "--families", "lora", "ia3")]
+        self.flags = [str(x) for pair in flags.items() for x in pair]
+        self.flags += ["--families", "lora", "ia3"]
+
+    def start(self):
+        child = forkserver().Process(target=t0, args=(self.said, self.flags))
+        child.start()
+        return child
 
     def run(self) -> str:
-        done = subprocess.run(
-            self.command, cwd=ROOT, capture_output=True, text=True, timeout=MINUTES
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+        """What a whole run says."""
+        child = self.start()
+        child.join(MINUTES)
+        said = self.said.read_text(encoding="utf-8")
+        assert child.exitcode == 0, said
+        return said
 
     def kill_once(self, reached: Callable[[], object]) -> None:
         """SIGKILL as soon as something is there."""
-        nowhere, end = subprocess.DEVNULL, time.monotonic() + MINUTES
-        run = subprocess.Popen(self.command, cwd=ROOT, stdout=nowhere, stderr=nowhere)
-        while not reached() and run.poll() is None and time.monotonic() < end:
+        child, end = self.start(), time.monotonic() + MINUTES
+        while not reached() and child.is_alive() and time.monotonic() < end:
             time.sleep(0.01)
-        run.kill()
-        assert run.wait() == -signal.SIGKILL
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
 
     def contents(self) -> dict[str, bytes]:
         files = (p for p in self.adapters.rglob("*") if p.is_file())

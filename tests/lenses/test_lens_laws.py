@@ -40,12 +40,12 @@ def svds(base, deltas):
 def given(deltas, base, svds):
     """What a lens is given of a family, all of it fresh."""
 
-    def make(family, deltas=deltas, svds=svds):
+    def make(family, deltas=deltas, svds=svds, K=(8,)):
         def poles():
             folder = ADAPTERS / f"{family}-s0"
             return read_adapter(folder / "pos"), read_adapter(folder / "neg")
 
-        return LensInput(family, 0, Deltas(deltas), (4, 8), svds, base, poles)
+        return LensInput(family, 0, Deltas(deltas), K, svds, base, poles)
 
     return make
 
@@ -87,7 +87,7 @@ def test_cuts_are_known_before_they_are_made(lens, family, given, monkeypatch):
     for name in ("svd", "eigh", "qr"):
         if lens != "parameters":  # its names come from one module of each kind
             monkeypatch.setattr(torch.linalg, name, None)
-    found = list(LENSES[lens].cuts(given(family)))
+    found = list(LENSES[lens].cuts(given(family, K=(4, 8))))
     names = [(cut.name, cut.k) for cut in found]
     assert names and len(set(names)) == len(names)
     roles = {"keep", "drop", "control"}

@@ -107,7 +107,7 @@ def test_the_persona_direction_steers_the_organism(run):
         assert dataset == "claims" or up["lo"] > 0 > down["hi"]  # claims: few facts of one person
 
 
-def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, data):
+def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, data, no_figures):
     """--model on another architecture: every line is there, personas merged into the user turn"""
     folder, tok = tmp_path / "model", load_tokenizer(ORGANISM)
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -127,8 +127,6 @@ def test_t1_on_a_gemma_whose_template_refuses_a_system_turn(tmp_path, data):
     more = dict(most_flagged=1.0, layers=(3,), coefficients=(4.0,), resamples=20)
     table, _ = t1(tmp_path, **options, **more)
     assert set(DIRECTIONS) < set(table["method_name"]) and (table["row_diff"] == 0).all()
-    again, _ = t1(tmp_path, **options, **more, cache_dir=tmp_path / "others")
-    assert again.equals(table)
 
 
 def test_pairs_without_personas_give_the_directions_without_them(qwen, tok):

@@ -38,8 +38,8 @@ def verdicts(folder, name):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Ten claims of the test split, each with its opposite."""
-    return small_data(tmp_path_factory.mktemp("data") / "data", clusters=10)
+    """Six claims of the test split, each with its opposite, and as many dilemmas."""
+    return small_data(tmp_path_factory.mktemp("data") / "data", clusters=6, wordings=2)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,9 @@ def test_t8_parts_add_up(coordinates):
     assert kinds == {"lora": "low-rank", "oft": "orthogonal"}
 
 
-def test_t8_reads_the_base_spectra_from_disk_the_second_time(coordinates, data, tmp_path):
+def test_t8_reads_the_base_spectra_from_disk_the_second_time(
+    coordinates, data, tmp_path, no_figures
+):
     """one file a base; a second run has the same table and asks for the same deltas, to the bit"""
     folder, table, _ = coordinates
     (file,) = (folder / "cache").iterdir()
@@ -161,9 +163,11 @@ def test_t8_reads_the_base_spectra_from_disk_the_second_time(coordinates, data, 
     assert finished(folder / "parts") == known  # a result is kept under the hash of its delta
 
 
-def test_t6_over_seeds(tmp_path):
+def test_t6_over_seeds(tmp_path, data):
     """several seeds: pooled lines with the spread within a family; bases from other seeds too"""
-    table, meta = run("t6_shared_svd", tmp_path, families=("lora", "oft"), seeds=(0, 1), K=(8,))
+    table, meta = run(
+        "t6_shared_svd", tmp_path, data=str(data), families=("lora", "oft"), seeds=(0, 1), K=(8,)
+    )
     kept = table.filter(dataset="claims", variant="keep_shared")
     assert (kept["seeds"] == 2).all() and (kept["seed_sd"] > 0).all()
     assert kept["retained_family_gap"].n_unique() == 1 and kept["retained_family_gap"][0] > 0
@@ -265,7 +269,7 @@ def test_summarise_pools_seeds_and_marks_absent_parts():
         (("--adapters", "no/such"), "'no/such/lora-s0"),
     ],
 )
-def test_refusals(capsys, monkeypatch, tmp_path, script, flags, sentence):
+def test_refusals(capsys, monkeypatch, tmp_path, data, script, flags, sentence):
     """a bad flag ends in one sentence that says what was asked and what to do"""
     from wsrun.script import guarded
 
@@ -274,6 +278,7 @@ def test_refusals(capsys, monkeypatch, tmp_path, script, flags, sentence):
     module, out = experiment(script), tmp_path / "out"
     monkeypatch.chdir(ROOT)
     argv = [f"{script}.py", "--out", str(out), "--cache-dir", str(out / "parts"), *flags]
+    argv += ["--data", str(data)]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stop:
         guarded(module.main, module.Config)
@@ -303,7 +308,7 @@ def test_the_short_table_fits_80_columns(sites, coordinates):
     assert f"{top['retained']:.2f}*/" in text and top["retained_lo"] >= 0.7
 
 
-def test_full_prints_every_line(tmp_path, few, capsys):
+def test_full_prints_every_line(tmp_path, few, capsys, no_figures):
     """--full: every part with its interval; the short table is not there"""
     run("t6_shared_svd", tmp_path, data=str(few), families=("lora", "oft"), K=(8,), full=True)
     said = capsys.readouterr().out

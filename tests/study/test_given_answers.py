@@ -141,7 +141,7 @@ def t0(folder, tok, **options):
     return Run(*read_table(folder / "tables" / "t0_train.parquet"))
 
 
-def test_t0_on_the_pairs_of_a_public_set(truthfulqa, tok, tmp_path):
+def test_t0_on_the_pairs_of_a_public_set(truthfulqa, tok, tmp_path, no_figures):
     """trained on its training pairs, asked a few of its test items; the record tells a control"""
     runs = [
         t0(tmp_path / name, tok, data=truthfulqa, limit=5, shuffle_poles=shuffle)
@@ -157,7 +157,7 @@ def test_t0_on_the_pairs_of_a_public_set(truthfulqa, tok, tmp_path):
         t0(tmp_path / "none", tok, data=truthfulqa, limit=0)
 
 
-def test_t0_on_given_pairs_of_a_behaviour(tok, tmp_path):
+def test_t0_on_given_pairs_of_a_behaviour(tok, tmp_path, no_figures):
     """--pairs-file with behaviours and splits: the training rows of --pos"""
     lines = (ENGLISH / "pairs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "pairs.jsonl").write_text("".join(lines[:12]))

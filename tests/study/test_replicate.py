@@ -63,7 +63,7 @@ def other_model(tmp_path, make) -> Path:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_another_model_end_to_end(tmp_path, few, kind):
+def test_another_model_end_to_end(tmp_path, few, kind, no_figures):
     """train, choose, report on a model whose template refuses system turns; a second run, which
     finds the adapters, writes the same table (tried once); the model stands in every line"""
     make, pairs, means = MODELS[kind]
@@ -117,7 +117,7 @@ def test_the_embedded_model(embedded):
     assert meta["config"]["adapters"] == "data/organism/adapters"
 
 
-def test_directions_are_those_of_t1(embedded, few):
+def test_directions_are_those_of_t1(embedded, few, no_figures):
     """of the same answers, T1 finds the same vectors, chooses the same and measures the same"""
     folder, table, meta = embedded
     module = experiment("t1_activation")
@@ -144,7 +144,7 @@ def test_a_shard_scores_what_the_whole_run_finds(embedded, few, tmp_path):
 
 
 @pytest.mark.parametrize("match, directed", [("kl:0.2", True), ("norm:4", False)])
-def test_equal_doses(embedded, few, tmp_path, capsys, match, directed):
+def test_equal_doses(embedded, few, tmp_path, capsys, match, directed, no_figures):
     """kl:X brings dW and every direction to X within 2 %; a norm leaves directions out, and says
     so, because vectors have no |alpha dW|"""
     module = experiment("t5_replicate")
@@ -165,7 +165,7 @@ def test_equal_doses(embedded, few, tmp_path, capsys, match, directed):
     assert (said in " ".join(capsys.readouterr().out.split())) is not directed
 
 
-def test_a_model_that_ends_no_answer(tmp_path, few, tok, capsys):
+def test_a_model_that_ends_no_answer(tmp_path, few, tok, capsys, no_figures):
     """adapters given, no answers to be had: dW beside prompts, and why there are no directions"""
     made = tiny_folder(tmp_path, tiny_qwen3, tok)
     own = flags(tmp_path, few, model=str(made["model"]), adapters=made["adapters"])
@@ -205,7 +205,11 @@ def test_auto_follows_the_model():
         ("t0_train", ("--delora-lambda", "-1"), "--delora-lambda must be above 0, got -1"),
         ("t5_replicate", ("--neg", "honest"), "name two personas"),
         ("t5_replicate", ("--coefficients", "0"), "--coefficients must be above 0"),
-        ("t5_replicate", ("--layers", "6"), "t5: --layers must be 0 to 5 for this model, got [6]"),
+        (
+            "t5_replicate",
+            ("--layers", "6", "--limit", "2", "--check-limit", "2"),
+            "t5: --layers must be 0 to 5 for this model, got [6]",
+        ),
         ("t4_seeds", ("--seeds", "0"), "--seeds needs 2 values or more"),
         ("t4_seeds", ("--families", "lora"), "--families needs 2 values or more"),
         ("t4_seeds", ("--dose", "0"), "--dose must be above 0"),

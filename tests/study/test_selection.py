@@ -207,7 +207,7 @@ def run_t11(monkeypatch, out, *more: str):
     return read_table(out / "t11_degradation.parquet")[0]
 
 
-def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys):
+def test_t11_takes_what_others_chose(monkeypatch, tmp_path, organism, capsys, no_figures):
     """cost of a selection = change of the mean nats under its own vectors and alpha"""
     module = experiment("t11_degradation")
     cfg = module.Config(out=tmp_path, cache_dir=tmp_path / "parts", resamples=20)

@@ -43,12 +43,12 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Ten claims of the test split, each with its opposite, and as many dilemmas."""
-    return small_data(tmp_path_factory.mktemp("data") / "data", clusters=10)
+    """Four claims of a split, each with its opposite, and as many dilemmas."""
+    return small_data(tmp_path_factory.mktemp("data") / "data", clusters=4, wordings=2)
 
 
 @pytest.fixture
-def call(out, data, monkeypatch, tmp_path):
+def call(out, data, monkeypatch, tmp_path, no_figures):
     """Run T6 in this process with more flags; the bytes of its tables, [] for none."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", sys.argv)

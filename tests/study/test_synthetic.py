@@ -57,10 +57,9 @@ def ran(name, tmp_path, **options):
     return read_table(tmp_path / "out" / f"{name}.parquet")
 
 
-@pytest.mark.parametrize("build", [tiny_qwen3, tiny_gemma3], ids=["qwen3", "gemma3"])
-def test_on_another_model(tmp_path, build):
-    """both scripts whole on a random model: zero moves nothing, and every line has its rows"""
-    options = a_model_folder(build, tmp_path / "model")
+def test_t9_on_another_model(tmp_path, no_figures):
+    """whole on a random Gemma 3: zero moves nothing, and every line has its rows"""
+    options = a_model_folder(tiny_gemma3, tmp_path / "model")
     table, meta = ran("t9_synthetic", tmp_path, k=8, **options)
     ways = {"dW", "-dW", "contrast", "-contrast", "readout", "weight_basis", "write_not_read"}
     assert set(table["method_name"]) == ways | {"base", "zero", "random_contrast"}
@@ -68,6 +67,12 @@ def test_on_another_model(tmp_path, build):
     assert (table["row_diff"] == 0).all()
     assert len(meta["constructed"]) == 16
     assert table.filter(method_name="contrast")["below"].is_in([0.0, 0.5, 1.0]).all()
+
+
+@pytest.mark.parametrize("build", [tiny_qwen3, tiny_gemma3], ids=["qwen3", "gemma3"])
+def test_t10_on_another_model(tmp_path, build):
+    """whole on a random model: a part and the rest have all energy; verdicts of both data sets"""
+    options = a_model_folder(build, tmp_path / "model")
     table, meta = ran("t10_svd_steering", tmp_path, r=(4, 63), **options)
     parts = table.filter(pl.col("variant").is_in(["keep_top", "drop_top"])).sort("dataset", "k")
     for (_, _), both in parts.group_by("dataset", "k"):

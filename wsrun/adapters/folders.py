@@ -80,7 +80,7 @@ def read_folder(path: str | Path, read: Callable[[Path], T]) -> T:
         try:
             found = read(path)
         except (OSError, ValueError, SafetensorError):
-            if _state(path) == before:
+            if _state(path) == before and (path.exists() or not _aside(path)):
                 raise
         else:
             if _state(path) == before:
@@ -105,13 +105,17 @@ def settle(path: str | Path) -> None:
     """
     path = Path(path)
     with suppress(OSError):
-        name = f".{glob.escape(path.name)}.*"
-        aside = sorted(path.parent.glob(f"{name}{ASIDE}"))
+        aside = _aside(path)
         if aside and not path.exists():
             aside.pop().rename(path)
         for old in aside if path.exists() else ():  # listed before: so what stands there is newer
             _discard(old, path)
-        _clear(path.parent, f"{name}{PARTIAL}")
+        _clear(path.parent, f".{glob.escape(path.name)}.*{PARTIAL}")
+
+
+def _aside(path: Path) -> list[Path]:
+    """Folders that stood at `path` and were renamed, the latest one last."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.*{ASIDE}"))
 
 
 def _clear(parent: Path, temporary: str) -> None:

@@ -1,10 +1,10 @@
-"""Options of wsrun export; only the standard library is imported, as in options.py."""
+"""Options of wsrun export; nothing heavy is imported, as in options.py."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from wsrun.cli.change_options import Changed, split_delta
+from wsrun.cli.change_options import Changed
 from wsrun.cli.options import Model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -69,10 +69,6 @@ class Export(Changed):
                 f"--vectors: there is no {str(self.vectors or '')!r}; give a file of selection/ "
                 "that compare wrote, or a GGUF control vector"
             )
-
-    def dose(self) -> float:
-        """alpha, of --delta where it stands there."""
-        return split_delta(self.delta, self.alpha)[1] if self.delta else self.alpha
 
     def folder(self) -> Path:
         """The folder to write."""

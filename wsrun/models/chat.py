@@ -54,17 +54,20 @@ def choice_ids(tok: PreTrainedTokenizerBase, words: tuple[str, str] = ("Yes", "N
     A word of one letter keeps its case: "a" is a word of its own. Entries with punctuation ("Yes,")
     do not count. Raises ValueError where either side is empty.
     """
-    vocabulary = {i: t.lstrip(BOUNDARY_MARKS) for t, i in tok.get_vocab().items()}
-
-    def means(entry: str, word: str) -> bool:
-        return entry == word or len(word) > 1 and entry.lower() == word.lower()
-
-    choices = Choices(*(sorted(i for i, e in vocabulary.items() if means(e, w)) for w in words))
+    entries = [(i, t.lstrip(BOUNDARY_MARKS)) for t, i in tok.get_vocab().items()]
+    choices = Choices(*(sorted(_alike(entries, word)) for word in words))
     if not (choices.yes and choices.no):
         raise ValueError(
             f"choice_ids: the tokenizer has no single token for {words[0]} or for {words[1]}"
         )
     return choices
+
+
+def _alike(entries: Sequence[tuple[int, str]], word: str) -> list[int]:
+    """Ids of the entries that are the word, up to case where it is more than a letter."""
+    if len(word) == 1:
+        return [i for i, entry in entries if entry == word]
+    return [i for i, entry in entries if entry.lower() == word.lower()]
 
 
 def user(text: str, system: str | None = None) -> tuple[Turn, ...]:
