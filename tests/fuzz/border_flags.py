@@ -21,7 +21,8 @@ SCRIPTS = ("t0_train", "t1_activation", "t2_dilemmas", "t3_prompts", "t4_seeds",
            "t11_degradation", "t13_planted", "t14_monitor", "report")  # fmt: skip
 FOLDERS = ("out", "cache_dir", "adapters", "deltas", "pairs_cache", "svd_cache", "tables")
 MODEL = "no-such-model"
-LOADED = (MODEL, "none of the tables")
+TRAINING = ("t0_train", "t5_replicate", "t13_planted")  # others read adapters that are there
+LOADED = (MODEL, "none of the tables", "adapter: no folder")
 """what the first thing that is read after the checks is refused with"""
 NUMBERS = ("0", "-1", "1", "2", "0.5", "-0.0", "nan", "inf", "-inf", "1e400", "1e308",
            "99999999999", "-99999999999999999999", "1_000", "0x10", "½", "１")  # fmt: skip
@@ -47,6 +48,8 @@ def case(rng: random.Random, folder: Path, scripts: dict[str, Any]) -> Case:
     usual = {n: str(folder / n) for n in FOLDERS if n in known}
     usual |= {"model": MODEL} if "model" in known else {}
     usual |= {"data": str(ORGANISM)} if "data" in known else {}
+    if "adapters" in known and name not in TRAINING:
+        usual["adapters"] = str(ORGANISM / "adapters")
     args = [w for n, v in usual.items() if n != option for w in (f"--{n.replace('_', '-')}", v)]
 
     def read() -> Any:

@@ -168,7 +168,7 @@ def test_t6_over_seeds(tmp_path, data):
     table, meta = run(
         "t6_shared_svd", tmp_path, data=str(data), families=("lora", "oft"), seeds=(0, 1), K=(8,)
     )
-    kept = table.filter(dataset="claims", variant="keep_shared")
+    kept = table.filter(dataset="dilemmas", variant="keep_shared")
     assert (kept["seeds"] == 2).all() and (kept["seed_sd"] > 0).all()
     assert kept["retained_family_gap"].n_unique() == 1 and kept["retained_family_gap"][0] > 0
     assert {"keep_seeds", "drop_seeds", "keep_across", "drop_across"} <= set(table["variant"])

@@ -53,7 +53,8 @@ def test_the_next_script_reads_what_this_one_did(script, to):
 def test_no_other_script_names_a_next_one():
     """the links are all there are; the report's, which depends on what it finds, is below"""
     named = {s for s, text in SCRIPTS.items() if "next_command" in text or "Benchmark[" in text}
-    assert named | {"t5_replicate"} == {"report", *(script for script, _ in LINKS)}
+    elsewhere = {"t0_train", "t5_replicate"}  # in wsrun/study
+    assert named | elsewhere == {script for script, _ in LINKS}
     assert not any("next: " in text for text in SCRIPTS.values())
 
 

@@ -72,7 +72,7 @@ def chosen_elsewhere(cfg: BenchmarkOptions, base: str, what: str) -> dict[str, S
     return selections
 
 
-def check_bounds(nats: float, points: float, what: str) -> None:
+def check_bounds(nats: float | int, points: float | int, what: str) -> None:
     """Refuse bounds of costs that are not above 0."""
     if not (nats > 0 and points > 0):
         raise ValueError(f"{what}: --nats-at-most and --points-at-most must be above 0")
