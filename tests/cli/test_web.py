@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.cli.test_chat import PAIR, QUESTIONS, dialogue
+from tests.cli.test_dialogue import PAIR, QUESTIONS, dialogue
 from tests.conftest import ORGANISM, ROOT, bits, same_bits
 from wsrun.cli import chat_options
 from wsrun.cli.chat_options import Chat
